@@ -1,0 +1,51 @@
+"""Exceptions, sorted by who is to blame.
+
+One report that fails is never an exception: it is an outcome in a column.
+"""
+
+from __future__ import annotations
+
+
+class DecodeError(ValueError):
+    """Bytes that are not what they should be: ``reason`` at byte ``offset``."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(f"{reason} at byte {offset}")
+        self.offset = offset
+        self.reason = reason
+
+
+class Abort(Exception):
+    """The peer's request is at fault: it ends with a problem document (section "Errors").
+
+    ``type`` is one of the draft's eleven error tokens, or ``None`` for a plain HTTP status.
+    """
+
+    def __init__(
+        self,
+        type: str | None,
+        detail: str,
+        *,
+        status: int = 400,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.type = type
+        self.detail = detail
+        self.status = status
+        self.headers = headers or {}
+
+
+class PeerError(Exception):
+    """The other Aggregator answered something that can't be used, or nothing."""
+
+
+class DatastoreError(Exception):
+    """The database can't be used; the message says what to do."""
+
+
+class UsageError(Exception):
+    """The operator's input is at fault: configuration, task file or command line.
+
+    The message is one line that names the place and the remedy.
+    """
