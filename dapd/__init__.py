@@ -1,0 +1,4 @@
+"""dapd: a Distributed Aggregation Protocol (DAP-18) Aggregator, and its client and collector.
+
+Programs use ``dapd.client`` and ``dapd.collector``, tests ``dapd.testing``; the rest is the daemon's.
+"""

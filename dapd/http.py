@@ -1,0 +1,398 @@
+"""DAP as an HTTP client, once: send, poll, delete (sections "HTTP Usage" and "Errors").
+
+Every exchange ends as a value, never as an exception:
+
+- ``Ready``: the resource's representation, of the media type that was asked for;
+- ``Processing``: the peer works on it; poll ``location``;
+- ``Refused``: a 4xx that says what is wrong with the request;
+- ``Unknown``: nothing that can be believed: no connection, a cut or oversized body, a wrong media
+  type, a redirect, a Location of another origin, 408, 425, 429, 5xx. The peer may or may not have
+  done what was asked. ``status`` is ``None`` unless a whole answer came.
+
+Left out: retrying, back-off, which refusals are final (rule D4), and what a body means. Redirects
+are not followed, cookies not kept, bodies not decompressed: what arrives is what the peer sent.
+
+    async with DapHttp(timeout=30) as http:
+        match await http.create(url, body, "aggregation-job-init-req", token):
+            case Ready(body, location): ...
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import logging
+import ssl
+import time
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from types import TracebackType
+from typing import Self
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import httpx2
+import trio
+
+# It logs a line for every request at INFO, URL included; who wants them sets the level back.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
+
+_MEDIA_TYPE = "application/ppm-dap"
+_ERROR_URN = "urn:ietf:params:ppm:dap:error:"
+
+# Which representation each creation, upload or resource has (appendix "HTTP Resources Reference").
+_ANSWERS = {
+    "upload-req": "upload-errors",
+    "aggregation-job-init-req": "aggregation-job-resp",
+    "aggregation-job-continue-req": "aggregation-job-resp",
+    "aggregate-share-req": "aggregate-share",
+    "collection-job-req": "collection-job-resp",
+}
+
+# Told to come again: the request as such was not judged.
+_NOT_JUDGED = (408, 425, 429)
+
+# Below the five seconds after which many servers close an idle connection: a request sent into
+# that moment is lost, and its outcome unknown.
+_KEEPALIVE_SECONDS = 4.0
+_MAX_LOCATION = 2000
+_MAX_DETAIL = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The representation. ``max_age`` is Cache-Control's, in seconds."""
+
+    body: bytes
+    location: str | None = None
+    max_age: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """Not ready: GET ``location`` (absolute) in ``retry_after`` seconds, if the peer said so."""
+
+    location: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 4xx. ``type`` is the draft's error token, ``None`` if the peer named none."""
+
+    status: int
+    type: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No usable answer. ``status`` is ``None`` where the transport failed."""
+
+    reason: str
+    status: int | None = None
+    retry_after: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """The peer sheds load (429, 503): Retry-After counts, back-off need not grow (rule E1)."""
+        return self.status in (429, 503)
+
+
+Outcome = Ready | Processing | Refused | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: httpx2.Headers
+    body: bytes
+
+
+class DapHttp:
+    """A pool of connections to any number of peers; an async context manager.
+
+    Args:
+        timeout: seconds for one whole exchange, from waiting for a connection to the last byte.
+        max_body: an answer longer than this many bytes is ``Unknown``.
+        max_retry_after: a longer Retry-After is cut to this many seconds.
+        max_connections: of all peers together.
+        tls: a context that replaces the system's trust store.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout: float = 30.0,
+        max_body: int = 64 * 2**20,
+        max_retry_after: float = 3600.0,
+        max_connections: int = 100,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._timeout = timeout
+        self._max_body = max_body
+        self._max_retry_after = max_retry_after
+        limits = httpx2.Limits(
+            max_connections=max_connections,
+            max_keepalive_connections=max_connections,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+        )
+        self._client = httpx2.AsyncClient(
+            verify=tls or True,
+            timeout=None,  # trio bounds the whole exchange instead
+            limits=limits,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            headers={"User-Agent": "dapd", "Accept-Encoding": "identity"},
+            # A proxy from the environment is for the way out, not for this machine.
+            mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            await self._client.aclose()
+
+    async def create(self, url: str, body: bytes, message: str, token: str) -> Outcome:
+        """POST ``body`` to a creation URL. An empty 2xx means ``Processing`` (rule A5).
+
+        ``message`` is the body's media type parameter, such as ``"aggregation-job-init-req"``; it
+        also says which representation a ready answer must have.
+        """
+        answer = await self._exchange("POST", url, token, body, message)
+        return self._resource(answer, url, _ANSWERS[message], created=True)
+
+    async def poll(
+        self, location: str, token: str, expect: str, *, step: int | None = None
+    ) -> Outcome:
+        """GET a resource of media type ``expect``; ``step`` for aggregation jobs (rule A5)."""
+        url = _with_step(location, step)
+        answer = await self._exchange("GET", url, token)
+        return self._resource(answer, url, expect, created=False)
+
+    async def delete(self, location: str, token: str) -> Ready | Refused | Unknown:
+        """DELETE a resource, without ``step`` (rule A5). Any 2xx is ``Ready``."""
+        answer = await self._exchange("DELETE", _with_step(location, None), token)
+        match answer:
+            case _Answer() if _succeeded(answer):
+                return Ready(b"")
+            case _Answer():
+                return self._failure(answer)
+            case Unknown():
+                return answer
+
+    async def upload(
+        self, url: str, body: bytes, token: str | None = None
+    ) -> Ready | Refused | Unknown:
+        """POST an ``UploadRequest``. ``Ready`` with an empty body: every report was accepted."""
+        answer = await self._exchange("POST", url, token, body, "upload-req")
+        return self._representation(answer, "upload-errors", may_be_empty=True)
+
+    async def get(self, url: str, expect: str) -> Ready | Refused | Unknown:
+        """GET an open resource of media type ``expect``."""
+        answer = await self._exchange("GET", url, None)
+        return self._representation(answer, expect, may_be_empty=False)
+
+    async def _exchange(
+        self,
+        method: str,
+        url: str,
+        token: str | None,
+        body: bytes | None = None,
+        message: str | None = None,
+    ) -> _Answer | Unknown:
+        headers = {}
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        if message is not None:
+            headers["Content-Type"] = media_type(message)
+        with trio.move_on_after(self._timeout):
+            try:
+                request = self._client.build_request(method, url, content=body, headers=headers)
+                response = await self._client.send(request, stream=True)
+                try:
+                    return await self._read(response)
+                finally:
+                    await response.aclose()
+            except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+                return Unknown(f"{method} {url}: {str(error) or type(error).__name__}")
+        return Unknown(f"{method} {url}: no whole answer within {self._timeout:g} s")
+
+    async def _read(self, response: httpx2.Response) -> _Answer | Unknown:
+        body = bytearray()
+        async for piece in response.aiter_raw():
+            body += piece
+            if len(body) > self._max_body:
+                return Unknown(
+                    f"the answer is longer than {self._max_body} bytes", response.status_code
+                )
+        return _Answer(response.status_code, response.headers, bytes(body))
+
+    def _resource(
+        self, answer: _Answer | Unknown, url: str, expect: str, *, created: bool
+    ) -> Outcome:
+        """What an answer to a creation or a poll of a resource means."""
+        if isinstance(answer, Unknown):
+            return answer
+        if not _succeeded(answer):
+            return self._failure(answer)
+        location = _location(answer, url)
+        if isinstance(location, Unknown):
+            return location
+        if answer.body:
+            return _ready(answer, expect, location)
+        if location is None and created:
+            return Unknown("an empty answer without a Location", answer.status)
+        return Processing(location or url, self._retry_after(answer))
+
+    def _representation(
+        self, answer: _Answer | Unknown, expect: str, *, may_be_empty: bool
+    ) -> Ready | Refused | Unknown:
+        """What an answer means where there is nothing to poll."""
+        if isinstance(answer, Unknown):
+            return answer
+        if not _succeeded(answer):
+            return self._failure(answer)
+        if not answer.body and may_be_empty:
+            return Ready(b"")
+        return _ready(answer, expect, None)
+
+    def _failure(self, answer: _Answer) -> Refused | Unknown:
+        status = answer.status
+        type_, detail = _problem(answer.body)
+        if 400 <= status < 500 and status not in _NOT_JUDGED:
+            return Refused(status, type_, detail)
+        if 300 <= status < 400:
+            detail = f"redirected to {answer.headers.get('Location', 'nowhere')}, not followed"
+        reason = f"HTTP {status}: {detail}" if detail else f"HTTP {status}"
+        return Unknown(reason, status, self._retry_after(answer))
+
+    def _retry_after(self, answer: _Answer) -> float | None:
+        seconds = parse_retry_after(
+            answer.headers.get("Retry-After"), answer.headers.get("Date"), now=time.time()
+        )
+        return None if seconds is None else min(seconds, self._max_retry_after)
+
+
+def media_type(message: str) -> str:
+    """The Content-Type of a protocol message, such as ``"upload-req"``."""
+    return f"{_MEDIA_TYPE};message={message}"
+
+
+def message_of(content_type: str | None) -> str | None:
+    """The ``message`` of a Content-Type; ``None`` if it is no protocol message.
+
+    Other parameters, such as ``version``, don't matter (rule A10).
+    """
+    kind, *parameters = (content_type or "").split(";")
+    if kind.strip().lower() != _MEDIA_TYPE:
+        return None
+    for parameter in parameters:
+        name, _, value = parameter.partition("=")
+        if name.strip().lower() == "message":
+            return value.strip().strip('"').lower()
+    return None
+
+
+def resource_url(endpoint: str, *segments: str) -> str:
+    """``endpoint`` is used byte for byte, but for the one slash that must follow it (rule B7)."""
+    return endpoint.removesuffix("/") + "/" + "/".join(segments)
+
+
+def parse_retry_after(value: str | None, date: str | None, *, now: float) -> float | None:
+    """Seconds from a Retry-After of either form (RFC 9110, section 10.2.3); never negative.
+
+    An HTTP date is measured against the answer's own ``date``, so that a peer's wrong clock does
+    no harm; ``now`` stands in for a missing one. What can't be read is ``None``.
+    """
+    if value is None:
+        return None
+    if value.strip().isdecimal():
+        return float(value)
+    until = _timestamp(value)
+    if until is None:
+        return None
+    since = _timestamp(date) if date else None
+    return max(0.0, until - (now if since is None else since))
+
+
+def _timestamp(http_date: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(http_date).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def _succeeded(answer: _Answer) -> bool:
+    return 200 <= answer.status < 300
+
+
+def _ready(answer: _Answer, expect: str, location: str | None) -> Ready | Unknown:
+    content_type = answer.headers.get("Content-Type")
+    if message_of(content_type) != expect:  # A10
+        return Unknown(
+            f"the answer's media type is {content_type}, not {media_type(expect)}", answer.status
+        )
+    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return Unknown("the answer is compressed, which was not asked for", answer.status)
+    return Ready(answer.body, location, _max_age(answer.headers.get("Cache-Control", "")))
+
+
+def _location(answer: _Answer, url: str) -> str | Unknown | None:
+    """The answer's Location, resolved against the request's URL (rule A5)."""
+    given = answer.headers.get("Location")
+    if given is None:
+        return None
+    try:
+        resolved = urljoin(url, given)
+        same = _origin(resolved) == _origin(url)
+    except ValueError:
+        same = False
+    # Its token must not go elsewhere; user info would replace the token in our own header.
+    if not same or len(resolved) > _MAX_LOCATION or "@" in urlsplit(resolved).netloc:
+        return Unknown(f"a Location that can't be used: {given[:200]}", answer.status)
+    return urlunsplit(urlsplit(resolved)._replace(fragment=""))
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _with_step(location: str, step: int | None) -> str:
+    parts = urlsplit(location)
+    query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "step"]
+    if step is not None:
+        query.append(f"step={step}")
+    return urlunsplit(parts._replace(query="&".join(query)))
+
+
+def _problem(body: bytes) -> tuple[str | None, str]:
+    """(error token, detail) of a problem document (RFC 9457), or of whatever came instead."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        return None, body[:_MAX_DETAIL].decode("utf-8", "replace").strip()
+    urn = document.get("type")
+    token = (
+        urn.removeprefix(_ERROR_URN)
+        if isinstance(urn, str) and urn.startswith(_ERROR_URN)
+        else None
+    )
+    detail = document.get("detail") or document.get("title") or ""
+    return token, str(detail)[:_MAX_DETAIL]
+
+
+def _max_age(cache_control: str) -> int | None:
+    directives = [item.strip().lower() for item in cache_control.split(",")]
+    if "no-store" in directives or "no-cache" in directives:
+        return 0
+    ages = [item.removeprefix("max-age=") for item in directives if item.startswith("max-age=")]
+    return min((int(age) for age in ages if age.isdecimal()), default=None)
