@@ -1,0 +1,128 @@
+//! Sealing at rest: AES-256-GCM-SIV of aws-lc-rs, `0x01 || key_id(8) || nonce(12) || ciphertext`.
+//!
+//! GCM-SIV because nonces are random and one key seals for years (rule F2). What a value's AAD
+//! holds stands here for the columns that Rust seals, in `dapd/crypto.py` for all.
+
+use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_256_GCM_SIV, NONCE_LEN};
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::error::{Error, Result};
+
+const FORMAT: u8 = 1;
+const KEY_ID_LEN: usize = 8;
+const HEAD_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
+/// How many bytes longer than its plaintext a sealed value is.
+pub const OVERHEAD: usize = HEAD_LEN + 16;
+
+/// `chunk_rows.rows`: one accepted report's row.
+pub fn chunk_row_aad(task_id: &[u8], report_id: &[u8]) -> Vec<u8> {
+    [b"chunk_rows.rows", task_id, report_id].concat()
+}
+
+/// `job_bodies.leader_state`: the verification state of a Leader's job.
+pub fn leader_state_aad(task_id: &[u8], job_id: &[u8]) -> Vec<u8> {
+    [b"job_bodies.leader_state", task_id, job_id].concat()
+}
+
+/// `batch_shares.share`: what one job adds to one batch bucket (rule F3).
+pub fn batch_share_aad(task_id: &[u8], job_id: &[u8], bucket: &[u8]) -> Vec<u8> {
+    [b"batch_shares.share", task_id, job_id, bucket].concat()
+}
+
+/// The first key seals, all open.
+#[pyclass(module = "dapd._native", frozen)]
+pub struct Sealer(Vec<([u8; KEY_ID_LEN], LessSafeKey)>);
+
+impl Sealer {
+    pub fn of(keys: &[(&[u8], &[u8])]) -> Result<Self> {
+        let mut sealer = Self(Vec::with_capacity(keys.len()));
+        for (id, key) in keys {
+            let id = <[u8; KEY_ID_LEN]>::try_from(*id)
+                .map_err(|_| Error::value("a sealing key's id must have 8 bytes"))?;
+            if sealer.key(&id).is_some() {
+                let id = hex(&id);
+                return Err(Error::value(format!("sealing key {id} occurs twice")));
+            }
+            let key = UnboundKey::new(&AES_256_GCM_SIV, key)
+                .map_err(|_| Error::value("a sealing key must have 32 bytes"))?;
+            sealer.0.push((id, LessSafeKey::new(key)));
+        }
+        if sealer.0.is_empty() {
+            return Err(Error::value("a Sealer needs at least one key"));
+        }
+        Ok(sealer)
+    }
+
+    fn key(&self, id: &[u8]) -> Option<&LessSafeKey> {
+        self.0.iter().find(|(own, _)| own == id).map(|(_, key)| key)
+    }
+
+    /// Append the sealed value to `out`.
+    pub fn seal_to(&self, aad: &[u8], plaintext: &[u8], out: &mut Vec<u8>) {
+        let (id, key) = &self.0[0];
+        let mut nonce = [0; NONCE_LEN];
+        aws_lc_rs::rand::fill(&mut nonce).expect("the operating system gives randomness");
+        out.reserve(plaintext.len() + OVERHEAD);
+        out.push(FORMAT);
+        out.extend_from_slice(id);
+        out.extend_from_slice(&nonce);
+        let start = out.len();
+        out.extend_from_slice(plaintext);
+        let tag = key
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(aad),
+                &mut out[start..],
+            )
+            .expect("a value is below the 64 GB that one nonce can seal");
+        out.extend_from_slice(tag.as_ref());
+    }
+
+    /// Append the plaintext of `sealed` to `out`, which a failure leaves as it was.
+    pub fn open_to(&self, aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        if sealed.len() < OVERHEAD || sealed[0] != FORMAT {
+            return Err(Error::value("not a sealed value"));
+        }
+        let (id, rest) = sealed[1..].split_at(KEY_ID_LEN);
+        let key =
+            self.key(id).ok_or_else(|| Error::value(format!("unknown sealing key {}", hex(id))))?;
+        let (nonce, ciphertext) = rest.split_at(NONCE_LEN);
+        let nonce = Nonce::try_assume_unique_for_key(nonce).expect("a nonce has 12 bytes");
+        let start = out.len();
+        out.extend_from_slice(ciphertext);
+        let opened = key.open_in_place(nonce, Aad::from(aad), &mut out[start..]);
+        let len = opened.as_ref().map_or(0, |plaintext| plaintext.len());
+        let failed = opened.is_err();
+        out.truncate(start + len);
+        if failed {
+            return Err(Error::value("sealed value was tampered with, or moved"));
+        }
+        Ok(())
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[pymethods]
+impl Sealer {
+    #[new]
+    fn new(keys: Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)>) -> Result<Self> {
+        let keys: Vec<_> = keys.iter().map(|(id, key)| (id.as_bytes(), key.as_bytes())).collect();
+        Self::of(&keys)
+    }
+
+    fn seal<'py>(&self, py: Python<'py>, aad: &[u8], plaintext: &[u8]) -> Bound<'py, PyBytes> {
+        let mut out = Vec::new();
+        py.detach(|| self.seal_to(aad, plaintext, &mut out));
+        PyBytes::new(py, &out)
+    }
+
+    fn open<'py>(&self, py: Python<'py>, aad: &[u8], sealed: &[u8]) -> Result<Bound<'py, PyBytes>> {
+        let mut out = Vec::new();
+        py.detach(|| self.open_to(aad, sealed, &mut out))?;
+        Ok(PyBytes::new(py, &out))
+    }
+}
