@@ -211,27 +211,26 @@ class DapHttp:
             headers["Authorization"] = f"Bearer {token}"
         if message is not None:
             headers["Content-Type"] = media_type(message)
-        with trio.move_on_after(self._timeout):
+        body_read = bytearray()
+        with trio.move_on_after(self._timeout) as scope:
             try:
                 request = self._client.build_request(method, url, content=body, headers=headers)
                 response = await self._client.send(request, stream=True)
                 try:
-                    return await self._read(response)
+                    async for piece in response.aiter_raw():
+                        body_read += piece
+                        if len(body_read) > self._max_body:
+                            # Not a break: it would leave httpx2's generators to the collector.
+                            scope.cancel()
                 finally:
                     await response.aclose()
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
                 return Unknown(f"{method} {url}: {str(error) or type(error).__name__}")
-        return Unknown(f"{method} {url}: no whole answer within {self._timeout:g} s")
-
-    async def _read(self, response: httpx2.Response) -> _Answer | Unknown:
-        body = bytearray()
-        async for piece in response.aiter_raw():
-            body += piece
-            if len(body) > self._max_body:
-                return Unknown(
-                    f"the answer is longer than {self._max_body} bytes", response.status_code
-                )
-        return _Answer(response.status_code, response.headers, bytes(body))
+        if len(body_read) > self._max_body:
+            return Unknown(f"{method} {url}: an answer longer than {self._max_body} bytes")
+        if scope.cancelled_caught:
+            return Unknown(f"{method} {url}: no whole answer within {self._timeout:g} s")
+        return _Answer(response.status_code, response.headers, bytes(body_read))
 
     def _resource(
         self, answer: _Answer | Unknown, url: str, expect: str, *, created: bool

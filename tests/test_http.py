@@ -1,0 +1,349 @@
+"""``dapd.http`` against real sockets: what each kind of answer means."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapd.http import (
+    DapHttp,
+    Outcome,
+    Processing,
+    Ready,
+    Refused,
+    Unknown,
+    media_type,
+    message_of,
+    parse_retry_after,
+    resource_url,
+)
+from tests.peer import Peer, answer
+
+JOB = "aggregation-job-init-req"
+RESP = media_type("aggregation-job-resp")
+URN = "urn:ietf:params:ppm:dap:error:"
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[DapHttp]:
+    async with DapHttp(timeout=30, max_body=1000, max_retry_after=60) as client:
+        yield client
+
+
+async def created(http: DapHttp, nursery: trio.Nursery, reply: bytes) -> tuple[Outcome, Peer]:
+    peer = Peer(lambda _: reply)
+    url = await peer.serve(nursery)
+    return await http.create(f"{url}/x/tasks/t/aggregation_jobs", b"body", JOB, "secret"), peer
+
+
+async def test_a5_a_ready_creation_keeps_its_location_resolved_against_the_request(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """A sync answer's Location is kept; the request has the token and the media type."""
+    reply = answer(200, b"shares", Content_Type=RESP, Location="aggregation_jobs/j#part")
+    outcome, peer = await created(http, nursery, reply)
+    assert outcome == Ready(b"shares", f"{peer.url}/x/tasks/t/aggregation_jobs/j")
+    [request] = peer.requests
+    assert request.method == "POST"
+    assert request.body == b"body"
+    assert request.headers["authorization"] == "Bearer secret"
+    assert request.headers["content-type"] == media_type(JOB)
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
+async def test_a5_any_empty_2xx_to_a_creation_means_processing(
+    http: DapHttp, nursery: trio.Nursery, status: int
+) -> None:
+    """The draft lets a server use any status of the class."""
+    reply = answer(status, Location="/x/tasks/t/aggregation_jobs/j?step=0", Retry_After="7")
+    outcome, peer = await created(http, nursery, reply)
+    assert outcome == Processing(f"{peer.url}/x/tasks/t/aggregation_jobs/j?step=0", 7.0)
+
+
+async def test_a5_an_empty_creation_without_location_is_unknown(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """There is nothing to poll, and the job may exist."""
+    outcome, _ = await created(http, nursery, answer(200))
+    assert outcome == Unknown("an empty answer without a Location", 200)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "https://elsewhere.example/job",
+        "//elsewhere.example/job",
+        "http://127.0.0.1:1/job",
+        "http://[broken",
+        "http://127.0.0.1:99999999/job",
+        "ftp:job",
+        "/" + "a" * 3000,
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"shares"])
+async def test_a5_a_location_of_another_origin_is_unknown(
+    http: DapHttp, nursery: trio.Nursery, location: str, body: bytes
+) -> None:
+    """The token never goes to an origin that the operator did not name."""
+    reply = answer(200, body, Content_Type=RESP, Location=location)
+    outcome, _ = await created(http, nursery, reply)
+    assert isinstance(outcome, Unknown)
+    assert "Location that can't be used" in outcome.reason
+
+
+async def test_a5_user_info_in_a_location_is_unknown(http: DapHttp, nursery: trio.Nursery) -> None:
+    """It would replace the bearer token by a Basic one."""
+    peer = Peer(lambda r: answer(Location=f"http://eve:x@{r.headers['host']}/job"))
+    url = await peer.serve(nursery)
+    assert isinstance(await http.create(url, b"", JOB, "secret"), Unknown)
+
+
+async def test_a5_a_get_carries_step_where_asked_and_delete_never(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """The Location's own ``step`` is replaced, other parameters stay as they are."""
+    peer = Peer(lambda _: answer(200))
+    job = f"{await peer.serve(nursery)}/job?x=%2F&step=5"
+    assert await http.poll(job, "t", "aggregation-job-resp", step=0) == Processing(
+        f"{peer.url}/job?x=%2F&step=0"
+    )
+    await http.poll(job, "t", "aggregate-share")
+    assert await http.delete(job, "t") == Ready(b"")
+    assert [(r.method, r.target) for r in peer.requests] == [
+        ("GET", "/job?x=%2F&step=0"),
+        ("GET", "/job?x=%2F"),
+        ("DELETE", "/job?x=%2F"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "message"),
+    [
+        ("application/ppm-dap;message=upload-req", "upload-req"),
+        ('Application/PPM-DAP ; Version=18; MESSAGE="upload-req"', "upload-req"),
+        ("application/ppm-dap", None),
+        ("application/json;message=upload-req", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_a10_media_types_compare_type_and_message_only(
+    content_type: str | None, message: str | None
+) -> None:
+    """Other parameters don't matter, nor does their case."""
+    assert message_of(content_type) == message
+
+
+@pytest.mark.parametrize("content_type", ["text/html", media_type("aggregate-share")])
+async def test_a10_another_media_type_is_unknown(
+    http: DapHttp, nursery: trio.Nursery, content_type: str
+) -> None:
+    """A proxy's friendly page with status 200 is no answer of the Helper."""
+    outcome, _ = await created(http, nursery, answer(200, b"hello", Content_Type=content_type))
+    assert isinstance(outcome, Unknown)
+    assert content_type in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "refused"),
+    [
+        (
+            f'{{"type": "{URN}batchOverlap", "detail": "taken"}}'.encode(),
+            Refused(400, "batchOverlap", "taken"),
+        ),
+        (b'{"type": "about:blank", "title": "No"}', Refused(400, None, "No")),
+        (b'{"type": 7, "detail": 8}', Refused(400, None, "8")),
+        (b"[" * 100, Refused(400, None, "[" * 100)),
+        (b"\xff plain", Refused(400, None, "\ufffd plain")),
+        (b"", Refused(400, None, "")),
+    ],
+)
+async def test_a_problem_document_is_read_leniently(
+    http: DapHttp, nursery: trio.Nursery, body: bytes, refused: Refused
+) -> None:
+    """Whatever a peer or a proxy sends with a 4xx, the status and its words arrive."""
+    outcome, _ = await created(http, nursery, answer(400, body))
+    assert outcome == refused
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+async def test_d4_a_request_that_was_not_judged_is_unknown(
+    http: DapHttp, nursery: trio.Nursery, status: int
+) -> None:
+    """A server in trouble says nothing about the request; Retry-After is kept, and bounded."""
+    outcome, _ = await created(http, nursery, answer(status, b"later", Retry_After="600"))
+    assert outcome == Unknown(f"HTTP {status}: later", status, 60.0)
+
+
+async def test_e1_a_busy_peer_can_be_told_from_a_broken_one() -> None:
+    """429 and 503 alone don't grow the back-off."""
+    assert Unknown("", 429).busy
+    assert Unknown("", 503).busy
+    assert not Unknown("", 500).busy
+    assert not Unknown("").busy
+
+
+async def test_a_redirect_is_not_followed(http: DapHttp, nursery: trio.Nursery) -> None:
+    """Neither the body nor the token goes where the answer points."""
+    outcome, peer = await created(http, nursery, answer(307, Location="/elsewhere"))
+    assert outcome == Unknown("HTTP 307: redirected to /elsewhere, not followed", 307)
+    assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 X\r\nContent-Length: 10\r\nContent-Type: " + RESP.encode() + b"\r\n\r\nabc",
+    ],
+)
+async def test_d4_a_cut_answer_is_unknown(
+    http: DapHttp, nursery: trio.Nursery, reply: bytes
+) -> None:
+    """The peer may have committed: nothing may be concluded from half an answer."""
+    outcome, peer = await created(http, nursery, reply)
+    assert isinstance(outcome, Unknown)
+    assert outcome.status is None
+    assert peer.url in outcome.reason
+
+
+async def test_d4_no_connection_is_unknown(http: DapHttp) -> None:
+    """Nobody listening is an outcome, not an exception."""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
+    assert isinstance(outcome, Unknown)
+    assert outcome.status is None
+
+
+async def test_d4_silence_is_unknown_after_the_timeout(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """The timeout bounds the whole exchange, also a peer that accepts and says nothing."""
+
+    async def mute(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    listeners = await nursery.start(trio.serve_tcp, mute, 0)
+    port = listeners[0].socket.getsockname()[1]
+    async with DapHttp(timeout=5) as http:
+        outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
+    assert isinstance(outcome, Unknown)
+    assert "no whole answer within 5 s" in outcome.reason
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_answer_beyond_the_cap_is_unknown(http: DapHttp, nursery: trio.Nursery) -> None:
+    """A peer can't fill this process's memory."""
+    outcome, _ = await created(http, nursery, answer(200, b"x" * 100_000, Content_Type=RESP))
+    assert isinstance(outcome, Unknown)
+    assert "an answer longer than 1000 bytes" in outcome.reason
+
+
+async def test_a_compressed_answer_is_unknown(http: DapHttp, nursery: trio.Nursery) -> None:
+    """Nothing is decompressed: the cap would say nothing about its size."""
+    reply = answer(200, b"x", Content_Type=RESP, Content_Encoding="gzip")
+    outcome, peer = await created(http, nursery, reply)
+    assert isinstance(outcome, Unknown)
+    assert peer.requests[0].headers["accept-encoding"] == "identity"
+
+
+async def test_an_empty_upload_answer_is_ready(http: DapHttp, nursery: trio.Nursery) -> None:
+    """All reports accepted: there is nothing to poll."""
+    peer = Peer(lambda _: answer(200))
+    assert await http.upload(await peer.serve(nursery), b"reports") == Ready(b"")
+    assert "authorization" not in peer.requests[0].headers
+
+
+@pytest.mark.parametrize(
+    ("cache_control", "max_age"),
+    [
+        ("max-age=86400", 86400),
+        ("public, Max-Age=60", 60),
+        ("max-age=60, no-store", 0),
+        ("no-cache", 0),
+        ("max-age=soon", None),
+        ("", None),
+    ],
+)
+async def test_cache_control_is_kept(
+    http: DapHttp, nursery: trio.Nursery, cache_control: str, max_age: int | None
+) -> None:
+    """How long an ``HpkeConfigList`` may be used."""
+    headers = {
+        "Content_Type": media_type("hpke-config-list"),
+        "Cache_Control": cache_control,
+    }
+    peer = Peer(lambda _: answer(200, b"list", **headers))
+    outcome = await http.get(await peer.serve(nursery), "hpke-config-list")
+    assert outcome == Ready(b"list", max_age=max_age)
+
+
+async def test_connections_are_kept_and_cookies_are_not(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """One connection serves many requests; a server can't mark a client."""
+    peer = Peer(lambda _: answer(200, Set_Cookie="id=7"))
+    url = await peer.serve(nursery)
+    for _ in range(3):
+        await http.upload(url, b"reports")
+    assert peer.connections == 1
+    assert all("cookie" not in request.headers for request in peer.requests)
+
+
+@pytest.mark.parametrize("method", ["create", "poll", "delete", "upload", "get"])
+async def test_d4_every_call_ends_as_a_value(
+    http: DapHttp, nursery: trio.Nursery, method: str
+) -> None:
+    """A cut connection raises from none of them."""
+    peer = Peer(lambda _: b"")
+    url = await peer.serve(nursery)
+    calls: dict[str, Callable[[], object]] = {
+        "create": lambda: http.create(url, b"", JOB, "t"),
+        "poll": lambda: http.poll(url, "t", "aggregate-share"),
+        "delete": lambda: http.delete(url, "t"),
+        "upload": lambda: http.upload(url, b""),
+        "get": lambda: http.get(url, "hpke-config-list"),
+    }
+    outcome = await calls[method]()  # type: ignore[misc]
+    assert isinstance(outcome, Unknown)
+
+
+@pytest.mark.parametrize(
+    ("value", "date", "seconds"),
+    [
+        ("120", None, 120.0),
+        (" 0 ", None, 0.0),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", "Thu, 01 Jan 1970 00:01:00 GMT", 60.0),
+        ("Thu, 01 Jan 1970 00:02:00 GMT", None, 20.0),
+        ("Thu, 01 Jan 1970 00:01:00 GMT", None, 0.0),
+        ("-5", None, None),
+        ("1.5", None, None),
+        ("soon", None, None),
+        (None, None, None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(
+    value: str | None, date: str | None, seconds: float | None
+) -> None:
+    """A date is measured by the peer's own clock where it shows it."""
+    assert parse_retry_after(value, date, now=100.0) == seconds
+
+
+@given(st.text(), st.none() | st.text())
+def test_retry_after_of_any_text_never_raises(value: str, date: str | None) -> None:
+    """A peer's header can't break the driver."""
+    seconds = parse_retry_after(value, date, now=100.0)
+    assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize("endpoint", ["https://a.example/dap", "https://a.example/dap/"])
+def test_b7_no_slash_is_added_or_doubled(endpoint: str) -> None:
+    """Operators write endpoints with and without the last slash."""
+    assert resource_url(endpoint, "tasks", "t") == "https://a.example/dap/tasks/t"
