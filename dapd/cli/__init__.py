@@ -1,0 +1,93 @@
+"""The ``dapd`` command. Each command lives in a module of its own here, imported when it is called.
+
+Left out: everything heavy. A command imports what it needs inside itself, so that ``dapd --help``
+answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from dapd.errors import DatastoreError, PeerError, UsageError
+
+_COMMANDS = ("collect", "demo", "init", "task", "upload")
+"""``NAME`` is the click command ``NAME`` of the module ``dapd.cli.NAME``."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"dapd.cli.{cmd_name}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option(
+    "--config",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The daemon's configuration. Without a command: run the daemon.",
+)
+@click.version_option(version("dapd"), prog_name="dapd", message="%(prog)s %(version)s")
+@click.pass_context
+def root(ctx: click.Context, config: Path | None) -> None:
+    """A Distributed Aggregation Protocol (DAP) Aggregator, and its client and collector.
+
+    \b
+    A new Helper, from nothing:
+      dapd init --role helper --url https://helper.example/dap
+      dapd --config dapd.toml
+
+    \b
+    Two Aggregators, a thousand clients and a collector on this machine:
+      dapd demo
+    """
+    ctx.obj = config
+    if ctx.invoked_subcommand is not None:
+        return
+    if config is None:
+        click.echo(ctx.get_help())
+        return
+    from dapd.app import run
+
+    ctx.exit(run(config))
+
+
+def required_config(config: Path | None) -> Path:
+    """The ``--config`` of a command that works on a daemon's datastore (``click.pass_obj``)."""
+    if config is None:
+        raise UsageError("which daemon? say: dapd --config FILE ...")
+    return config
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The console script. Blame decides the exit code: 2 the operator's input, 1 all else."""
+    sys.exit(_run(arguments))
+
+
+def _run(arguments: list[str] | None) -> int:
+    try:
+        code = root.main(arguments, prog_name="dapd", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        return 130
+    except (UsageError, DatastoreError, PeerError) as error:
+        click.echo(f"dapd: {error}", err=True)
+        return 2 if isinstance(error, UsageError) else 1
+    return code if isinstance(code, int) else 0

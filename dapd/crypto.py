@@ -1,0 +1,109 @@
+"""Keys at work: HPKE, sealing at rest, request tokens. A typed facade over ``dapd._native``.
+
+Left out: where keys are kept and when they change (``dapd.keys``), and all that happens to a
+report, which ``dapd._native`` opens and seals by itself. Sections "HPKE Configuration Request"
+and "Request Authentication"; rules A9, F2, F3.
+
+A sealed value is ``0x01 || key id (8) || nonce (12) || ciphertext``. Its AAD is the column's name,
+then what names the value before it has a row, so a value moved to another place does not open.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+
+from dapd._native import HpkeKeypair, Keyring, Sealer, hpke_seal, hpke_supported
+
+__all__ = [
+    "SEALING_KEY_SIZE",
+    "HpkeKeypair",
+    "Keyring",
+    "Sealer",
+    "batch_share_aad",
+    "chunk_row_aad",
+    "collection_share_aad",
+    "hash_token",
+    "hpke_private_key_aad",
+    "hpke_seal",
+    "hpke_supported",
+    "leader_state_aad",
+    "make_sealer",
+    "seal_key_id_of",
+    "sealing_key_id",
+    "token_aad",
+    "token_matches",
+    "verify_key_aad",
+]
+
+SEALING_KEY_SIZE = 32
+_FORMAT = 1
+_KEY_ID_SIZE = 8
+_NONCE_SIZE = 12
+_TAG_SIZE = 16
+
+
+def sealing_key_id(key: bytes) -> bytes:
+    """The 8 bytes that name a sealing key: the head of its SHA-256 (rule F2)."""
+    return hashlib.sha256(key).digest()[:_KEY_ID_SIZE]
+
+
+def make_sealer(keys: Sequence[bytes]) -> Sealer:
+    """A ``Sealer`` whose first key seals and whose keys, 32 bytes each, all open.
+
+    Raises ``ValueError`` for no key, a key of another length, or the same key twice.
+    """
+    return Sealer([(sealing_key_id(key), key) for key in keys])
+
+
+def seal_key_id_of(sealed: bytes) -> bytes:
+    """The id of the key that sealed this value. Raises ``ValueError`` if it is not a sealed one."""
+    if len(sealed) < 1 + _KEY_ID_SIZE + _NONCE_SIZE + _TAG_SIZE or sealed[0] != _FORMAT:
+        raise ValueError("not a sealed value")
+    return sealed[1 : 1 + _KEY_ID_SIZE]
+
+
+def verify_key_aad(task_id: bytes) -> bytes:
+    """AAD of ``tasks.verify_key``."""
+    return b"tasks.verify_key" + task_id
+
+
+def token_aad(task_id: bytes) -> bytes:
+    """AAD of ``tasks.aggregator_auth_token``, the Leader's outbound token."""
+    return b"tasks.aggregator_auth_token" + task_id
+
+
+def hpke_private_key_aad(config_id: int, public_key: bytes) -> bytes:
+    """AAD of ``hpke_keypairs.private_key``."""
+    return b"hpke_keypairs.private_key" + bytes([config_id]) + public_key
+
+
+def collection_share_aad(task_id: bytes, collection_job_id: bytes) -> bytes:
+    """AAD of ``collection_jobs.share``: the Leader's share of a frozen batch."""
+    return b"collection_jobs.share" + task_id + collection_job_id
+
+
+def chunk_row_aad(task_id: bytes, report_id: bytes) -> bytes:
+    """AAD of one row in ``chunk_rows.rows``."""
+    return b"chunk_rows.rows" + task_id + report_id
+
+
+def leader_state_aad(task_id: bytes, job_id: bytes) -> bytes:
+    """AAD of ``job_bodies.leader_state``."""
+    return b"job_bodies.leader_state" + task_id + job_id
+
+
+def batch_share_aad(task_id: bytes, job_id: bytes, bucket: bytes) -> bytes:
+    """AAD of ``batch_shares.share``: what one job adds to one batch bucket (rule F3)."""
+    return b"batch_shares.share" + task_id + job_id + bucket
+
+
+def hash_token(token: str) -> bytes:
+    """The SHA-256 under which an inbound token is stored (I9)."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+def token_matches(token: str, token_hash: bytes) -> bool:
+    """Whether ``token`` is the one stored as ``token_hash``, in constant time (rule A9)."""
+    return hmac.compare_digest(hash_token(token), token_hash)

@@ -1,0 +1,10 @@
+"""Where dapd's state lives: engines that run transactions, and one module per table family.
+
+A transaction is a plain synchronous function of a ``Tx``; ``commits`` combines the table modules
+into the transactions that carry a promise.
+"""
+
+from dapd.datastore.engines import Datastore, Tx
+from dapd.datastore.opening import Opened, open_for_command, open_for_daemon
+
+__all__ = ["Datastore", "Opened", "Tx", "open_for_command", "open_for_daemon"]

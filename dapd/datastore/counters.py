@@ -1,0 +1,28 @@
+"""Per-task counters: how many reports had which outcome, for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dapd.datastore.engines import Tx
+
+_Q_ADD = """
+INSERT INTO task_counters (task_pk, name, value) VALUES (:task_pk, :name, :value)
+ON CONFLICT (task_pk, name) DO UPDATE SET value = task_counters.value + excluded.value"""
+_Q_ALL = "SELECT name, value FROM task_counters WHERE task_pk = :task_pk ORDER BY name"
+
+
+def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
+    """Raise each named counter; names are ``<interaction>_<outcome>``, such as ``upload_accepted``."""
+    tx.many(
+        _Q_ADD,
+        [
+            {"task_pk": task_pk, "name": name, "value": value}
+            for name, value in counts.items()
+            if value
+        ],
+    )
+
+
+def of_task(tx: Tx, task_pk: int) -> dict[str, int]:
+    return dict(tx.all(_Q_ALL, task_pk=task_pk))

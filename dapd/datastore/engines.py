@@ -1,0 +1,220 @@
+"""Transactions on SQLite: one writer, a few readers, WAL with ``synchronous=FULL``.
+
+``await datastore.run(fn, *args)`` runs ``fn(tx, *args)`` in the writer and returns its result
+after the commit; ``read`` does so in a reader. A cancellation that arrives meanwhile waits for the
+end, so nobody is told "cancelled" about something that committed. Left out: which statements make
+up a transaction (``dapd.commits``) and the exclusivity of the file (``dapd.datastore.lock``).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import trio
+
+from dapd.reports import ReplayIndex
+from dapd.errors import DatastoreError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+BUSY_TIMEOUT_MS = 5_000
+READERS = 4
+WAL_LIMIT_BYTES = 64 * 1024 * 1024
+_COMMITS_BETWEEN_WAL_LOOKS = 1_000
+# "DAPD" in ASCII, so that a file of another program is recognised before it is touched.
+APPLICATION_ID = 0x44415044
+
+
+class Tx:
+    """One open transaction. ``replay`` is undone with it (rule D3)."""
+
+    __slots__ = ("_connection", "replay")
+
+    def __init__(self, connection: sqlite3.Connection, replay: ReplayIndex) -> None:
+        self._connection = connection
+        self.replay = replay
+
+    def execute(self, sql: str, **parameters: object) -> int:
+        """Run one statement; how many rows it changed."""
+        return self._connection.execute(sql, parameters).rowcount
+
+    def many(self, sql: str, rows: Iterable[Mapping[str, object]]) -> None:
+        """Run one changing statement once per row of parameters."""
+        self._connection.executemany(sql, rows)
+
+    def all(self, sql: str, **parameters: object) -> list[Row]:
+        """All rows of a query."""
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def one(self, sql: str, **parameters: object) -> Row | None:
+        """The first row of a query or of a ``RETURNING`` clause."""
+        cursor = self._connection.execute(sql, parameters)
+        row: Row | None = cursor.fetchone()
+        cursor.close()
+        return row
+
+
+class Datastore:
+    """The SQLite engine. Open it with ``dapd.datastore.open_datastore``."""
+
+    def __init__(self, path: Path, on_lost: Callable[[str], None]) -> None:
+        self.path = path
+        self.replay = ReplayIndex()
+        self._on_lost = on_lost
+        self._writer = connect(path)
+        self._writer_lock = threading.Lock()
+        self._writer_limiter = trio.CapacityLimiter(1)
+        self._reader_limiter = trio.CapacityLimiter(READERS)
+        self._idle_readers: list[sqlite3.Connection] = []
+        self._commits = 0
+
+    async def run(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a transaction and return its result once it is committed.
+
+        Raises what ``fn`` raises, after undoing everything, or ``DatastoreError``.
+        """
+        return await trio.to_thread.run_sync(
+            lambda: self.run_sync(fn, *args, **kwargs), limiter=self._writer_limiter
+        )
+
+    async def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a transaction that changes nothing, beside the writer."""
+        return await trio.to_thread.run_sync(
+            lambda: self.read_sync(fn, *args, **kwargs), limiter=self._reader_limiter
+        )
+
+    def run_sync(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``run`` for a caller that has a thread of its own."""
+        with self._writer_lock:
+            return self._transact(lambda tx: fn(tx, *args, **kwargs))
+
+    def read_sync(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """``read`` for a caller that has a thread of its own."""
+        try:
+            connection = self._idle_readers.pop()
+        except IndexError:
+            connection = self._reader()
+        try:
+            connection.execute("BEGIN")
+            try:
+                return fn(Tx(connection, self.replay), *args, **kwargs)
+            finally:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise _explain(error, self.path) from error
+        finally:
+            self._idle_readers.append(connection)
+
+    async def changes_elsewhere(self) -> int:
+        """A number that changes whenever another process has committed to the file (rule E5)."""
+
+        def look() -> int:
+            with self._writer_lock:
+                return int(self._writer.execute("PRAGMA data_version").fetchone()[0])
+
+        return await trio.to_thread.run_sync(look, limiter=self._writer_limiter)
+
+    def close(self) -> None:
+        """Close every connection; the last one moves the WAL into the file."""
+        for reader in self._idle_readers:
+            reader.close()
+        self._idle_readers.clear()
+        self._writer.close()
+
+    def _reader(self) -> sqlite3.Connection:
+        connection = connect(self.path)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    def _transact(self, fn: Callable[[Tx], T]) -> T:
+        connection = self._writer
+        committing = committed = False
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            result = fn(Tx(connection, self.replay))
+            committing = True
+            connection.execute("COMMIT")
+            committed = True
+        except sqlite3.Error as error:
+            explained = _explain(error, self.path)
+            if committing and _is_io_error(error):
+                # Whether the commit is on the disk can't be known from here; a restart finds out (rule D3).
+                self._on_lost(str(explained))
+            raise explained from error
+        finally:
+            if committed:
+                self.replay.commit()
+            else:
+                self._undo(connection)
+        self._watch_wal(connection)
+        return result
+
+    def _undo(self, connection: sqlite3.Connection) -> None:
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        finally:
+            self.replay.rollback()  # D3: whatever ROLLBACK says
+
+    def _watch_wal(self, connection: sqlite3.Connection) -> None:
+        """Long readers keep the automatic checkpoint from resetting the WAL (rule E5)."""
+        self._commits += 1
+        if self._commits % _COMMITS_BETWEEN_WAL_LOOKS:
+            return
+        wal = self.path.with_name(self.path.name + "-wal")
+        if wal.exists() and wal.stat().st_size > WAL_LIMIT_BYTES:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection with dapd's settings. Raises ``DatastoreError`` for a file of another kind."""
+    try:
+        connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=512
+        )
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        # Set before WAL: set after it, it reads back 0.
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL").fetchall()
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")
+        connection.execute("PRAGMA foreign_keys = ON")
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    except sqlite3.Error as error:
+        raise _explain(error, path) from error
+    if tables and found != APPLICATION_ID:
+        connection.close()
+        raise DatastoreError(
+            f"{path} is not a dapd database; set [datastore] path to another file"
+        )
+    return connection
+
+
+def _is_io_error(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
+
+
+def _explain(error: sqlite3.Error, path: Path) -> DatastoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    match code:
+        case sqlite3.SQLITE_FULL:
+            remedy = "the disk is full; free some space, nothing accepted is lost"
+        case sqlite3.SQLITE_BUSY:
+            remedy = "another program has held the file's write lock for too long"
+        case sqlite3.SQLITE_CANTOPEN:
+            remedy = "the file can't be opened; does its directory exist, and may this user write to it?"
+        case sqlite3.SQLITE_READONLY:
+            remedy = "the file is read-only for this user"
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            remedy = "the file is damaged or not an SQLite database; restore a backup"
+        case _:
+            remedy = "this is a fault of dapd or of the disk"
+    return DatastoreError(f"{path}: {error} ({remedy})")

@@ -1,0 +1,139 @@
+"""Who works on which job: leases in the rows of aggregation and collection jobs (rule E2).
+
+A lease is a random token and a time until which it holds. Attempts rise in the leasing commit; a
+lease that its process never gave back counts as a crash of the job. A ``run_at`` or a lease further ahead than its
+longest legal wait counts as due: the clock went back.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dapd.datastore.engines import Tx
+
+Kind = Literal["aggregation", "collection"]
+LEASE_MS = 60_000
+LONGEST_WAIT_MS = 24 * 3600 * 1000
+
+_TABLES: dict[Kind, tuple[str, str, str]] = {
+    "aggregation": (
+        "aggregation_jobs",
+        "job_pk",
+        "'assigned', 'stored', 'polling', 'received'",
+    ),
+    "collection": ("collection_jobs", "collection_pk", "'waiting', 'frozen', 'polling'"),
+}
+
+_Q_DUE = """
+SELECT {pk}, task_pk, state, run_at, attempts, sends, crashes FROM {table}
+WHERE state IN ({states}) AND (run_at <= :now OR run_at > :now + :longest)
+  AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)
+ORDER BY run_at, {pk} LIMIT :limit"""
+_Q_NEXT = """
+SELECT min(run_at) FROM {table} WHERE state IN ({states}) AND lease_token IS NULL AND run_at > :now"""
+_Q_LEASE = """
+UPDATE {table} SET lease_token = :token, lease_until = :until, attempts = attempts + 1
+WHERE {pk} = :pk"""
+_Q_RENEW = "UPDATE {table} SET lease_until = :until WHERE {pk} = :pk AND lease_token = :token"
+_Q_RELEASE = """
+UPDATE {table} SET lease_token = NULL, lease_until = NULL, run_at = :run_at, last_error = :error,
+  attempts = CASE WHEN :reset THEN 0 ELSE attempts END, crashes = 0
+WHERE {pk} = :pk AND lease_token = :token"""
+_Q_CLEAR = """
+UPDATE {table} SET lease_token = NULL, lease_until = NULL, crashes = crashes + 1,
+  run_at = CASE WHEN crashes = 0 THEN run_at ELSE :now + min(1000 * (1 << min(crashes, 6)), 60000) END
+WHERE lease_token IS NOT NULL"""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A job that could be stepped now."""
+
+    kind: Kind
+    pk: int
+    task_pk: int
+    state: str
+    run_at: int
+    attempts: int
+    sends: int
+    crashes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A job that this process works on; ``attempts`` and ``sends`` are those before this lease."""
+
+    due: Due
+    token: bytes
+
+    @property
+    def pk(self) -> int:
+        return self.due.pk
+
+
+def lease_due(
+    tx: Tx, now: int, choose: Callable[[Sequence[Due]], list[Due]], limit: int = 256
+) -> tuple[list[Lease], int | None]:
+    """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known."""
+    due = [
+        Due(kind, *row)
+        for kind in _TABLES
+        for row in tx.all(_sql(_Q_DUE, kind), now=now, longest=LONGEST_WAIT_MS, limit=limit)
+    ]
+    leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]
+    for lease in leases:
+        tx.execute(
+            _sql(_Q_LEASE, lease.due.kind), token=lease.token, until=now + LEASE_MS, pk=lease.pk
+        )
+    following = [
+        row[0] for kind in _TABLES if (row := tx.one(_sql(_Q_NEXT, kind), now=now)) and row[0]
+    ]
+    return leases, min(following, default=None)
+
+
+def renew(tx: Tx, leases: Sequence[Lease], now: int) -> None:
+    for lease in leases:
+        tx.execute(
+            _sql(_Q_RENEW, lease.due.kind), until=now + LEASE_MS, pk=lease.pk, token=lease.token
+        )
+
+
+def release(
+    tx: Tx, lease: Lease, run_at: int, *, error: str | None = None, reset_attempts: bool = False
+) -> bool:
+    """Give the job back to the queue, due at ``run_at``; whether the lease still held.
+
+    ``reset_attempts`` where the peer answered, so that the next failure backs off from the start.
+    """
+    return bool(
+        tx.execute(
+            _sql(_Q_RELEASE, lease.due.kind),
+            run_at=run_at,
+            error=error,
+            reset=reset_attempts,
+            pk=lease.pk,
+            token=lease.token,
+        )
+    )
+
+
+def clear_all(tx: Tx, now: int) -> None:
+    """Forget the leases of the process that had this file before; SQLite only, at start.
+
+    Whatever was leased when that process died may have killed it: from the second time on it backs
+    off, and the dispatcher runs it alone.
+    """
+    for kind in _TABLES:
+        tx.execute(_sql(_Q_CLEAR, kind), now=now)
+
+
+def _age(due: Due) -> tuple[int, int]:
+    return due.run_at, due.pk
+
+
+def _sql(template: str, kind: Kind) -> str:
+    table, pk, states = _TABLES[kind]
+    return template.format(table=table, pk=pk, states=states)

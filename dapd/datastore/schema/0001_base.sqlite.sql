@@ -1,0 +1,188 @@
+-- One statement ends at each semicolon that closes a line; keys are AUTOINCREMENT so that none is ever used twice (rule E5).
+
+CREATE TABLE tasks (
+    task_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_id BLOB NOT NULL UNIQUE,
+    role TEXT NOT NULL CHECK (role IN ('leader', 'helper')),
+    dap_version TEXT NOT NULL,
+    configuration BLOB NOT NULL,          -- the exact TaskConfiguration bytes
+    verification_key_id INTEGER NOT NULL,
+    verify_key BLOB NOT NULL,             -- sealed
+    aggregator_token BLOB,                -- sealed; the Leader's, outbound
+    aggregator_token_hash BLOB,           -- SHA-256; the Helper's, inbound
+    collector_token_hash BLOB,            -- SHA-256; the Leader's, inbound
+    collector_hpke_config BLOB NOT NULL,
+    helper_mode TEXT,                     -- NULL: the server's default
+    batch_target_size INTEGER,            -- NULL: min_batch_size
+    report_expiry_age INTEGER,            -- seconds; NULL: never
+    expired_before INTEGER NOT NULL DEFAULT 0,  -- the watermark of rule D6, in time precisions
+    peer_accepted INTEGER NOT NULL DEFAULT 0    -- this Helper has accepted a job of the task (rule D5)
+);
+
+CREATE TABLE hpke_keypairs (
+    config_id INTEGER PRIMARY KEY,
+    kem_id INTEGER NOT NULL,
+    kdf_id INTEGER NOT NULL,
+    aead_id INTEGER NOT NULL,
+    public_key BLOB NOT NULL,
+    private_key BLOB NOT NULL,            -- sealed
+    state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'expired')),
+    changed_at INTEGER NOT NULL
+);
+
+-- Ids of the sealing keys that some row may be sealed with (rule F2).
+CREATE TABLE sealing_keys (key_id BLOB PRIMARY KEY);
+
+-- The order of acceptance of report chunks.
+CREATE TABLE sequences (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+INSERT INTO sequences (name, value) VALUES ('chunk_seq', 0);
+
+CREATE TABLE report_chunks (
+    chunk_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    seq INTEGER NOT NULL,
+    bucket BLOB NOT NULL,                 -- empty: leader-selected, not yet in a batch
+    n INTEGER NOT NULL,
+    time_min INTEGER NOT NULL,
+    time_max INTEGER NOT NULL,
+    ids BLOB NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('waiting', 'assigned', 'decided')),
+    job_pk INTEGER,
+    run_at INTEGER NOT NULL,              -- milliseconds; not assigned before
+    attempts INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX report_chunks_undecided ON report_chunks (task_pk, state, bucket, seq) WHERE state <> 'decided';
+CREATE INDEX report_chunks_job ON report_chunks (job_pk) WHERE job_pk IS NOT NULL;
+
+CREATE TABLE chunk_rows (
+    chunk_pk INTEGER PRIMARY KEY,
+    lengths BLOB NOT NULL,
+    rows BLOB NOT NULL
+);
+
+CREATE TABLE aggregation_jobs (
+    job_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    role TEXT NOT NULL CHECK (role IN ('leader', 'helper')),
+    state TEXT NOT NULL,
+    n INTEGER NOT NULL,
+    bucket BLOB NOT NULL,                 -- the batch id; empty in the time-interval mode
+    run_at INTEGER NOT NULL,              -- milliseconds
+    lease_token BLOB,
+    lease_until INTEGER,                  -- milliseconds
+    attempts INTEGER NOT NULL DEFAULT 0,
+    sends INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
+    request_hash BLOB,
+    admitted_ids BLOB,
+    admitted_min INTEGER,
+    admitted_max INTEGER,
+    buckets BLOB,                         -- what the job contributed to, for rule A7
+    location TEXT,
+    last_error TEXT,
+    created_at INTEGER NOT NULL,
+    UNIQUE (task_pk, id)
+);
+CREATE UNIQUE INDEX aggregation_jobs_identity ON aggregation_jobs (task_pk, request_hash)
+    WHERE request_hash IS NOT NULL;
+CREATE INDEX aggregation_jobs_due ON aggregation_jobs (state, run_at)
+    WHERE state IN ('assigned', 'stored', 'polling', 'received');
+CREATE INDEX aggregation_jobs_open ON aggregation_jobs (task_pk, bucket)
+    WHERE state IN ('assigned', 'stored', 'polling', 'received');
+
+CREATE TABLE job_bodies (
+    job_pk INTEGER PRIMARY KEY,
+    request BLOB,
+    leader_state BLOB,                    -- sealed
+    response BLOB
+);
+
+-- Append-only: what one job added to one batch bucket.
+CREATE TABLE batch_shares (
+    share_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    bucket BLOB NOT NULL,
+    job_id BLOB NOT NULL,
+    n INTEGER NOT NULL,
+    checksum BLOB NOT NULL,
+    time_min INTEGER NOT NULL,
+    time_max INTEGER NOT NULL,
+    share BLOB NOT NULL,                  -- sealed
+    UNIQUE (task_pk, bucket, job_id)
+);
+
+-- Intervals and batches that take no more reports (rule C1). A batch id is the range
+-- from itself to itself followed by a zero byte, so both modes compare alike.
+CREATE TABLE collected (
+    collected_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    lo BLOB NOT NULL,
+    hi BLOB NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('closed', 'collected')),
+    collection_pk INTEGER
+);
+CREATE INDEX collected_range ON collected (task_pk, lo, hi);
+
+CREATE TABLE outstanding_batches (
+    batch_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    batch_id BLOB NOT NULL,
+    collection_pk INTEGER,                -- the one collection job it is bound to (rule A8)
+    UNIQUE (task_pk, batch_id)
+);
+
+CREATE TABLE collection_jobs (
+    collection_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    state TEXT NOT NULL,
+    lo BLOB NOT NULL,                     -- the batch; empty until a leader-selected one is bound
+    hi BLOB NOT NULL,
+    cut INTEGER,
+    run_at INTEGER NOT NULL,
+    lease_token BLOB,
+    lease_until INTEGER,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    sends INTEGER NOT NULL DEFAULT 0,
+    crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
+    request_hash BLOB,
+    request BLOB NOT NULL,                -- the exact CollectionJobReq
+    share_request BLOB,                   -- the exact AggregateShareReq
+    leader_share BLOB,                    -- sealed
+    n INTEGER,
+    time_min INTEGER,
+    time_max INTEGER,
+    location TEXT,
+    response BLOB,                        -- the exact CollectionJobResp
+    error TEXT,                           -- the draft's error token of a failed job
+    detail TEXT,
+    last_error TEXT,
+    served_at INTEGER,                    -- milliseconds; when the result was first served
+    created_at INTEGER NOT NULL,
+    UNIQUE (task_pk, id)
+);
+CREATE UNIQUE INDEX collection_jobs_identity ON collection_jobs (task_pk, request_hash)
+    WHERE request_hash IS NOT NULL;
+CREATE INDEX collection_jobs_due ON collection_jobs (state, run_at)
+    WHERE state IN ('waiting', 'frozen', 'polling');
+CREATE INDEX collection_jobs_open ON collection_jobs (task_pk) WHERE state IN ('waiting', 'frozen', 'polling');
+
+CREATE TABLE aggregate_share_jobs (
+    share_job_pk INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL,
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    request_hash BLOB,
+    response BLOB,
+    created_at INTEGER NOT NULL,
+    UNIQUE (task_pk, id)
+);
+CREATE UNIQUE INDEX aggregate_share_jobs_identity ON aggregate_share_jobs (task_pk, request_hash)
+    WHERE request_hash IS NOT NULL;
+
+CREATE TABLE task_counters (
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    name TEXT NOT NULL,
+    value INTEGER NOT NULL,
+    PRIMARY KEY (task_pk, name)
+);

@@ -1,0 +1,37 @@
+"""What a step of a job works with: its lease, the computing slots, its peer's permit (rule E1)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from dapd.datastore.leases import Lease
+from dapd.protocol.task import Task
+from dapd.runtime.context import Context
+from dapd.runtime.peers import Peer
+
+
+@dataclass
+class Desk:
+    """One leased job and its means, for the duration of one step.
+
+    Computing and committing happen inside ``async with desk.slots``, exchanges outside, under a
+    permit: the dispatcher has taken one for a job whose state needs it, a step that goes on to its
+    exchange takes one with ``try_permit``. The dispatcher gives it back when the step ends.
+    """
+
+    lease: Lease
+    task: Task
+    slots: trio.CapacityLimiter
+    peer: Peer
+    has_permit: bool = False
+
+    def try_permit(self) -> bool:
+        self.has_permit = self.has_permit or self.peer.try_acquire()
+        return self.has_permit
+
+
+Step = Callable[[Context, Desk], Awaitable[None]]
+"""Steps a leased job once, and commits what became of it; the commit ends or releases the lease."""

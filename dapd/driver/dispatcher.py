@@ -1,0 +1,152 @@
+"""What to work on next: leases the jobs that can start now, and gives each a task in the nursery.
+
+Woken by events or the next ``run_at``. A job whose state says that it computes needs a slot, one
+that exchanges needs a permit of its peer; no slot ever sleeps (I5). Left out: what a step does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import structlog
+import trio
+
+from dapd.datastore import leases
+from dapd.datastore.leases import LEASE_MS, Due, Lease
+from dapd.driver.desk import Desk, Step
+from dapd.protocol.retry import backoff_ms
+from dapd.runtime.context import Context
+from dapd.runtime.peers import Peer
+
+_log = structlog.get_logger()
+_FALLBACK_POLL = 5.0
+_LEASED_AHEAD = 2  # per slot, so that a slot never waits for the leasing commit
+COMPUTING = frozenset({"assigned", "received", "waiting"})
+EXCHANGING = frozenset({"stored", "polling", "frozen"})
+
+
+class Dispatcher:
+    """``steps`` says which step works on (kind, role), such as ("aggregation", "leader")."""
+
+    def __init__(self, context: Context, steps: Mapping[tuple[str, str], Step], slots: int) -> None:
+        self._context = context
+        self._steps = steps
+        self._slots = trio.CapacityLimiter(slots)
+        self._held: dict[bytes, Lease] = {}
+        self._computing = 0
+
+    async def run(self) -> None:
+        """Until draining, then until the steps under way have ended."""
+        context = self._context
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_leases)
+            while not context.draining.is_set():
+                wait = _FALLBACK_POLL
+                try:
+                    wait = await self._dispatch(nursery)
+                except Exception:
+                    _log.exception("dispatch_failed", remedy="retried; if it stays, check the database")
+                await context.jobs.wait(wait)
+
+    async def _dispatch(self, nursery: trio.Nursery) -> float:
+        context = self._context
+        chooser = _Chooser(self._peers_by_task(), self._free_slots(), alone=bool(self._held))
+        now = context.now()
+        leased, next_run_at = await context.run(leases.lease_due, now, chooser.choose)
+        for lease in leased:
+            self._held[lease.token] = lease
+            self._computing += lease.due.state in COMPUTING
+            nursery.start_soon(self._step, lease)
+        unblocked = context.peers.next_unblocked(now)
+        upcoming = [at for at in (next_run_at, unblocked) if at is not None]
+        return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
+
+    def _free_slots(self) -> int:
+        return self._slots.total_tokens * _LEASED_AHEAD - self._computing  # type: ignore[return-value]
+
+    def _peers_by_task(self) -> dict[int, Peer]:
+        return {task.task_pk: self._peer(task.task_pk) for task in self._context.tasks.all()}
+
+    def _peer(self, task_pk: int) -> Peer:
+        configuration = self._context.tasks.by_pk(task_pk).configuration
+        return self._context.peers.at(configuration.helper_aggregator_endpoint)
+
+    async def _step(self, lease: Lease) -> None:
+        context, due = self._context, lease.due
+        task = context.tasks.by_pk(due.task_pk)
+        desk = Desk(lease, task, self._slots, self._peer(due.task_pk))
+        step = self._steps[due.kind, "leader" if task.is_leader else "helper"]
+        try:
+            with structlog.contextvars.bound_contextvars(task_id=task.id_text):
+                if due.state in EXCHANGING and not desk.try_permit():
+                    await context.run(leases.release, lease, context.now())
+                    return
+                await self._guarded(step, desk)
+        finally:
+            if desk.has_permit:
+                desk.peer.release()
+            del self._held[lease.token]
+            self._computing -= due.state in COMPUTING
+            context.jobs.ring()
+
+    async def _guarded(self, step: Step, desk: Desk) -> None:
+        """The one edge at which a step's failure becomes a log line and a back-off."""
+        context, lease = self._context, desk.lease
+        try:
+            await step(context, desk)
+        except Exception as error:
+            _log.exception("step_failed", kind=lease.due.kind, state=lease.due.state, job=lease.pk)
+            limits = context.config.leader
+            wait = backoff_ms(
+                lease.due.attempts + 1, limits.retry_min, limits.retry_max, context.jitter()
+            )
+            await context.run(leases.release, lease, context.now() + wait, error=repr(error))
+        except trio.Cancelled:
+            # Grace is over (I8): the job is due at once for whoever comes next.
+            with trio.CancelScope(shield=True):
+                await context.run(leases.release, lease, context.now())
+            raise
+
+    async def _keep_leases(self) -> None:
+        """Renew what is held; ends with the steps once the daemon drains."""
+        context = self._context
+        while not (context.draining.is_set() and not self._held):
+            with trio.move_on_after(LEASE_MS / 3000 if not context.draining.is_set() else 0.2):
+                await trio.sleep_forever()
+            if self._held:
+                await context.run(leases.renew, list(self._held.values()), context.now())
+
+
+class _Chooser:
+    """Picks among due jobs, oldest first, without more than the slots and permits at hand."""
+
+    def __init__(self, peers: Mapping[int, Peer], slots: int, *, alone: bool) -> None:
+        self._peers = peers
+        self._slots = slots
+        self._busy = alone
+        self._free = {id(peer): peer.free for peer in peers.values()}
+        self._taken: Counter[int] = Counter()
+
+    def choose(self, due: Sequence[Due]) -> list[Due]:
+        chosen = []
+        for job in due:
+            if job.task_pk not in self._peers or not self._may_run(job, chosen):
+                continue
+            if job.state in COMPUTING:
+                if self._slots <= 0:
+                    continue
+                self._slots -= 1
+            else:
+                key = id(self._peers[job.task_pk])
+                if self._taken[key] >= self._free[key]:
+                    continue
+                self._taken[key] += 1
+            chosen.append(job)
+        return chosen
+
+    def _may_run(self, job: Due, chosen: Sequence[Due]) -> bool:
+        """A job that may have killed the process twice runs alone (rule E2)."""
+        if any(other.crashes > 1 for other in chosen):
+            return False
+        return job.crashes <= 1 or not (self._busy or chosen)

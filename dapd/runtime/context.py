@@ -1,0 +1,68 @@
+"""One object with everything that the server and the loops share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Concatenate, ParamSpec, TypeVar
+
+import trio
+
+from dapd.config import Config
+from dapd.crypto import Sealer
+from dapd.datastore import Datastore, Tx
+from dapd.http import DapHttp
+from dapd.protocol.task import Task
+from dapd.reports import ReportRules
+from dapd.runtime.clock import Clock
+from dapd.runtime.keyrings import Keyrings
+from dapd.runtime.lane import Lane
+from dapd.runtime.peers import Peers
+from dapd.runtime.rates import Rates
+from dapd.runtime.tasks import Tasks
+from dapd.runtime.wake import Finished, Wake
+from dapd.runtime.work import Work
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass
+class Context:
+    """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8)."""
+
+    config: Config
+    clock: Clock
+    datastore: Datastore
+    sealer: Sealer
+    tasks: Tasks
+    keyrings: Keyrings
+    peers: Peers
+    http: DapHttp
+    work: Work
+    lane: Lane
+    rates: Rates
+    jitter: Callable[[], float]
+    jobs: Wake = field(default_factory=Wake)
+    chunks: Wake = field(default_factory=Wake)
+    finished: Finished = field(default_factory=Finished)
+    draining: trio.Event = field(default_factory=trio.Event)
+
+    async def run(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A transaction; see ``Datastore.run``."""
+        return await self.datastore.run(fn, *args, **kwargs)
+
+    async def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A reading transaction; see ``Datastore.read``."""
+        return await self.datastore.read(fn, *args, **kwargs)
+
+    async def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """A call of the Rust extension that works on a whole job, off the event loop."""
+        return await trio.to_thread.run_sync(lambda: fn(*args, **kwargs))
+
+    def now(self) -> int:
+        return self.clock.now()
+
+    def rules(self, task: Task) -> ReportRules:
+        """The bounds that a report of ``task`` must keep now."""
+        return task.rules_at(self.now(), self.config.reports.early_leeway)

@@ -1,0 +1,65 @@
+"""The other Aggregators: how many exchanges each may have, and when it is left alone (rule E1).
+
+A peer that can't be reached backs off as a whole, with one probe at a time, so that one
+black-holed Helper delays nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dapd.protocol.retry import backoff_ms
+from dapd.runtime.clock import Clock
+
+
+class Peer:
+    """One endpoint. Permits also bound how many of its bodies are in memory."""
+
+    def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
+        self._permits = permits
+        self._clock = clock
+        self._jitter = jitter
+        self._taken = 0
+        self.failures = 0
+        self.blocked_until = 0
+
+    @property
+    def free(self) -> int:
+        """Exchanges that may start now; one probe while the peer fails."""
+        if self._clock.now() < self.blocked_until:
+            return 0
+        return (1 if self.failures else self._permits) - self._taken
+
+    def try_acquire(self) -> bool:
+        if self.free <= 0:
+            return False
+        self._taken += 1
+        return True
+
+    def release(self) -> None:
+        self._taken -= 1
+
+    def answered(self) -> None:
+        self.failures = 0
+        self.blocked_until = 0
+
+    def unreachable(self, minimum: float, maximum: float) -> None:
+        """A transport error: leave the peer alone for a while, in seconds, then probe it."""
+        self.failures += 1
+        wait = backoff_ms(self.failures, minimum, maximum, self._jitter())
+        self.blocked_until = self._clock.now() + wait
+
+
+class Peers:
+    def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
+        self._new = lambda: Peer(permits, clock, jitter)
+        self._peers: dict[str, Peer] = {}
+
+    def at(self, endpoint: str) -> Peer:
+        if endpoint not in self._peers:
+            self._peers[endpoint] = self._new()
+        return self._peers[endpoint]
+
+    def next_unblocked(self, now: int) -> int | None:
+        """When the first of the peers that are left alone may be probed, in ms."""
+        return min((p.blocked_until for p in self._peers.values() if p.blocked_until > now), default=None)

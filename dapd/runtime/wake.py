@@ -1,0 +1,49 @@
+"""Wake-ups: loops and held requests wait for events, and poll only as a fallback."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+import trio
+
+
+class Wake:
+    """A bell for one loop. A ring between two waits is not lost; many rings are one."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until the bell has rung since the last wait, or ``seconds`` have passed."""
+        with trio.move_on_after(seconds):
+            await self._event.wait()
+        self._event = trio.Event()
+
+
+class Finished:
+    """Tells those who wait for a certain job in this process that its state has changed."""
+
+    def __init__(self) -> None:
+        self._events: defaultdict[Hashable, trio.Event] = defaultdict(trio.Event)
+
+    def listen(self, key: Hashable) -> trio.Event:
+        """Set at the next ``announce(key)``. Look at the state after this call, then wait."""
+        return self._events[key]
+
+    def announce(self, key: Hashable) -> None:
+        if event := self._events.pop(key, None):
+            event.set()
+
+    def forget(self, key: Hashable) -> None:
+        """Nobody waits any more; drops the event if it was never announced."""
+        if (event := self._events.get(key)) and not event.statistics().tasks_waiting:
+            del self._events[key]
+
+    def announce_all(self) -> None:
+        """Draining: every held request is answered "not ready" now (I8)."""
+        for key in list(self._events):
+            self.announce(key)

@@ -1,0 +1,94 @@
+"""Work that belongs to the daemon, not to the request that asked for it (rule A2).
+
+Once a request is read and admitted, its work runs in the daemon's nursery and reaches its commit,
+whatever becomes of the connection. An identical request joins the running work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Any, Generic, TypeVar, cast
+
+import outcome
+import trio
+
+from dapd.errors import Abort
+
+T = TypeVar("T")
+
+
+class Running(Generic[T]):
+    """Work under way; any number of waiters may come and go."""
+
+    def __init__(self) -> None:
+        self._done = trio.Event()
+        self._outcome: outcome.Outcome[T] | None = None
+
+    async def wait(self) -> T:
+        """The work's result; raises what the work raised."""
+        await self._done.wait()
+        assert self._outcome is not None
+        # Another exception object would be mutated by each waiter's traceback; that is harmless here.
+        return cast(T, _value(self._outcome))
+
+    async def carry_out(self, step: Callable[[], Awaitable[T]]) -> None:
+        """Run ``step`` and keep its outcome; only a cancellation of the daemon leaves it open."""
+        try:
+            result = await step()
+        except Exception as error:
+            self._outcome = outcome.Error(error)
+        else:
+            self._outcome = outcome.Value(result)
+        self._done.set()
+
+
+class Work:
+    """``nursery`` is opened before the server and closed after it."""
+
+    def __init__(self, nursery: trio.Nursery, limit: int) -> None:
+        self._nursery = nursery
+        self._limit = limit
+        self._running: dict[Hashable, Running[Any]] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def joined(self, identity: Hashable) -> Running[Any] | None:
+        """The running work of this identity, if there is one."""
+        return self._running.get(identity)
+
+    def start(self, identity: Hashable, step: Callable[[], Awaitable[T]]) -> Running[T]:
+        """Start ``step``, or join the one of the same identity, which is keyed (task, kind, digest).
+
+        Raises ``Abort`` with 503 if too much new work is under way.
+        """
+        if running := self._running.get(identity):
+            return running
+        if len(self._running) >= self._limit:
+            raise Abort(
+                None,
+                f"{self._limit} requests are being worked on; try again",
+                status=503,
+                headers={"Retry-After": "1"},
+            )
+        running = self._running[identity] = Running[T]()
+        self._nursery.start_soon(self._run, identity, running, step)
+        return running
+
+    async def _run(
+        self, identity: Hashable, running: Running[T], step: Callable[[], Awaitable[T]]
+    ) -> None:
+        try:
+            await running.carry_out(step)
+        finally:
+            del self._running[identity]
+
+
+def _value(result: outcome.Outcome[T]) -> T:
+    """The value without consuming the outcome, which several waiters read."""
+    match result:
+        case outcome.Value(value):
+            return value
+        case outcome.Error(error):
+            raise error
+    raise AssertionError(result)
