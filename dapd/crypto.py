@@ -70,8 +70,8 @@ def verify_key_aad(task_id: bytes) -> bytes:
 
 
 def token_aad(task_id: bytes) -> bytes:
-    """AAD of ``tasks.aggregator_auth_token``, the Leader's outbound token."""
-    return b"tasks.aggregator_auth_token" + task_id
+    """AAD of ``tasks.aggregator_token``, the Leader's outbound token."""
+    return b"tasks.aggregator_token" + task_id
 
 
 def hpke_private_key_aad(config_id: int, public_key: bytes) -> bytes:
@@ -80,8 +80,8 @@ def hpke_private_key_aad(config_id: int, public_key: bytes) -> bytes:
 
 
 def collection_share_aad(task_id: bytes, collection_job_id: bytes) -> bytes:
-    """AAD of ``collection_jobs.share``: the Leader's share of a frozen batch."""
-    return b"collection_jobs.share" + task_id + collection_job_id
+    """AAD of ``collection_jobs.leader_share``: the Leader's share of a frozen batch."""
+    return b"collection_jobs.leader_share" + task_id + collection_job_id
 
 
 def chunk_row_aad(task_id: bytes, report_id: bytes) -> bytes:

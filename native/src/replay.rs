@@ -162,3 +162,110 @@ impl ReplayIndex {
         py.detach(|| self.count())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ids(names: &[u8]) -> Vec<u8> {
+        names.iter().flat_map(|&name| [name; 16]).collect()
+    }
+
+    #[test]
+    fn f4_an_id_is_admitted_once_in_a_task_also_within_one_call() {
+        let index = ReplayIndex::new();
+        index.load_ids(1, &ids(&[1])).unwrap();
+        assert_eq!(index.peek_ids(1, &ids(&[1, 2, 2])).unwrap(), [1, 0, 1]);
+        assert_eq!(index.admit_ids(1, &ids(&[1, 2, 2])).unwrap(), [1, 0, 1]);
+        assert_eq!(index.admit_ids(2, &ids(&[1, 2])).unwrap(), [0, 0]);
+        assert_eq!(index.count(), 4);
+    }
+
+    #[test]
+    fn f4_two_indexes_hash_under_different_keys() {
+        let (one, other) = (ReplayIndex::new(), ReplayIndex::new());
+        assert_ne!(one.hashes(&ids(&[1])).unwrap(), other.hashes(&ids(&[1])).unwrap());
+    }
+
+    #[test]
+    fn d3_rollback_undoes_what_was_admitted_since_the_last_commit_alone() {
+        let index = ReplayIndex::new();
+        index.admit_ids(1, &ids(&[1])).unwrap();
+        index.commit_admitted();
+        index.admit_ids(1, &ids(&[1, 2])).unwrap();
+        index.admit_ids(3, &ids(&[1])).unwrap();
+        index.rollback_admitted();
+        index.rollback_admitted();
+        assert_eq!(index.peek_ids(1, &ids(&[1, 2])).unwrap(), [1, 0]);
+        assert_eq!(index.peek_ids(3, &ids(&[1])).unwrap(), [0]);
+    }
+
+    #[test]
+    fn a_forgotten_id_is_free_again() {
+        let index = ReplayIndex::new();
+        index.load_ids(1, &ids(&[1, 2])).unwrap();
+        index.forget_ids(1, &ids(&[2, 3])).unwrap();
+        index.forget_ids(9, &ids(&[1])).unwrap();
+        assert_eq!(index.peek_ids(1, &ids(&[1, 2])).unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn a_cut_column_is_an_error() {
+        assert!(ReplayIndex::new().admit_ids(1, &[0; 17]).is_err());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Admit(i64, Vec<u8>),
+        Forget(i64, Vec<u8>),
+        Commit,
+        Rollback,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let names = || proptest::collection::vec(0..12u8, 0..6);
+        prop_oneof![
+            (0..2i64, names()).prop_map(|(task, names)| Step::Admit(task, names)),
+            // Ids are forgotten after the transaction that deletes them, never inside one.
+            (0..2i64, names()).prop_map(|(task, names)| Step::Forget(task, names)),
+            Just(Step::Commit),
+            Just(Step::Rollback),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn d3_the_index_agrees_with_plain_sets(steps in proptest::collection::vec(step(), 0..40)) {
+            let index = ReplayIndex::new();
+            let mut committed = HashSet::new();
+            let mut current = HashSet::new();
+            for step in steps {
+                match step {
+                    Step::Admit(task, names) => {
+                        let expected: Vec<u8> =
+                            names.iter().map(|&n| (!current.insert((task, n))).into()).collect();
+                        prop_assert_eq!(index.peek_ids(task, &ids(&names)).unwrap(), &expected[..]);
+                        prop_assert_eq!(index.admit_ids(task, &ids(&names)).unwrap(), expected);
+                    }
+                    Step::Forget(task, names) => {
+                        index.commit_admitted();
+                        index.forget_ids(task, &ids(&names)).unwrap();
+                        current.retain(|&(of, n)| of != task || !names.contains(&n));
+                        committed = current.clone();
+                    }
+                    Step::Commit => {
+                        index.commit_admitted();
+                        committed = current.clone();
+                    }
+                    Step::Rollback => {
+                        index.rollback_admitted();
+                        current = committed.clone();
+                    }
+                }
+                prop_assert_eq!(index.count(), current.len());
+            }
+        }
+    }
+}

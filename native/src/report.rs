@@ -114,7 +114,7 @@ fn put16(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-fn put32(out: &mut Vec<u8>, bytes: &[u8]) {
+pub fn put32(out: &mut Vec<u8>, bytes: &[u8]) {
     let len = u32::try_from(bytes.len()).expect("the field is below 2^32 bytes");
     out.extend_from_slice(&len.to_be_bytes());
     out.extend_from_slice(bytes);
@@ -472,4 +472,203 @@ pub fn parse_upload_errors<'py>(
     let statuses: Vec<ReportUploadStatus<'_>> = Reader::new(body, 0).list()?;
     let row = |status: ReportUploadStatus<'_>| (PyBytes::new(py, status.report_id), status.error);
     Ok(statuses.into_iter().map(row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The bytes that a structure's fields are cut from, each field at most 40 bytes long.
+    #[derive(Clone, Debug)]
+    struct Seed {
+        id: ReportId,
+        time: u64,
+        byte: u8,
+        extensions: Vec<u8>,
+        fields: [Vec<u8>; 6],
+    }
+
+    fn seed() -> impl Strategy<Value = Seed> {
+        let extensions = vec((any::<u16>(), vec(any::<u8>(), 0..9)), 0..4)
+            .prop_map(|extensions| encode_extensions(&extensions).unwrap());
+        let field = || vec(any::<u8>(), 1..40);
+        let fields = [field(), field(), field(), field(), field(), field()];
+        (any::<ReportId>(), any::<u64>(), any::<u8>(), extensions, fields).prop_map(
+            |(id, time, byte, extensions, fields)| Seed { id, time, byte, extensions, fields },
+        )
+    }
+
+    impl Seed {
+        fn ciphertext(&self, at: usize) -> HpkeCiphertext<'_> {
+            let (enc, payload) = (&self.fields[at], &self.fields[at + 1]);
+            HpkeCiphertext { config_id: self.byte, enc, payload }
+        }
+
+        fn metadata(&self) -> ReportMetadata<'_> {
+            ReportMetadata {
+                report_id: &self.id,
+                time: self.time,
+                public_extensions: &self.extensions,
+            }
+        }
+
+        fn report(&self) -> Report<'_> {
+            Report {
+                metadata: self.metadata(),
+                public_share: &self.fields[0][1..],
+                leader_encrypted_input_share: self.ciphertext(1),
+                helper_encrypted_input_share: self.ciphertext(3),
+            }
+        }
+
+        fn verify_init(&self) -> VerifyInit<'_> {
+            let report_share = ReportShare {
+                metadata: self.metadata(),
+                public_share: &self.fields[0][1..],
+                encrypted_input_share: self.ciphertext(1),
+            };
+            VerifyInit { report_share, payload: &self.fields[5] }
+        }
+
+        fn plaintext(&self) -> PlaintextInputShare<'_> {
+            PlaintextInputShare { private_extensions: &self.extensions, payload: &self.fields[0] }
+        }
+
+        fn verify_resps(&self) -> [VerifyResp<'_>; 3] {
+            let verdicts =
+                [Verdict::Continue(&self.fields[0]), Verdict::Finish, Verdict::Reject(self.byte)];
+            verdicts.map(|verdict| VerifyResp { report_id: &self.id, verdict })
+        }
+    }
+
+    /// It parses back equal, alone and in a list; no part of it and nothing longer parses.
+    macro_rules! round_trip {
+        ($kind:ident, $value:expr) => {
+            let encoded = $value.encode();
+            prop_assert_eq!(&$kind::decode(&encoded).unwrap(), &$value);
+            let twice = encoded.repeat(2);
+            let list: Vec<$kind> = Reader::new(&twice, 0).list().unwrap();
+            prop_assert_eq!(list, [$value, $value]);
+            let tail: Vec<$kind> = Reader::new(&twice, encoded.len()).list().unwrap();
+            prop_assert_eq!(tail, [$value]);
+            let trailing = DecodeError::new(encoded.len(), "trailing bytes");
+            prop_assert_eq!($kind::decode(&twice).unwrap_err(), trailing);
+            for len in 0..encoded.len() {
+                let error = $kind::decode(&encoded[..len]).unwrap_err();
+                prop_assert!(error.offset <= len);
+            }
+        };
+    }
+
+    /// What decodes encodes to the same bytes.
+    macro_rules! same_bytes {
+        ($data:expr, $($kind:ident)*) => {$(
+            if let Ok(value) = $kind::decode($data) {
+                prop_assert_eq!(&value.encode(), $data);
+            }
+        )*};
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_built_parses_back_equal(seed in seed()) {
+            round_trip!(Report, seed.report());
+            round_trip!(VerifyInit, seed.verify_init());
+            round_trip!(PlaintextInputShare, seed.plaintext());
+            let status = ReportUploadStatus { report_id: &seed.id, error: seed.byte };
+            round_trip!(ReportUploadStatus, status.clone());
+            for verify_resp in seed.verify_resps() {
+                round_trip!(VerifyResp, verify_resp.clone());
+            }
+        }
+
+        #[test]
+        fn random_and_mutated_bytes_never_panic(
+            seed in seed(),
+            random in vec(any::<u8>(), 0..200),
+            at in any::<proptest::sample::Index>(),
+            byte in any::<u8>(),
+        ) {
+            let mut built = vec![seed.report().encode(), seed.verify_init().encode()];
+            built.push(seed.plaintext().encode());
+            built.extend(seed.verify_resps().map(|verify_resp| verify_resp.encode()));
+            for data in &mut built {
+                let at = at.index(data.len());
+                data[at] = byte;
+            }
+            built.push(random);
+            for data in &built {
+                same_bytes!(data, Report VerifyInit PlaintextInputShare VerifyResp);
+                same_bytes!(data, ReportUploadStatus Extension HpkeCiphertext ReportMetadata);
+            }
+        }
+    }
+
+    #[test]
+    fn errors_say_where_and_what() {
+        let reason = |error: DecodeError| error.to_string();
+        let short = Reader::new(&[0, 1, 2], 1).array::<8>("time").unwrap_err();
+        assert_eq!(reason(short), "time needs 8 bytes, 2 are left at byte 1");
+        let plaintext = PlaintextInputShare::decode(&[0, 0, 0, 0, 0, 0]).unwrap_err();
+        assert_eq!(reason(plaintext), "input share payload is empty at byte 6");
+        let extensions = PlaintextInputShare::decode(&[0, 3, 0, 1, 0, 0, 0, 0, 1, 9]).unwrap_err();
+        assert_eq!(reason(extensions), "extension_data needs 2 bytes, 1 are left at byte 4");
+        let ciphertext = HpkeCiphertext::decode(&[1, 0, 0, 0, 0, 0, 1, 9]).unwrap_err();
+        assert_eq!(reason(ciphertext), "HPKE enc is empty at byte 3");
+        let closed = VerifyResp::decode(&[&[7; 16][..], &[3]].concat()).unwrap_err();
+        assert_eq!(reason(closed), "unknown verify_resp_type 3 at byte 16");
+    }
+
+    #[test]
+    fn report_errors_are_open_numbers() {
+        let resp = VerifyResp { report_id: &[7; 16], verdict: Verdict::Reject(200) };
+        assert_eq!(VerifyResp::decode(&resp.encode()).unwrap(), resp);
+    }
+
+    #[test]
+    fn the_aad_is_the_struct_of_the_draft() {
+        let metadata = ReportMetadata { report_id: &[1; 16], time: 2, public_extensions: &[] };
+        let aad = input_share_aad(&[3; 32], b"config", &metadata, b"share");
+        let time_on = b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\x05share";
+        assert_eq!(aad, [&[3; 32], &b"config"[..], &[1; 16], time_on].concat());
+    }
+
+    fn rules(known_extensions: &[u16]) -> ReportRules {
+        ReportRules::new(100, 10, 90, 20, known_extensions.to_vec())
+    }
+
+    #[test]
+    fn b2_each_bound_has_its_error() {
+        let check = |time| rules(&[]).check(time);
+        assert_eq!(check(9), Some(report_error::TASK_NOT_STARTED));
+        assert_eq!(check(10), Some(report_error::REPORT_DROPPED));
+        assert_eq!((check(20), check(89)), (None, None));
+        assert_eq!((check(90), check(101)), (Some(report_error::TASK_EXPIRED), check(u64::MAX)));
+        let open = ReportRules::new(100, 0, u64::MAX, 0, Vec::new());
+        assert_eq!(
+            (open.check(100), open.check(101)),
+            (None, Some(report_error::REPORT_TOO_EARLY))
+        );
+    }
+
+    #[test]
+    fn b3_extensions_are_known_increasing_and_in_one_list_only() {
+        let rules = rules(&[1, 2, 5]);
+        let check = |public: &[u16], private: &[u16]| {
+            let raw = |types: &[u16]| {
+                let items: Vec<_> = types.iter().map(|&kind| (kind, b"data".to_vec())).collect();
+                encode_extensions(&items).unwrap()
+            };
+            rules.check_extensions(&raw(public), &raw(private))
+        };
+        assert!(check(&[], &[]) && check(&[1, 5], &[2]) && check(&[], &[1, 2, 5]));
+        assert!(!check(&[3], &[]) && !check(&[], &[3]));
+        assert!(!check(&[2, 1], &[]) && !check(&[], &[5, 2]));
+        assert!(!check(&[1, 1], &[]) && !check(&[1], &[1]));
+        assert!(!rules.check_extensions(&[0, 1, 0, 9], &[]));
+        assert!(encode_extensions(&[(1, vec![0; 65532])]).is_err());
+    }
 }

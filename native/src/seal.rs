@@ -126,3 +126,58 @@ impl Sealer {
         Ok(PyBytes::new(py, &out))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: (&[u8], &[u8]) = (b"old key.", &[1; 32]);
+    const NEW: (&[u8], &[u8]) = (b"new key.", &[2; 32]);
+
+    fn seal(sealer: &Sealer, aad: &[u8], plaintext: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        sealer.seal_to(aad, plaintext, &mut out);
+        out
+    }
+
+    fn open(sealer: &Sealer, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>> {
+        let mut out = b"before".to_vec();
+        let outcome = sealer.open_to(aad, sealed, &mut out);
+        assert!(out.starts_with(b"before") && (outcome.is_ok() || out.len() == 6));
+        outcome.map(|()| out.split_off(6))
+    }
+
+    #[test]
+    fn f2_the_first_key_seals_and_all_open() {
+        let sealed = seal(&Sealer::of(&[OLD]).unwrap(), b"aad", b"secret");
+        assert_eq!(&sealed[..9], b"\x01old key.");
+        assert_eq!(sealed.len(), b"secret".len() + OVERHEAD);
+        let both = Sealer::of(&[NEW, OLD]).unwrap();
+        assert_eq!(open(&both, b"aad", &sealed).unwrap(), b"secret");
+        assert_eq!(&seal(&both, b"aad", b"")[1..9], b"new key.");
+        let error = open(&Sealer::of(&[NEW]).unwrap(), b"aad", &sealed).unwrap_err();
+        assert_eq!(error.to_string(), "unknown sealing key 6f6c64206b65792e");
+    }
+
+    #[test]
+    fn a_value_that_was_changed_cut_or_moved_does_not_open() {
+        let sealer = Sealer::of(&[NEW]).unwrap();
+        let sealed = seal(&sealer, b"here", b"secret");
+        assert_ne!(sealed, seal(&sealer, b"here", b"secret"));
+        assert!(open(&sealer, b"there", &sealed).is_err());
+        for at in 0..sealed.len() {
+            assert!(open(&sealer, b"here", &sealed[..at]).is_err());
+            let mut changed = sealed.clone();
+            changed[at] ^= 1;
+            assert!(open(&sealer, b"here", &changed).is_err());
+        }
+    }
+
+    #[test]
+    fn bad_keys_are_refused() {
+        assert!(Sealer::of(&[]).is_err());
+        assert!(Sealer::of(&[NEW, OLD, NEW]).is_err());
+        assert!(Sealer::of(&[(b"short", &[1; 32])]).is_err());
+        assert!(Sealer::of(&[(b"8 bytes!", &[1; 16])]).is_err());
+    }
+}
