@@ -3,25 +3,41 @@
 //! `dapd/_native.pyi` documents what Python sees. Every call releases the GIL; a report that fails
 //! is a value in a column of outcomes; errors become Python exceptions in `error` alone.
 
-// mod client;
+pub mod client;
+pub mod columns;
 pub mod error;
-// mod helper;
+pub mod helper;
 pub mod hpke;
-// mod leader;
+pub mod leader;
 pub mod replay;
 pub mod report;
 pub mod seal;
-// mod upload;
-// mod vdaf;
+pub mod totals;
+pub mod upload;
+pub mod vdaf;
 
 #[pyo3::pymodule]
 mod _native {
     #[pymodule_export]
+    use crate::client::{merge, seal_reports, shard, unshard};
+    #[pymodule_export]
+    use crate::columns::cut_chunk;
+    #[pymodule_export]
+    use crate::helper::{HelperFinish, HelperJob, HelperVerified};
+    #[pymodule_export]
     use crate::hpke::{hpke_seal, hpke_supported, HpkeKeypair, Keyring};
+    #[pymodule_export]
+    use crate::leader::{leader_finish, leader_start, LeaderFinish, LeaderStart};
     #[pymodule_export]
     use crate::replay::ReplayIndex;
     #[pymodule_export]
     use crate::report::{parse_upload_errors, ReportRules};
     #[pymodule_export]
     use crate::seal::Sealer;
+    #[pymodule_export]
+    use crate::totals::BucketTotal;
+    #[pymodule_export]
+    use crate::upload::{open_uploads, UploadAnswer, UploadGroup, UploadPart};
+    #[pymodule_export]
+    use crate::vdaf::{TaskParameters, Vdaf};
 }
