@@ -66,3 +66,10 @@ class Context:
     def rules(self, task: Task) -> ReportRules:
         """The bounds that a report of ``task`` must keep now."""
         return task.rules_at(self.now(), self.config.reports.early_leeway)
+
+    def drain(self) -> None:
+        """Begin to stop (I8): no new leases, held requests are answered "not ready" now."""
+        self.draining.set()
+        self.jobs.ring()
+        self.chunks.ring()
+        self.finished.announce_all()

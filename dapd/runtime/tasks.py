@@ -53,15 +53,16 @@ class Tasks:
             if trio.current_time() - self._looked_at >= _AT_MOST_EVERY:
                 await self._load()
 
-    async def watch(self) -> None:
+    async def watch(self, draining: trio.Event) -> None:
         """Read the table whenever another process has committed; looked at once a second."""
-        while True:
+        while not draining.is_set():
             version = await self._datastore.changes_elsewhere()
             if version != self._version:
                 self._version = version
                 async with self._lock:
                     await self._load()
-            await trio.sleep(_AT_MOST_EVERY)
+            with trio.move_on_after(_AT_MOST_EVERY):
+                await draining.wait()
 
     async def _load(self) -> None:
         self._looked_at = trio.current_time()

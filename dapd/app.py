@@ -1,0 +1,217 @@
+"""The daemon: what runs in one nursery, and in which order it starts and stops (I8).
+
+The tree is the list ``LOOPS``. On SIGTERM or SIGINT: draining (no new leases, held requests
+answered "not ready"), the listener closed, the lane and the work under way finished within the
+grace period, the rest cancelled between transactions, leases released, the datastore closed last.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from dapd import __version__, config as configuration
+from dapd.commits.first_key import ensure_active_key
+from dapd.config import Config
+from dapd.crypto import Sealer, make_sealer, sealing_key_id
+from dapd.datastore import Datastore, Tx, keys, leases, open_for_daemon
+from dapd.driver import collection, creator, helper, leader
+from dapd.driver.dispatcher import Dispatcher
+from dapd.errors import DatastoreError, UsageError
+from dapd.http import DapHttp
+from dapd.runtime import logs
+from dapd.runtime.clock import Clock, SystemClock
+from dapd.runtime.context import Context
+from dapd.runtime.keyrings import Keyrings
+from dapd.runtime.lane import Lane
+from dapd.runtime.peers import Peers
+from dapd.runtime.rates import Rates
+from dapd.runtime.tasks import Tasks
+from dapd.runtime.work import Work
+from dapd.server import quart_app
+from dapd.server.front import front
+from dapd.server.listen import Server, open_listeners
+
+_log = structlog.get_logger()
+
+STEPS = {
+    ("aggregation", "leader"): leader.step,
+    ("aggregation", "helper"): helper.step,
+    ("collection", "leader"): collection.step,
+}
+
+
+async def dispatch(context: Context) -> None:
+    await Dispatcher(context, STEPS, context.config.leader.slots or os.cpu_count() or 1).run()
+
+
+async def watch_tasks(context: Context) -> None:
+    await context.tasks.watch(context.draining)
+
+
+LOOPS: list[Callable[[Context], Awaitable[None]]] = [
+    watch_tasks,
+    creator.run,
+    dispatch,
+]
+"""Each returns once ``context.draining`` is set and what it had begun is finished."""
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """A running daemon."""
+
+    context: Context
+    host: str
+    port: int
+
+
+async def run_daemon(
+    config: Config,
+    *,
+    stop: trio.Event,
+    clock: Clock | None = None,
+    task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until ``stop`` is set, then stop in order.
+
+    Raises ``UsageError`` or ``DatastoreError`` if it can't start, with one line that says what to do.
+    """
+    host, port = config.server.address
+    with trio.CancelScope() as grace:
+        async with _context(config, clock or SystemClock()) as context:
+            listeners = await open_listeners(host, port)
+            app = front(context, quart_app.build(context))  # type: ignore[arg-type]
+            server = Server(app, listeners, config.server.read_timeout)
+            async with trio.open_nursery() as nursery:
+                for loop in LOOPS:
+                    nursery.start_soon(loop, context)
+                nursery.start_soon(server.run)
+                bound = listeners[0].socket.getsockname()[1]
+                _log.info("listening", host=host, port=bound, version=__version__)
+                task_status.started(Daemon(context, host, bound))
+                await stop.wait()
+                _log.info("stopping", grace_seconds=config.shutdown.grace)
+                grace.deadline = trio.current_time() + config.shutdown.grace
+                context.drain()
+                await server.close_listeners()
+    _log.info("stopped", cut_short=grace.cancelled_caught)
+
+
+@asynccontextmanager
+async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
+    """Everything that is shared, opened in order and closed in reverse; the datastore last."""
+    sealing_keys = configuration.read_sealing_keys(config)
+    sealer = make_sealer(sealing_keys)
+    opened = open_for_daemon(
+        config.datastore.path,
+        holder=f"dapd, process {os.getpid()}, listening on {config.server.listen}",
+        now=clock.now(),
+        on_lost=_end_process,
+    )
+    try:
+        datastore = opened.datastore
+        if opened.migrated:
+            _log.info("datastore_migrated", path=str(datastore.path), applied=opened.migrated)
+        held = [sealing_key_id(key) for key in sealing_keys]
+        await datastore.run(_take_over, sealer, held, clock.now())
+        async with DapHttp(timeout=config.leader.request_timeout) as http, trio.open_nursery() as nursery:
+            context = _build(config, clock, datastore, sealer, http, nursery)
+            await context.tasks.refresh()
+            await context.keyrings.refresh()
+            nursery.start_soon(context.lane.run)
+            yield context
+            context.lane.close()
+    finally:
+        opened.close()
+
+
+def _build(
+    config: Config,
+    clock: Clock,
+    datastore: Datastore,
+    sealer: Sealer,
+    http: DapHttp,
+    nursery: trio.Nursery,
+) -> Context:
+    jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing
+    return Context(
+        config=config,
+        clock=clock,
+        datastore=datastore,
+        sealer=sealer,
+        tasks=Tasks(datastore, sealer),
+        keyrings=Keyrings(datastore, sealer),
+        peers=Peers(config.leader.permits_per_peer, clock, jitter),
+        http=http,
+        work=Work(nursery, config.helper.max_running),
+        lane=Lane(),
+        rates=Rates(),
+        jitter=jitter,
+    )
+
+
+def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], now: int) -> None:
+    """The first transaction of a process: check the sealing keys (F2), take over the leases (E2)."""
+    if missing := keys.missing_sealing_keys(tx, held):
+        names = ", ".join(key_id.hex() for key_id in missing)
+        raise UsageError(
+            f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
+            "lacks; add that key's file to the list"
+        )
+    keys.note_sealing_key(tx, held[0])
+    leases.clear_all(tx, now)
+    if made := ensure_active_key(tx, sealer, now):
+        _log.info("hpke_key_made", config_id=made.config[0])
+
+
+def _end_process(message: str) -> None:
+    """A commit whose fate can't be known: end here, the restart finds out (rule D3)."""
+    _log.error("commit_lost", error=message, remedy="restart; nothing that was answered is lost")
+    sys.stdout.flush()
+    os._exit(70)
+
+
+async def _until_signalled(config: Config) -> None:
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                async for number in signals:
+                    if stop.is_set():
+                        _log.warning("stopped_at_once", signal=signal.Signals(number).name)
+                        os._exit(1)
+                    stop.set()
+
+            nursery.start_soon(wait_for_signal)
+            await run_daemon(config, stop=stop)
+            nursery.cancel_scope.cancel()
+
+
+def run(config_path: Path) -> int:
+    """The ``dapd`` command without a subcommand; the exit status."""
+    try:
+        config = configuration.load(config_path)
+        logs.configure(config.log.level, config.log.format)
+        trio.run(_until_signalled, config)
+    except* (UsageError, DatastoreError) as group:
+        sys.stderr.write(f"dapd: {_first(group)}\n")
+        return 2
+    return 0
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,112 @@
+"""What stands in front of the handlers: routes by their tail, the task, its role, its token.
+
+A plain ASGI function, so that the busiest route, uploads, meets nothing else on its way. Routes
+match by their tail under any prefix, so that dapd is right behind a proxy that strips the prefix or
+doesn't. Authentication comes before the body is read (rule A9).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import structlog
+
+from dapd.crypto import token_matches
+from dapd.errors import Abort, DecodeError
+from dapd.messages.common import b64url_decode
+from dapd.protocol.task import Task
+from dapd.runtime.context import Context
+from dapd.server import reports
+from dapd.server.problems import problem_document
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+_log = structlog.get_logger()
+_TAIL = re.compile(
+    r"(?:/hpke_config|/tasks/(?P<task>[^/]*)"
+    r"/(?P<resource>reports|aggregation_jobs|aggregate_shares|collection_jobs)(?:/[^/]*)?)\Z"
+)
+_SERVED_BY_LEADER = frozenset({"reports", "collection_jobs"})
+
+
+def front(context: Context, inner: App) -> App:
+    """The daemon's ASGI application; ``inner`` serves all but uploads."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        task_text = None
+        try:
+            if match := _TAIL.search(scope["path"]):
+                scope = {**scope, "path": match[0], "raw_path": match[0].encode(), "root_path": ""}
+                if resource := match["resource"]:
+                    task_text = match["task"]
+                    task = await _task(context, task_text, resource)
+                    headers = _headers(scope["headers"])
+                    _authenticate(task, resource, headers)
+                    if resource == "reports" and match[0].endswith("/reports"):
+                        _require_post(scope["method"])
+                        await reports.upload(context, task, headers, receive, send)
+                        return
+                    scope["dapd.task"] = task
+            await inner(scope, receive, send)
+        except Abort as abort:
+            status, problem_headers, body = problem_document(abort, task_text)
+            await respond(send, status, problem_headers, body)
+
+    return app
+
+
+async def respond(
+    send: Send, status: int, headers: Iterable[tuple[str, str]], body: bytes = b""
+) -> None:
+    """One whole response."""
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
+    raw.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _task(context: Context, text: str, resource: str) -> Task:
+    try:
+        task = await context.tasks.find(b64url_decode(text))
+    except DecodeError:
+        task = None
+    if task is None:
+        raise Abort("unrecognizedTask", "no task with this ID is known here", status=404)
+    if task.is_leader is not (resource in _SERVED_BY_LEADER):
+        role = "Leader" if task.is_leader else "Helper"
+        raise Abort(
+            "unrecognizedTask", f"this is the task's {role}, which serves no {resource}", status=404
+        )
+    return task
+
+
+def _authenticate(task: Task, resource: str, headers: dict[str, str]) -> None:
+    if resource == "reports":
+        return
+    expected = task.collector_token_hash if task.is_leader else task.aggregator_token_hash
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    presented = token.strip() if scheme.lower() == "bearer" else headers.get("dap-auth-token", "")
+    if not presented or expected is None or not token_matches(presented, expected):
+        raise Abort(
+            None,
+            "this resource needs the task's token, as `Authorization: Bearer` or `DAP-Auth-Token`",
+            status=401,
+            headers={"WWW-Authenticate": 'Bearer realm="dap"'},
+        )
+
+
+def _require_post(method: str) -> None:
+    if method != "POST":
+        raise Abort(None, "reports are uploaded by POST", status=405, headers={"Allow": "POST"})
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}

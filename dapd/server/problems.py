@@ -1,0 +1,41 @@
+"""Problem documents: section "Errors" of the draft, RFC 9457 (rule A10)."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+import msgspec
+
+from dapd.errors import Abort
+
+_URN = "urn:ietf:params:ppm:dap:error:"
+TITLES = {
+    "invalidMessage": "The message could not be parsed or was invalid.",
+    "unrecognizedTask": "The task ID is unknown.",
+    "unrecognizedAggregationJob": "The aggregation job ID is unknown.",
+    "batchInvalid": "The batch boundary check for the query failed.",
+    "invalidBatchSize": "There is an invalid number of reports in the batch.",
+    "invalidAggregationParameter": "The aggregation parameter is invalid.",
+    "batchMismatch": "The Aggregators disagree on the reports in the batch.",
+    "stepMismatch": "The Aggregators disagree on the step of the aggregation job.",
+    "batchOverlap": "The query includes reports that were collected in a different batch.",
+    "unsupportedExtension": "An extensions list includes an unknown extension.",
+    "invalidExtension": "An extensions list is out of order or has an invalid encoding.",
+}
+"""The eleven error types of the draft's table; only these carry its URN."""
+
+Headers = list[tuple[str, str]]
+
+
+def problem_document(abort: Abort, task_id: str | None) -> tuple[int, Headers, bytes]:
+    """Status, headers and body; ``task_id`` is the task's id as it stands in URLs, where known."""
+    document: dict[str, object] = {
+        "type": _URN + abort.type if abort.type else "about:blank",
+        "title": TITLES[abort.type] if abort.type else HTTPStatus(abort.status).phrase,
+        "status": abort.status,
+        "detail": abort.detail,
+    }
+    if task_id is not None:
+        document["taskid"] = task_id
+    headers = [("Content-Type", "application/problem+json"), *abort.headers.items()]
+    return abort.status, headers, msgspec.json.encode(document)

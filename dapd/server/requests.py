@@ -1,0 +1,82 @@
+"""What the handlers of all resources share: reading a request, answering one (rules A4, A10)."""
+
+from __future__ import annotations
+
+import math
+
+from quart import Request, Response
+from werkzeug.exceptions import RequestEntityTooLarge
+
+from dapd.errors import Abort, DecodeError
+from dapd.messages.common import b64url_decode
+from dapd.protocol.task import Task
+
+_MEDIA_TYPE = "application/ppm-dap"
+
+
+def media_type(message: str) -> str:
+    return f"{_MEDIA_TYPE};message={message}"
+
+
+def is_media_type(value: str, message: str) -> bool:
+    """Compares the type and its ``message`` parameter, nothing else (rule A10)."""
+    kind, *parameters = (part.strip() for part in value.split(";"))
+    found = dict(part.partition("=")[::2] for part in parameters)
+    named = {name.strip().lower(): text.strip().strip('"') for name, text in found.items()}
+    return kind.lower() == _MEDIA_TYPE and named.get("message") == message
+
+
+def require_media_type(value: str | None, message: str) -> None:
+    """Raise ``Abort`` with 415 unless the content is this message."""
+    if not is_media_type(value or "", message):
+        raise Abort(None, f"Content-Type must be {media_type(message)}", status=415)
+
+
+def task_of(request: Request) -> Task:
+    """The task that the front found and authenticated."""
+    task: Task = request.scope["dapd.task"]  # type: ignore[typeddict-item]
+    return task
+
+
+async def body_of(request: Request, message: str) -> bytes:
+    """The request's content. Raises ``Abort`` with 415 or 413."""
+    require_media_type(request.headers.get("Content-Type"), message)
+    try:
+        return await request.get_data(cache=False, as_text=False)
+    except RequestEntityTooLarge:
+        limit = request.max_content_length
+        raise Abort(None, f"a request may have at most {limit} bytes", status=413) from None
+
+
+def resource_id(text: str) -> bytes | None:
+    """A 16-byte resource id out of a URL, or ``None`` if it can't be one."""
+    try:
+        decoded = b64url_decode(text)
+    except DecodeError:
+        return None
+    return decoded if len(decoded) == 16 else None
+
+
+def ready(body: bytes, message: str, location: str | None = None) -> Response:
+    """The resource's representation."""
+    headers = {"Content-Type": media_type(message)}
+    if location is not None:
+        headers["Location"] = location
+    return Response(body, status=200, headers=headers)
+
+
+def processing(location: str, retry_after: float) -> Response:
+    """Not ready: empty, with where and when to ask again; alike for POST and GET (rule A4)."""
+    seconds = max(1, math.ceil(retry_after))
+    response = Response(b"", status=200)
+    response.headers.pop("Content-Type", None)
+    response.headers["Location"] = location
+    response.headers["Retry-After"] = str(seconds)
+    return response
+
+
+def done() -> Response:
+    """The resource is deleted, or was before."""
+    response = Response(b"", status=200)
+    response.headers.pop("Content-Type", None)
+    return response
