@@ -1,0 +1,273 @@
+"""The daemon's configuration: TOML -> frozen structs, each key with its range and its default.
+
+Durations are seconds, sizes bytes. Relative paths are resolved against the file's directory. Left
+out: tasks (``dapd.taskfile``) and whatever only one task needs. ``config.example.toml`` says what
+each key is for.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from dapd.errors import UsageError
+
+T = TypeVar("T")
+
+MAX_INTEGER = 2**63 - 1
+SEALING_KEY_SIZE = 32
+
+HelperMode = Literal["sync", "async", "auto"]
+
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
+_Short = Annotated[float, Meta(ge=0, le=3600)]
+_Positive = Annotated[float, Meta(ge=0.001, le=3600)]
+_Day = Annotated[float, Meta(ge=0.001, le=86_400)]
+_Month = Annotated[int, Meta(ge=0, le=31 * 86_400)]
+_Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[server]``. ``listen`` is ``host:port``; port 0 takes a free one."""
+
+    listen: str = "127.0.0.1:8080"
+    read_timeout: _Positive = 30.0
+    max_body_bytes: _Bytes = 64 << 20
+    hpke_config_max_age: _Month = 86_400
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host, without brackets, and port. Raises ``ValueError``."""
+        host, colon, port = self.listen.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        if not colon or not host or (":" in host and not bracketed):
+            raise ValueError(self.listen)
+        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+            raise ValueError(self.listen)
+        return host.strip("[]"), int(port)
+
+
+class Datastore(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[datastore]``. The first sealing key seals, all open (rule F2)."""
+
+    path: Path
+    sealing_keys: Annotated[tuple[Path, ...], Meta(min_length=1)]
+
+
+class Helper(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[helper]``. ``max_running`` bounds the jobs that are verified or wait for it (rule A2)."""
+
+    mode: HelperMode = "auto"
+    auto_sync_seconds: _Short = 0.5
+    sync_wait: _Positive = 10.0
+    poll_hold: _Short = 5.0
+    retry_after_max: _Positive = 60.0
+    max_running: _Count = 64
+
+
+class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[leader]``. Job sizes count reports; ``slots`` 0 stands for the number of cores.
+
+    An upload group, what one transaction stores, takes requests until either cap is reached.
+    """
+
+    min_job_size: _Count = 100
+    max_job_size: _Count = 500
+    max_wait: _Short = 1.0
+    slots: Annotated[int, Meta(ge=0, le=1024)] = 0
+    permits_per_peer: Annotated[int, Meta(ge=1, le=1024)] = 8
+    upload_queue: _Count = 1000
+    upload_group_requests: _Count = 1000
+    upload_group_bytes: _Bytes = 16 << 20
+    request_timeout: _Positive = 60.0
+    retry_min: _Positive = 1.0
+    retry_max: _Day = 600.0
+    poll_max: _Day = 300.0
+
+    @property
+    def computing_slots(self) -> int:
+        """How many steps may compute at once (rule E1)."""
+        return self.slots or len(os.sched_getaffinity(0))
+
+
+class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[collection]``. ``leader_selected_keep``: how long a served leader-selected job keeps its
+    identity unless the Collector deletes it (rule A8).
+    """
+
+    retry_after: _Positive = 1.0
+    leader_selected_keep: _Day = 3600.0
+
+
+class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[reports]``. ``early_leeway``: how far ahead of this clock a report may be."""
+
+    early_leeway: _Short = 300.0
+
+
+class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[disk]``. Below ``min_free_bytes`` uploads and new Helper jobs are refused (rule E4)."""
+
+    min_free_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 200 << 20
+
+
+class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[defaults]``: the local settings of a task that is added without its own.
+
+    ``helper_mode`` ``None`` follows ``[helper] mode``, ``batch_target_size`` ``None`` the task's
+    minimum batch size. That reports never expire is said by a flag, task by task.
+    """
+
+    helper_mode: HelperMode | None = None
+    batch_target_size: _Ages | None = None
+    report_expiry_age: _Ages = 4 * 7 * 86_400
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[log]``. ``auto`` is human on a terminal, JSON lines elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "human"] = "auto"
+
+
+class Shutdown(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[shutdown]``. ``grace``: how long running work may take to end (invariant I8)."""
+
+    grace: _Short = 20.0
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file. Only ``[datastore]`` has no defaults."""
+
+    datastore: Datastore
+    server: Server = field(default_factory=Server)
+    helper: Helper = field(default_factory=Helper)
+    leader: Leader = field(default_factory=Leader)
+    collection: Collection = field(default_factory=Collection)
+    reports: Reports = field(default_factory=Reports)
+    disk: Disk = field(default_factory=Disk)
+    defaults: Defaults = field(default_factory=Defaults)
+    log: Log = field(default_factory=Log)
+    shutdown: Shutdown = field(default_factory=Shutdown)
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ``UsageError``."""
+    hint = "config.example.toml lists every key with its meaning"
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; make one with `dapd init`")
+    config = read_toml(path, Config, hint)
+    for problem in _contradictions(config):
+        raise UsageError(f"{path}: {problem}")
+    return config
+
+
+def read_toml(path: Path, type: type[T], hint: str) -> T:
+    """A TOML file as ``type``; paths in it are relative to its directory.
+
+    Raises ``UsageError``: one line that names the file and the key, and ends with ``hint``.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        return msgspec.convert(document, type, dec_hook=_path_below(path.absolute().parent))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; let this user read it") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: it is not UTF-8 text; {hint}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{path}: {error}; mend the TOML there") from error
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).partition(" - at `$")
+        key = where.rstrip("`").lstrip(".")
+        place = f"{path}: {key}" if key else str(path)
+        raise UsageError(f"{place}: {what[:1].lower()}{what[1:]}; {hint}") from error
+
+
+def read_sealing_keys(config: Config) -> list[bytes]:
+    """The 32-byte sealing keys in the file's order. Raises ``UsageError`` that names the file."""
+    return [_read_sealing_key(path) for path in config.datastore.sealing_keys]
+
+
+def minimal_config(role: Literal["leader", "helper"], url: str) -> str:
+    """The smallest configuration of an Aggregator that is reached at ``url``."""
+    lines = [
+        f"# A DAP {role.capitalize()} at {url}",
+        "[server]",
+        f'listen = "{_listen_for(url)}"',
+        "",
+        "[datastore]",
+        'path = "state/dapd.sqlite"',
+        'sealing_keys = ["keys/sealing-1.key"]',
+    ]
+    if role == "helper":
+        lines += ["", "[helper]", 'mode = "async"']
+    return "\n".join(lines) + "\n"
+
+
+def _contradictions(config: Config) -> list[str]:
+    found = []
+    try:
+        _ = config.server.address
+    except ValueError:
+        found.append(
+            f'server.listen: "{config.server.listen}" is no address; '
+            'write "host:port", such as "127.0.0.1:8080" or "[::]:8080"'
+        )
+    for low, high in (("min_job_size", "max_job_size"), ("retry_min", "retry_max")):
+        if getattr(config.leader, low) > getattr(config.leader, high):
+            found.append(f"leader.{low}: it is above leader.{high}; lower it, or raise that")
+    if len(set(config.datastore.sealing_keys)) < len(config.datastore.sealing_keys):
+        found.append("datastore.sealing_keys: a file is named twice; name it once")
+    return found
+
+
+def _path_below(directory: Path) -> Any:
+    def decode(type: type[Any], value: Any) -> Any:
+        if type is not Path:
+            raise NotImplementedError(type)
+        if not isinstance(value, str) or not value:
+            raise ValueError("Expected the path of a file")
+        return directory / value
+
+    return decode
+
+
+def _read_sealing_key(path: Path) -> bytes:
+    again = "restore it from its backup (without it the database can't be read)"
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
+        ) from None
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; let this user read it") from error
+    except UnicodeDecodeError:
+        text = ""
+    if mode & 0o077:
+        raise UsageError(f"{path}: others may read this sealing key; run `chmod 600 {path}`")
+    try:
+        key = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        key = b""
+    if len(key) != SEALING_KEY_SIZE or base64.urlsafe_b64encode(key).decode().rstrip("=") != text:
+        raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
+    return key
+
+
+def _listen_for(url: str) -> str:
+    """A loopback URL is served where it points; any other one by a proxy in front of dapd."""
+    parts = urlsplit(url)
+    if parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}:
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return f"{host}:{parts.port or 80}"
+    return Server().listen
