@@ -9,11 +9,12 @@ Every exchange ends as a value, never as an exception:
   type, a redirect, a Location of another origin, 408, 425, 429, 5xx. The peer may or may not have
   done what was asked. ``status`` is ``None`` unless a whole answer came.
 
-Left out: retrying, back-off, which refusals are final (rule D4), and what a body means. Redirects
-are not followed, cookies not kept, bodies not decompressed: what arrives is what the peer sent.
+Left out: which refusals are final (rule D4), and what a body means. Redirects are not followed,
+cookies not kept, bodies not decompressed: what arrives is what the peer sent. ``until_known``
+repeats an exchange for a client that can wait; the Leader's driver never waits (I5).
 
     async with DapHttp(timeout=30) as http:
-        match await http.create(url, body, "aggregation-job-init-req", token):
+        match await http.create(url, body, MediaType.AGGREGATION_JOB_INIT_REQ, token):
             case Ready(body, location): ...
 """
 
@@ -22,30 +23,34 @@ from __future__ import annotations
 import email.utils
 import json
 import logging
+import random
 import ssl
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2
 import trio
 
+from dapd.messages.common import MediaType
+from dapd.protocol.retry import backoff_ms
+
+T = TypeVar("T")
+
 # It logs a line for every request at INFO, URL included; who wants them sets the level back.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
-_MEDIA_TYPE = "application/ppm-dap"
 _ERROR_URN = "urn:ietf:params:ppm:dap:error:"
 
-# Which representation each creation, upload or resource has (appendix "HTTP Resources Reference").
+# Which representation each creation has (appendix "HTTP Resources Reference").
 _ANSWERS = {
-    "upload-req": "upload-errors",
-    "aggregation-job-init-req": "aggregation-job-resp",
-    "aggregation-job-continue-req": "aggregation-job-resp",
-    "aggregate-share-req": "aggregate-share",
-    "collection-job-req": "collection-job-resp",
+    MediaType.AGGREGATION_JOB_INIT_REQ: MediaType.AGGREGATION_JOB_RESP,
+    MediaType.AGGREGATE_SHARE_REQ: MediaType.AGGREGATE_SHARE,
+    MediaType.COLLECTION_JOB_REQ: MediaType.COLLECTION_JOB_RESP,
 }
 
 # Told to come again: the request as such was not judged.
@@ -99,6 +104,15 @@ class Unknown:
 
 
 Outcome = Ready | Processing | Refused | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often an exchange of unknown outcome is made, with how many seconds between."""
+
+    attempts: int = 6
+    minimum: float = 0.5
+    maximum: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,17 +172,16 @@ class DapHttp:
         with trio.CancelScope(shield=True):
             await self._client.aclose()
 
-    async def create(self, url: str, body: bytes, message: str, token: str) -> Outcome:
+    async def create(self, url: str, body: bytes, media_type: MediaType, token: str) -> Outcome:
         """POST ``body`` to a creation URL. An empty 2xx means ``Processing`` (rule A5).
 
-        ``message`` is the body's media type parameter, such as ``"aggregation-job-init-req"``; it
-        also says which representation a ready answer must have.
+        ``media_type`` is the body's; it also says which representation a ready answer must have.
         """
-        answer = await self._exchange("POST", url, token, body, message)
-        return self._resource(answer, url, _ANSWERS[message], created=True)
+        answer = await self._exchange("POST", url, token, body, media_type)
+        return self._resource(answer, url, _ANSWERS[media_type], created=True)
 
     async def poll(
-        self, location: str, token: str, expect: str, *, step: int | None = None
+        self, location: str, token: str, expect: MediaType, *, step: int | None = None
     ) -> Outcome:
         """GET a resource of media type ``expect``; ``step`` for aggregation jobs (rule A5)."""
         url = _with_step(location, step)
@@ -190,10 +203,10 @@ class DapHttp:
         self, url: str, body: bytes, token: str | None = None
     ) -> Ready | Refused | Unknown:
         """POST an ``UploadRequest``. ``Ready`` with an empty body: every report was accepted."""
-        answer = await self._exchange("POST", url, token, body, "upload-req")
-        return self._representation(answer, "upload-errors", may_be_empty=True)
+        answer = await self._exchange("POST", url, token, body, MediaType.UPLOAD_REQ)
+        return self._representation(answer, MediaType.UPLOAD_ERRORS, may_be_empty=True)
 
-    async def get(self, url: str, expect: str) -> Ready | Refused | Unknown:
+    async def get(self, url: str, expect: MediaType) -> Ready | Refused | Unknown:
         """GET an open resource of media type ``expect``."""
         answer = await self._exchange("GET", url, None)
         return self._representation(answer, expect, may_be_empty=False)
@@ -204,13 +217,13 @@ class DapHttp:
         url: str,
         token: str | None,
         body: bytes | None = None,
-        message: str | None = None,
+        media_type: MediaType | None = None,
     ) -> _Answer | Unknown:
         headers = {}
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
-        if message is not None:
-            headers["Content-Type"] = media_type(message)
+        if media_type is not None:
+            headers["Content-Type"] = media_type
         body_read = bytearray()
         with trio.move_on_after(self._timeout) as scope:
             try:
@@ -233,7 +246,7 @@ class DapHttp:
         return _Answer(response.status_code, response.headers, bytes(body_read))
 
     def _resource(
-        self, answer: _Answer | Unknown, url: str, expect: str, *, created: bool
+        self, answer: _Answer | Unknown, url: str, expect: MediaType, *, created: bool
     ) -> Outcome:
         """What an answer to a creation or a poll of a resource means."""
         if isinstance(answer, Unknown):
@@ -250,7 +263,7 @@ class DapHttp:
         return Processing(location or url, self._retry_after(answer))
 
     def _representation(
-        self, answer: _Answer | Unknown, expect: str, *, may_be_empty: bool
+        self, answer: _Answer | Unknown, expect: MediaType, *, may_be_empty: bool
     ) -> Ready | Refused | Unknown:
         """What an answer means where there is nothing to poll."""
         if isinstance(answer, Unknown):
@@ -278,23 +291,29 @@ class DapHttp:
         return None if seconds is None else min(seconds, self._max_retry_after)
 
 
-def media_type(message: str) -> str:
-    """The Content-Type of a protocol message, such as ``"upload-req"``."""
-    return f"{_MEDIA_TYPE};message={message}"
+async def until_known(exchange: Callable[[], Awaitable[T]], patience: Patience) -> tuple[T, int]:
+    """Make the same exchange again until its outcome is known: (last outcome, times sent)."""
+    for sent in range(1, patience.attempts):
+        outcome = await exchange()
+        if not isinstance(outcome, Unknown):
+            return outcome, sent
+        jitter = random.random()  # noqa: S311 - so that clients don't come back in step; no secret
+        wait = backoff_ms(sent, patience.minimum, patience.maximum, jitter) / 1000
+        await trio.sleep(max(wait, outcome.retry_after or 0))
+    return await exchange(), patience.attempts
 
 
-def message_of(content_type: str | None) -> str | None:
-    """The ``message`` of a Content-Type; ``None`` if it is no protocol message.
+def message_of(content_type: str | None) -> MediaType | None:
+    """Which protocol message a Content-Type names, if any.
 
     Other parameters, such as ``version``, don't matter (rule A10).
     """
     kind, *parameters = (content_type or "").split(";")
-    if kind.strip().lower() != _MEDIA_TYPE:
-        return None
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip().lower() == "message":
-            return value.strip().strip('"').lower()
+            named = f"{kind.strip()};message={value.strip().strip(chr(34))}".lower()
+            return next((each for each in MediaType if each == named), None)
     return None
 
 
@@ -331,12 +350,10 @@ def _succeeded(answer: _Answer) -> bool:
     return 200 <= answer.status < 300
 
 
-def _ready(answer: _Answer, expect: str, location: str | None) -> Ready | Unknown:
+def _ready(answer: _Answer, expect: MediaType, location: str | None) -> Ready | Unknown:
     content_type = answer.headers.get("Content-Type")
-    if message_of(content_type) != expect:  # A10
-        return Unknown(
-            f"the answer's media type is {content_type}, not {media_type(expect)}", answer.status
-        )
+    if message_of(content_type) is not expect:  # A10
+        return Unknown(f"the answer's media type is {content_type}, not {expect}", answer.status)
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         return Unknown("the answer is compressed, which was not asked for", answer.status)
     return Ready(answer.body, location, _max_age(answer.headers.get("Cache-Control", "")))

@@ -16,15 +16,15 @@ from dapd.http import (
     Ready,
     Refused,
     Unknown,
-    media_type,
     message_of,
     parse_retry_after,
     resource_url,
 )
+from dapd.messages.common import MediaType
 from tests.peer import Peer, answer
 
-JOB = "aggregation-job-init-req"
-RESP = media_type("aggregation-job-resp")
+JOB = MediaType.AGGREGATION_JOB_INIT_REQ
+RESP = MediaType.AGGREGATION_JOB_RESP
 URN = "urn:ietf:params:ppm:dap:error:"
 
 
@@ -51,7 +51,7 @@ async def test_a5_a_ready_creation_keeps_its_location_resolved_against_the_reque
     assert request.method == "POST"
     assert request.body == b"body"
     assert request.headers["authorization"] == "Bearer secret"
-    assert request.headers["content-type"] == media_type(JOB)
+    assert request.headers["content-type"] == JOB
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
@@ -108,10 +108,8 @@ async def test_a5_a_get_carries_step_where_asked_and_delete_never(
     """The Location's own ``step`` is replaced, other parameters stay as they are."""
     peer = Peer(lambda _: answer(200))
     job = f"{await peer.serve(nursery)}/job?x=%2F&step=5"
-    assert await http.poll(job, "t", "aggregation-job-resp", step=0) == Processing(
-        f"{peer.url}/job?x=%2F&step=0"
-    )
-    await http.poll(job, "t", "aggregate-share")
+    assert await http.poll(job, "t", RESP, step=0) == Processing(f"{peer.url}/job?x=%2F&step=0")
+    await http.poll(job, "t", MediaType.AGGREGATE_SHARE)
     assert await http.delete(job, "t") == Ready(b"")
     assert [(r.method, r.target) for r in peer.requests] == [
         ("GET", "/job?x=%2F&step=0"),
@@ -123,22 +121,23 @@ async def test_a5_a_get_carries_step_where_asked_and_delete_never(
 @pytest.mark.parametrize(
     ("content_type", "message"),
     [
-        ("application/ppm-dap;message=upload-req", "upload-req"),
-        ('Application/PPM-DAP ; Version=18; MESSAGE="upload-req"', "upload-req"),
+        ("application/ppm-dap;message=upload-req", MediaType.UPLOAD_REQ),
+        ('Application/PPM-DAP ; Version=18; MESSAGE="upload-req"', MediaType.UPLOAD_REQ),
         ("application/ppm-dap", None),
+        ("application/ppm-dap;message=other", None),
         ("application/json;message=upload-req", None),
         ("", None),
         (None, None),
     ],
 )
 def test_a10_media_types_compare_type_and_message_only(
-    content_type: str | None, message: str | None
+    content_type: str | None, message: MediaType | None
 ) -> None:
     """Other parameters don't matter, nor does their case."""
     assert message_of(content_type) == message
 
 
-@pytest.mark.parametrize("content_type", ["text/html", media_type("aggregate-share")])
+@pytest.mark.parametrize("content_type", ["text/html", MediaType.AGGREGATE_SHARE])
 async def test_a10_another_media_type_is_unknown(
     http: DapHttp, nursery: trio.Nursery, content_type: str
 ) -> None:
@@ -277,11 +276,11 @@ async def test_cache_control_is_kept(
 ) -> None:
     """How long an ``HpkeConfigList`` may be used."""
     headers = {
-        "Content_Type": media_type("hpke-config-list"),
+        "Content_Type": MediaType.HPKE_CONFIG_LIST,
         "Cache_Control": cache_control,
     }
     peer = Peer(lambda _: answer(200, b"list", **headers))
-    outcome = await http.get(await peer.serve(nursery), "hpke-config-list")
+    outcome = await http.get(await peer.serve(nursery), MediaType.HPKE_CONFIG_LIST)
     assert outcome == Ready(b"list", max_age=max_age)
 
 
@@ -306,10 +305,10 @@ async def test_d4_every_call_ends_as_a_value(
     url = await peer.serve(nursery)
     calls: dict[str, Callable[[], object]] = {
         "create": lambda: http.create(url, b"", JOB, "t"),
-        "poll": lambda: http.poll(url, "t", "aggregate-share"),
+        "poll": lambda: http.poll(url, "t", MediaType.AGGREGATE_SHARE),
         "delete": lambda: http.delete(url, "t"),
         "upload": lambda: http.upload(url, b""),
-        "get": lambda: http.get(url, "hpke-config-list"),
+        "get": lambda: http.get(url, MediaType.HPKE_CONFIG_LIST),
     }
     outcome = await calls[method]()  # type: ignore[misc]
     assert isinstance(outcome, Unknown)
