@@ -3,3 +3,5 @@
 Programs use ``dapd.client`` and ``dapd.collector``, tests use ``dapd.testing``; the rest is
 the daemon.
 """
+
+__version__ = "0.1.0"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import click
 
+from dapd import __version__
 from dapd.errors import DatastoreError, PeerError, UsageError
 
 _COMMANDS = ("collect", "demo", "init", "task", "upload")
@@ -42,7 +42,7 @@ class _Commands(click.Group):
     metavar="FILE",
     help="The daemon's configuration. Without a command: run the daemon.",
 )
-@click.version_option(version("dapd"), prog_name="dapd", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="dapd", message="%(prog)s %(version)s")
 @click.pass_context
 def root(ctx: click.Context, config: Path | None) -> None:
     """A Distributed Aggregation Protocol (DAP) Aggregator, and its client and collector.
