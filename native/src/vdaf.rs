@@ -233,7 +233,8 @@ fn build(kind: &str, given: &Given<'_, '_>) -> Result<Built> {
         "sumvec" => {
             given.only(&["length", "max_measurement", "chunk_length"])?;
             let length = given.get("length", MAX_ELEMENTS)?;
-            let max = given.get("max_measurement", Field128::modulus() - 1)?;
+            // Far below the field's modulus, but a uint64 on the wire.
+            let max = given.get("max_measurement", u64::MAX.into())?;
             let elements = length * bits(max);
             let chunk = given.chunk_length(elements)?;
             let vdaf = P3::new_sum_vec(2, max, length as usize, chunk);

@@ -1,0 +1,124 @@
+"""Reports as columns: the typed door to the Rust data plane.
+
+Left out: keys and sealing (``dapd.crypto``), and what only the database knows: replay and
+collected batches are decided in a transaction and come back as columns of outcomes. Sections
+"Uploading Reports", "Verifying and Aggregating Reports"; rules B1, B2, B5, E3.
+
+``dapd/_native.pyi`` says what each call takes and gives. No function here looks at one report.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from enum import IntEnum
+
+from dapd._native import (
+    BucketTotal,
+    Chunk,
+    Extensions,
+    HelperFinish,
+    HelperJob,
+    HelperVerified,
+    LeaderFinish,
+    LeaderStart,
+    ReplayIndex,
+    ReportRules,
+    TaskParameters,
+    UploadAnswer,
+    UploadGroup,
+    UploadPart,
+    cut_chunk,
+    leader_finish,
+    leader_start,
+    open_uploads,
+    parse_upload_errors,
+    seal_reports,
+    shard,
+)
+
+__all__ = [
+    "REPORT_ID_SIZE",
+    "BucketTotal",
+    "Chunk",
+    "Extensions",
+    "HelperFinish",
+    "HelperJob",
+    "HelperVerified",
+    "LeaderFinish",
+    "LeaderStart",
+    "ReplayIndex",
+    "ReportError",
+    "ReportRules",
+    "TaskParameters",
+    "UploadAnswer",
+    "UploadGroup",
+    "UploadPart",
+    "count_outcomes",
+    "cut_chunk",
+    "ids_where",
+    "leader_finish",
+    "leader_start",
+    "mask_of",
+    "open_uploads",
+    "outcome_name",
+    "parse_upload_errors",
+    "seal_reports",
+    "shard",
+    "split_ids",
+]
+
+REPORT_ID_SIZE = 16
+
+
+class ReportError(IntEnum):
+    """``ReportError``, an open registry: codes beyond these are numbers. In a column of outcomes
+    0, which the draft reserves, means that nothing is wrong with the report.
+    """
+
+    FINE = 0
+    BATCH_COLLECTED = 1
+    REPORT_REPLAYED = 2
+    REPORT_DROPPED = 3
+    HPKE_UNKNOWN_CONFIG_ID = 4
+    HPKE_DECRYPT_ERROR = 5
+    VDAF_VERIFY_ERROR = 6
+    TASK_EXPIRED = 7
+    INVALID_MESSAGE = 8
+    REPORT_TOO_EARLY = 9
+    TASK_NOT_STARTED = 10
+    OUTDATED_CONFIG = 11
+
+
+_NAMES = {error.value: error.name.lower() for error in ReportError}
+
+
+def outcome_name(code: int) -> str:
+    """The draft's name of an outcome; ``report_error_N`` for one that it does not have."""
+    return _NAMES.get(code, f"report_error_{code}")
+
+
+def count_outcomes(outcomes: bytes) -> dict[int, int]:
+    """How often each outcome occurs in a column."""
+    return dict(Counter(outcomes))
+
+
+def split_ids(ids: bytes) -> list[bytes]:
+    """The report ids of a column. For messages and small columns, not for hot paths."""
+    return [ids[at : at + REPORT_ID_SIZE] for at in range(0, len(ids), REPORT_ID_SIZE)]
+
+
+def mask_of(outcomes: bytes, code: int) -> bytes:
+    """A byte per row: 1 where the outcome is ``code``, else 0; ``cut_chunk`` keeps the ones."""
+    table = bytearray(256)
+    table[code] = 1
+    return outcomes.translate(bytes(table))
+
+
+def ids_where(ids: bytes, outcomes: bytes, code: int) -> bytes:
+    """The ids of the rows whose outcome is ``code``, in order."""
+    found = []
+    row = outcomes.find(code)
+    while row >= 0:
+        found.append(ids[row * REPORT_ID_SIZE : (row + 1) * REPORT_ID_SIZE])
+        row = outcomes.find(code, row + 1)
+    return b"".join(found)

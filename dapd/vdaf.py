@@ -1,0 +1,139 @@
+"""The VDAFs of DAP: from a task's configuration to an instance, from text to measurements.
+
+Left out: their wire encoding (``dapd.messages.task``) and all that happens to a report
+(``dapd.reports``). Section "VDAF Configuration Encodings"; the VDAF draft, section 7.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import assert_never
+
+from dapd._native import Vdaf, merge, unshard
+from dapd.messages.task import (
+    VDAF_CONFIGURATIONS,
+    Prio3Count,
+    Prio3Histogram,
+    Prio3MultihotCountVec,
+    Prio3Sum,
+    Prio3SumVec,
+    VdafConfiguration,
+)
+
+__all__ = [
+    "KINDS",
+    "AggregateResult",
+    "Measurement",
+    "Vdaf",
+    "VdafConfiguration",
+    "default_chunk_length",
+    "expected_measurement",
+    "format_result",
+    "make_config",
+    "make_vdaf",
+    "merge",
+    "parse_measurement",
+    "unshard",
+]
+
+Measurement = int | list[int]
+AggregateResult = int | list[int]
+
+KINDS: Mapping[str, type[VdafConfiguration]] = {each.kind: each for each in VDAF_CONFIGURATIONS}
+"""The names of VDAFs in files and on the command line."""
+
+
+def make_vdaf(config: VdafConfiguration) -> Vdaf:
+    """The instance for two aggregators. Raises ``ValueError`` that names the parameter."""
+    parameters: dict[str, int] = {
+        field.name: getattr(config, field.name) for field in fields(config)
+    }
+    return Vdaf(config.kind, **parameters)
+
+
+def make_config(kind: str, parameters: Mapping[str, int]) -> VdafConfiguration:
+    """The configuration of a VDAF by name, its ``chunk_length`` filled in where it has one and
+    none is given. Raises ``ValueError`` that names what is unknown, missing, superfluous or bad.
+    """
+    cls = KINDS.get(kind)
+    if cls is None:
+        raise ValueError(f"unknown VDAF {kind!r}: it must be one of {', '.join(KINDS)}")
+    given = dict(parameters)
+    names = {field.name for field in fields(cls)}
+    if "chunk_length" in names and "chunk_length" not in given:
+        # Wrong parameters have no default; the native constructor says what is wrong with them.
+        given["chunk_length"] = default_chunk_length(kind, given)
+    Vdaf(kind, **given)
+    return cls(**given)
+
+
+def default_chunk_length(kind: str, parameters: Mapping[str, int]) -> int:
+    """The square root of the encoded measurement's length, as the VDAF draft advises; 1 where
+    the parameters give no length or the VDAF has no chunks.
+    """
+    length = max(parameters.get("length", 1), 1)
+    if kind == Prio3SumVec.kind:
+        length *= max(parameters.get("max_measurement", 1), 1).bit_length()
+    elif kind == Prio3MultihotCountVec.kind:
+        length += max(parameters.get("max_weight", 1), 1).bit_length()
+    return max(math.isqrt(length), 1)
+
+
+def expected_measurement(config: VdafConfiguration) -> str:
+    """What a measurement looks like as text, for messages to people."""
+    match config:
+        case Prio3Count():
+            return "0 or 1"
+        case Prio3Sum(max_measurement):
+            return f"a whole number from 0 to {max_measurement}"
+        case Prio3SumVec(length, max_measurement):
+            return f"{length} whole numbers from 0 to {max_measurement}, separated by commas"
+        case Prio3Histogram(length):
+            return f"the number of a bucket, from 0 to {length - 1}"
+        case Prio3MultihotCountVec(length, _, max_weight):
+            return f"{length} times 0 or 1, separated by commas, with 1 at most {max_weight} times"
+        case _:
+            assert_never(config)
+
+
+def parse_measurement(config: VdafConfiguration, text: str) -> Measurement:
+    """The measurement that ``text`` stands for. Raises ``ValueError`` that says what it must be."""
+    try:
+        values = [int(item) for item in text.split(",")]
+    except ValueError:
+        values = []
+    if not _is_measurement(config, values):
+        raise ValueError(f"measurement {text.strip()!r} must be {expected_measurement(config)}")
+    match config:
+        case Prio3Count() | Prio3Sum() | Prio3Histogram():
+            return values[0]
+        case Prio3SumVec() | Prio3MultihotCountVec():
+            return values
+        case _:
+            assert_never(config)
+
+
+def _is_measurement(config: VdafConfiguration, values: list[int]) -> bool:
+    """Whether the VDAF encodes these values; a single one stands in a list of its own."""
+    match config:
+        case Prio3Count():
+            length, largest, total = 1, 1, 1
+        case Prio3Sum(max_measurement):
+            length, largest, total = 1, max_measurement, max_measurement
+        case Prio3SumVec(length, max_measurement):
+            largest, total = max_measurement, length * max_measurement
+        case Prio3Histogram(buckets):
+            length, largest, total = 1, buckets - 1, buckets - 1
+        case Prio3MultihotCountVec(length, _, max_weight):
+            largest, total = 1, max_weight
+        case _:
+            assert_never(config)
+    in_range = all(0 <= value <= largest for value in values)
+    return len(values) == length and in_range and sum(values) <= total
+
+
+def format_result(result: AggregateResult) -> str:
+    """The result as text: a number, or numbers separated by commas."""
+    return str(result) if isinstance(result, int) else ",".join(map(str, result))
