@@ -33,9 +33,13 @@ CREATE TABLE hpke_keypairs (
 -- Ids of the sealing keys that some row may be sealed with (rule F2).
 CREATE TABLE sealing_keys (key_id BLOB PRIMARY KEY);
 
--- The order of acceptance of report chunks.
-CREATE TABLE sequences (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-INSERT INTO sequences (name, value) VALUES ('chunk_seq', 0);
+-- One row an upload transaction: what it claims first (rule D1), and the order of acceptance. Only
+-- the latest are kept, for a transaction that is run again after its connection was lost in COMMIT.
+CREATE TABLE upload_groups (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    group_key BLOB NOT NULL UNIQUE,
+    rejected BLOB                         -- the outcomes of its parts' reports, in order
+);
 
 CREATE TABLE report_chunks (
     chunk_pk INTEGER PRIMARY KEY AUTOINCREMENT,

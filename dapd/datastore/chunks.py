@@ -1,0 +1,213 @@
+"""Report chunks, the Leader's reports at rest: what an upload transaction accepted for one bucket.
+
+A chunk is ``waiting`` for a job, ``assigned`` to one, or ``decided``: its reports are aggregated or
+rejected, its rows are gone and its ids stay as the upload replay record. Slices of a chunk keep
+its ``seq``, the order of acceptance (rules C3, D5). Left out: which chunks become a job
+(``dapd.protocol.packing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dapd.datastore.engines import Tx
+from dapd.protocol.packing import Waiting
+from dapd.reports import Chunk, cut_chunk
+
+_Q_INSERT = """
+INSERT INTO report_chunks
+  (task_pk, seq, bucket, n, time_min, time_max, ids, state, job_pk, run_at, attempts)
+VALUES (:task_pk, :seq, :bucket, :n, :time_min, :time_max, :ids, :state, :job_pk, :run_at, :attempts)
+RETURNING chunk_pk"""
+_Q_INSERT_ROWS = "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
+_Q_TASKS = "SELECT DISTINCT task_pk FROM report_chunks WHERE state = 'waiting' AND run_at <= :now"
+_Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run_at > :now"
+_Q_COLLECTED = """
+SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
+  AND EXISTS (SELECT 1 FROM collected WHERE collected.task_pk = chunk.task_pk
+    AND lo <= bucket AND hi > bucket AND collected.state = 'collected')"""
+_Q_EXPIRED = """
+SELECT chunk_pk, n FROM report_chunks
+WHERE task_pk = :task_pk AND state = 'waiting' AND time_max < :expired_before"""
+_Q_ASSIGNABLE = """
+SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
+WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
+  AND NOT EXISTS (SELECT 1 FROM collected WHERE collected.task_pk = chunk.task_pk
+    AND lo <= bucket AND hi > bucket)
+ORDER BY seq, chunk_pk"""
+_Q_ASSIGN = """
+UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
+WHERE chunk_pk = :chunk_pk AND state = 'waiting'"""
+_Q_DECIDE = "UPDATE report_chunks SET state = 'decided' WHERE chunk_pk = :chunk_pk"
+_Q_DELETE_ROWS = "DELETE FROM chunk_rows WHERE chunk_pk = :chunk_pk"
+_Q_DELETE = "DELETE FROM report_chunks WHERE chunk_pk = :chunk_pk"
+_Q_OF_JOB = """
+SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
+FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk)
+WHERE job_pk = :job_pk AND state = 'assigned' ORDER BY chunk_pk"""
+_Q_ONE = """
+SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
+FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk) WHERE chunk_pk = :chunk_pk"""
+_Q_NEWEST_TIME = "SELECT max(time_max) FROM report_chunks WHERE job_pk = :job_pk"
+_Q_PROGRESS = """
+SELECT COALESCE(sum(CASE WHEN state = 'waiting' THEN n END), 0),
+  COALESCE(sum(CASE WHEN state = 'assigned' THEN n END), 0),
+  COALESCE(sum(CASE WHEN :cut IS NULL OR seq <= :cut THEN n END), 0),
+  COALESCE(max(seq), 0)
+FROM report_chunks WHERE task_pk = :task_pk AND state IN ('waiting', 'assigned')"""
+_Q_PROGRESS_OF_RANGE = f"{_Q_PROGRESS} AND bucket >= :lo AND bucket < :hi"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunk:
+    """One chunk with its rows. ``run_at`` is in ms, times count the task's precision."""
+
+    chunk_pk: int
+    task_pk: int
+    seq: int
+    bucket: bytes
+    n: int
+    time_min: int
+    time_max: int
+    run_at: int
+    attempts: int
+    ids: bytes
+    lengths: bytes
+    rows: bytes
+
+
+class Progress(NamedTuple):
+    """Reports of a batch that are not decided yet; ``newest_seq`` is 0 if there is none."""
+
+    waiting: int
+    assigned: int
+    undecided_up_to_cut: int
+    newest_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where new rows go: what a chunk holds beside its reports."""
+
+    task_pk: int
+    seq: int
+    bucket: bytes
+    run_at: int
+    attempts: int = 0
+    job_pk: int | None = None
+
+
+def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
+    """Store reports with their rows: assigned if ``place`` names a job, else waiting."""
+    n, time_min, time_max, ids, lengths, rows = chunk
+    row = tx.one(
+        _Q_INSERT,
+        task_pk=place.task_pk,
+        seq=place.seq,
+        bucket=place.bucket,
+        n=n,
+        time_min=time_min,
+        time_max=time_max,
+        ids=ids,
+        state="waiting" if place.job_pk is None else "assigned",
+        job_pk=place.job_pk,
+        run_at=place.run_at,
+        attempts=place.attempts,
+    )
+    assert row is not None
+    tx.execute(_Q_INSERT_ROWS, chunk_pk=row[0], lengths=lengths, rows=rows)
+    return int(row[0])
+
+
+def tasks_with_waiting(tx: Tx, now: int) -> list[int]:
+    return [row[0] for row in tx.all(_Q_TASKS, now=now)]
+
+
+def next_due(tx: Tx, now: int) -> int | None:
+    """When the next deferred chunk may be assigned, in ms."""
+    row = tx.one(_Q_NEXT, now=now)
+    return row[0] if row else None
+
+
+def waiting_in_collected(tx: Tx, task_pk: int) -> list[tuple[int, int]]:
+    """(chunk_pk, n) of chunks whose batch has been collected without them (rules C2, C8)."""
+    return [(pk, n) for pk, n in tx.all(_Q_COLLECTED, task_pk=task_pk)]
+
+
+def waiting_expired(tx: Tx, task_pk: int, expired_before: int) -> list[tuple[int, int]]:
+    """(chunk_pk, n) of chunks whose newest report is below the watermark (rules C8, D6)."""
+    return [(pk, n) for pk, n in tx.all(_Q_EXPIRED, task_pk=task_pk, expired_before=expired_before)]
+
+
+def assignable(tx: Tx, task_pk: int, now: int) -> list[Waiting]:
+    """Due chunks of open buckets in the order of acceptance; those of closed ones are left alone (C2)."""
+    return [Waiting(*row) for row in tx.all(_Q_ASSIGNABLE, task_pk=task_pk, now=now)]
+
+
+def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
+    tx.execute(_Q_ASSIGN, chunk_pk=chunk_pk, job_pk=job_pk, bucket=bucket)
+
+
+def decide(tx: Tx, chunk_pk: int) -> None:
+    """Its reports are aggregated, rejected or lost: the rows go, the ids stay."""
+    tx.execute(_Q_DECIDE, chunk_pk=chunk_pk)
+    tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
+
+
+def of_job(tx: Tx, job_pk: int) -> list[StoredChunk]:
+    """The chunks of an unfinished job, in the order in which its reports are numbered."""
+    return [StoredChunk(*row) for row in tx.all(_Q_OF_JOB, job_pk=job_pk)]
+
+
+def load(tx: Tx, chunk_pk: int) -> StoredChunk:
+    row = tx.one(_Q_ONE, chunk_pk=chunk_pk)
+    assert row is not None
+    return StoredChunk(*row)
+
+
+def newest_time(tx: Tx, job_pk: int) -> int:
+    """The time of the newest report of a job (rule D6)."""
+    row = tx.one(_Q_NEWEST_TIME, job_pk=job_pk)
+    return int(row[0]) if row and row[0] is not None else 0
+
+
+def split(tx: Tx, chunk: StoredChunk, keep: bytes, first: Place, second: Place) -> tuple[int, int]:
+    """Cut a chunk in two by the mask ``keep`` (rule D5); neither part may be empty."""
+    head = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, keep)
+    tail = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, complement(keep))
+    assert head is not None
+    assert tail is not None
+    remove(tx, chunk.chunk_pk)
+    return insert(tx, first, head), insert(tx, second, tail)
+
+
+def remove(tx: Tx, chunk_pk: int) -> None:
+    """Drop a chunk whose reports have been stored in others."""
+    tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
+    tx.execute(_Q_DELETE, chunk_pk=chunk_pk)
+
+
+def complement(mask: bytes) -> bytes:
+    return mask.translate(_COMPLEMENT)
+
+
+_COMPLEMENT = bytes([1]) + bytes(255)
+
+
+def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
+    """(ids, lengths, rows) of each, as ``leader_start`` takes them."""
+    return [(chunk.ids, chunk.lengths, chunk.rows) for chunk in chunks]
+
+
+def batch_progress(tx: Tx, task_pk: int, lo: bytes, hi: bytes, cut: int | None) -> Progress:
+    """Undecided reports of [lo, hi), or of the whole task if ``hi`` is empty (leader-selected,
+    unbound); without a cut, all of them are up to it.
+    """
+    if hi:
+        row = tx.one(_Q_PROGRESS_OF_RANGE, task_pk=task_pk, cut=cut, lo=lo, hi=hi)
+    else:
+        row = tx.one(_Q_PROGRESS, task_pk=task_pk, cut=cut)
+    assert row is not None
+    return Progress(*row)

@@ -1,0 +1,166 @@
+"""Which waiting chunks become which aggregation jobs: sizes, waiting, flushing and the cut.
+
+Sections "Leader Initialization" (the Leader chooses candidate reports) and "Leader-selected Batch
+Mode"; rules C3, C6, C8, D5. Left out: collected and closed batches, which the transaction has
+taken out before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A chunk of ``n`` reports that may be assigned; ``run_at`` (ms) is since when."""
+
+    chunk_pk: int
+    seq: int
+    bucket: bytes
+    n: int
+    run_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty. Once its cut is
+    fixed, later chunks of that batch are not assigned (rule C3).
+    """
+
+    lo: bytes
+    hi: bytes
+    cut: int | None
+
+    def wants(self, bucket: bytes) -> bool:
+        return not self.hi or self.lo <= bucket < self.hi
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Job sizes in reports, and how long a report waits for others, in ms."""
+
+    min_size: int
+    max_size: int
+    max_wait: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A leader-selected batch that may take more: what it holds, and what is on its way to it."""
+
+    batch_id: bytes
+    aggregated: int
+    in_flight: int
+
+    def room(self, target: int) -> int:
+        """Full by reports aggregated, not assigned: rejected ones make room again (rule C6)."""
+        return max(0, target - self.aggregated - self.in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next ``n`` reports of a chunk."""
+
+    chunk: Waiting
+    n: int
+
+
+@dataclass(slots=True)
+class Packed:
+    """The chunks of one job; ``batch`` is an index into the batches, in that mode alone."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    n: int = 0
+    batch: int | None = None
+    fills_batch: bool = False
+
+    def add(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.n += piece.n
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Jobs to make now, and when (ms) the waiting of what is left over ends."""
+
+    jobs: list[Packed]
+    next_at: int | None
+
+
+def before_the_cut(chunks: Sequence[Waiting], asked: Sequence[Asked]) -> list[Waiting]:
+    """The chunks that no collection's cut holds back (rule C3)."""
+    cuts = [each for each in asked if each.cut is not None]
+    return [
+        chunk
+        for chunk in chunks
+        if not any(each.wants(chunk.bucket) and chunk.seq > (each.cut or 0) for each in cuts)
+    ]
+
+
+def pack(
+    chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int
+) -> Plan:
+    """Time-interval jobs: first fit in the order of acceptance; a chunk above the maximum goes alone."""
+    bins: list[Packed] = []
+    for chunk in before_the_cut(chunks, asked):
+        for packed in bins:
+            if packed.n + chunk.n <= limits.max_size:
+                packed.add(Piece(chunk, chunk.n))
+                break
+        else:
+            bins.append(Packed([Piece(chunk, chunk.n)], chunk.n))
+    return _ripe(bins, asked, limits, now)
+
+
+def fill(
+    chunks: Sequence[Waiting],
+    asked: Sequence[Asked],
+    limits: Limits,
+    rooms: Sequence[int],
+    target: int,
+    now: int,
+) -> Plan:
+    """Leader-selected jobs: the oldest batch with room takes the oldest reports, cut to fit (C6, D5).
+
+    ``rooms`` are those of the open batches, oldest first; an index beyond them is a new batch.
+    """
+    jobs: list[Packed] = []
+    left = list(rooms)
+    batch = 0
+    current: Packed | None = None
+    for chunk in before_the_cut(chunks, asked):
+        remaining = chunk.n
+        while remaining:
+            while batch < len(left) and not left[batch]:
+                batch += 1
+                current = None
+            if batch == len(left):
+                left.append(target)
+            if current is None or current.n == limits.max_size:
+                current = Packed(batch=batch)
+                jobs.append(current)
+            n = min(remaining, left[batch], limits.max_size - current.n)
+            current.add(Piece(chunk, n))
+            remaining -= n
+            left[batch] -= n
+            current.fills_batch = not left[batch]
+    return _ripe(jobs, asked, limits, now)
+
+
+def _ripe(packed: Sequence[Packed], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
+    """Jobs big enough, asked for by a collection, or whose oldest report has waited long enough."""
+    jobs = []
+    next_at: int | None = None
+    for job in packed:
+        oldest = min(piece.chunk.run_at for piece in job.pieces)
+        if (
+            job.n >= limits.min_size
+            or job.fills_batch
+            or oldest + limits.max_wait <= now
+            or any(each.wants(piece.chunk.bucket) for each in asked for piece in job.pieces)
+        ):
+            jobs.append(job)
+        else:
+            next_at = min(next_at or oldest + limits.max_wait, oldest + limits.max_wait)
+    return Plan(jobs, next_at)
