@@ -170,7 +170,7 @@ CREATE UNIQUE INDEX collection_jobs_identity ON collection_jobs (task_pk, reques
     WHERE request_hash IS NOT NULL;
 CREATE INDEX collection_jobs_due ON collection_jobs (state, run_at)
     WHERE state IN ('waiting', 'frozen', 'polling');
-CREATE INDEX collection_jobs_open ON collection_jobs (task_pk) WHERE state IN ('waiting', 'frozen', 'polling');
+CREATE INDEX collection_jobs_waiting ON collection_jobs (task_pk) WHERE state = 'waiting';
 
 CREATE TABLE aggregate_share_jobs (
     share_job_pk INTEGER PRIMARY KEY AUTOINCREMENT,

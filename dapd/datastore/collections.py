@@ -1,0 +1,269 @@
+"""The Leader's collection jobs, and the leader-selected batches that one of them may take.
+
+States: ``waiting`` for its reports, ``frozen`` with the exact AggregateShareReq stored, ``polling``
+at the Location the Helper gave; then ``finished``, ``failed`` or ``deleted``. Left out: what moves
+a job on (``dapd.commits``) and leases (``dapd.datastore.leases``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dapd.datastore.engines import Tx
+from dapd.datastore.leases import Lease
+from dapd.protocol.collect import OpenBatch
+
+_COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
+leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
+_Q_IDENTICAL = f"""
+SELECT {_COLUMNS} FROM collection_jobs WHERE task_pk = :task_pk AND request_hash = :request_hash"""
+_Q_BY_ID = f"SELECT {_COLUMNS} FROM collection_jobs WHERE task_pk = :task_pk AND id = :id"
+_Q_BY_PK = f"SELECT {_COLUMNS} FROM collection_jobs WHERE collection_pk = :pk"
+_Q_INSERT = f"""
+INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
+VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :now)
+RETURNING {_COLUMNS}"""
+_Q_END_IDENTITY = "UPDATE collection_jobs SET request_hash = NULL WHERE collection_pk = :pk"
+_Q_WAITING = """
+SELECT lo, hi, cut FROM collection_jobs WHERE task_pk = :task_pk AND state = 'waiting'
+ORDER BY collection_pk"""
+_Q_TOUCH = """
+UPDATE collection_jobs SET run_at = :now
+WHERE task_pk = :task_pk AND state = 'waiting' AND run_at > :now"""
+_Q_CLAIM = """
+UPDATE collection_jobs SET lease_until = lease_until
+WHERE collection_pk = :pk AND state = :state AND lease_token = :token"""
+_Q_SET_CUT = "UPDATE collection_jobs SET cut = :cut WHERE collection_pk = :pk"
+_Q_FREEZE = """
+UPDATE collection_jobs SET state = 'frozen', lo = :lo, hi = :hi, share_request = :share_request,
+  leader_share = :leader_share, n = :n, time_min = :time_min, time_max = :time_max, sends = 0,
+  attempts = 0
+WHERE collection_pk = :pk AND state = 'waiting' AND lease_token = :token"""
+_Q_NOTE_SEND = """
+UPDATE collection_jobs SET sends = sends + 1
+WHERE collection_pk = :pk AND state = 'frozen' AND lease_token = :token"""
+_Q_POLL_LATER = """
+UPDATE collection_jobs SET state = CASE WHEN :location IS NULL THEN 'frozen' ELSE 'polling' END,
+  location = :location, run_at = :run_at, last_error = :error, lease_token = NULL, lease_until = NULL,
+  attempts = CASE WHEN :location IS NULL THEN attempts ELSE 0 END, crashes = 0
+WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND lease_token = :token"""
+_Q_END = """
+UPDATE collection_jobs SET state = :state, response = :response, error = :error, detail = :detail,
+  request_hash = CASE WHEN :state = 'finished' THEN request_hash END,
+  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
+WHERE collection_pk = :pk AND state IN ('waiting', 'frozen', 'polling') AND lease_token = :token"""
+_Q_DELETE = """
+UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NULL,
+  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
+WHERE collection_pk = :pk"""
+_Q_NOTE_SERVED = """
+UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
+_Q_OPEN_BATCHES = """
+SELECT b.batch_id,
+  (SELECT COALESCE(sum(s.n), 0) FROM batch_shares s
+   WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id),
+  EXISTS (SELECT 1 FROM aggregation_jobs j WHERE j.task_pk = b.task_pk AND j.bucket = b.batch_id
+          AND j.state IN ('assigned', 'stored', 'polling', 'received'))
+FROM outstanding_batches b WHERE b.task_pk = :task_pk AND b.collection_pk IS NULL
+ORDER BY b.batch_pk"""
+_Q_BIND = """
+UPDATE outstanding_batches SET collection_pk = :pk
+WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingCollection:
+    """What the creator must obey: the range, empty if not bound yet, and the cut once it is fixed."""
+
+    lo: bytes
+    hi: bytes
+    cut: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionJob:
+    """A row. ``leader_share`` is sealed; times are inclusive, in time precisions; ``served_at`` is in ms."""
+
+    pk: int
+    id: bytes
+    task_pk: int
+    state: str
+    lo: bytes
+    hi: bytes
+    cut: int | None
+    sends: int
+    request: bytes
+    share_request: bytes | None
+    leader_share: bytes | None = field(repr=False)
+    n: int | None
+    time_min: int | None
+    time_max: int | None
+    location: str | None
+    response: bytes | None
+    error: str | None
+    detail: str | None
+    served_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenBatch:
+    """What a freeze stores: the range, the exact AggregateShareReq, the sealed share of the Leader."""
+
+    lo: bytes
+    hi: bytes
+    share_request: bytes
+    leader_share: bytes
+    n: int
+    time_min: int
+    time_max: int
+
+
+def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
+    """The collections of a task that wait for their reports, oldest first (rule C3)."""
+    return [WaitingCollection(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
+
+
+def touch(tx: Tx, task_pk: int, now: int) -> None:
+    """Something that a waiting collection counts has changed: it is due now (ms)."""
+    tx.execute(_Q_TOUCH, task_pk=task_pk, now=now)
+
+
+def identical(tx: Tx, task_pk: int, request_hash: bytes) -> CollectionJob | None:
+    """The job that a request with this SHA-256 made (rule A1)."""
+    row = tx.one(_Q_IDENTICAL, task_pk=task_pk, request_hash=request_hash)
+    return CollectionJob(*row) if row else None
+
+
+def by_id(tx: Tx, task_pk: int, job_id: bytes) -> CollectionJob | None:
+    """The job with this resource id, in whatever state."""
+    row = tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id)
+    return CollectionJob(*row) if row else None
+
+
+def by_pk(tx: Tx, pk: int) -> CollectionJob:
+    """A job that a lease refers to; rows of jobs are never deleted while it may hold."""
+    row = tx.one(_Q_BY_PK, pk=pk)
+    assert row is not None
+    return CollectionJob(*row)
+
+
+def insert(
+    tx: Tx, task_pk: int, job: WaitingCollection, *, job_id: bytes, request: tuple[bytes, bytes], now: int
+) -> CollectionJob:
+    """A new waiting job, due now; ``request`` is the body and its SHA-256."""
+    body, request_hash = request
+    row = tx.one(
+        _Q_INSERT,
+        id=job_id,
+        task_pk=task_pk,
+        lo=job.lo,
+        hi=job.hi,
+        now=now,
+        request_hash=request_hash,
+        request=body,
+    )
+    assert row is not None
+    return CollectionJob(*row)
+
+
+def end_identity(tx: Tx, pk: int) -> None:
+    """The next identical request makes a new job (rule A8)."""
+    tx.execute(_Q_END_IDENTITY, pk=pk)
+
+
+def claim(tx: Tx, lease: Lease, state: str) -> bool:
+    """Whether the lease still holds on a job in this state (rule D1)."""
+    return bool(tx.execute(_Q_CLAIM, pk=lease.pk, state=state, token=lease.token))
+
+
+def set_cut(tx: Tx, pk: int, cut: int) -> None:
+    tx.execute(_Q_SET_CUT, pk=pk, cut=cut)
+
+
+def freeze(tx: Tx, lease: Lease, batch: FrozenBatch) -> bool:
+    """Claim a waiting job and store what will be sent; it stays leased."""
+    return bool(
+        tx.execute(
+            _Q_FREEZE,
+            pk=lease.pk,
+            token=lease.token,
+            lo=batch.lo,
+            hi=batch.hi,
+            share_request=batch.share_request,
+            leader_share=batch.leader_share,
+            n=batch.n,
+            time_min=batch.time_min,
+            time_max=batch.time_max,
+        )
+    )
+
+
+def note_send(tx: Tx, lease: Lease) -> bool:
+    """Count a send before it happens (rule D4); whether the lease still holds."""
+    return bool(tx.execute(_Q_NOTE_SEND, pk=lease.pk, token=lease.token))
+
+
+def poll_later(
+    tx: Tx, lease: Lease, location: str | None, run_at: int, error: str | None = None
+) -> bool:
+    """Release the job: it polls ``location`` at ``run_at`` (ms), or sends again if there is none."""
+    return bool(
+        tx.execute(
+            _Q_POLL_LATER, pk=lease.pk, token=lease.token, location=location, run_at=run_at, error=error
+        )
+    )
+
+
+def finish(tx: Tx, lease: Lease, response: bytes) -> bool:
+    """Claim the job and store its result; what was needed to make it goes."""
+    return _end(tx, lease, "finished", response=response)
+
+
+def fail(tx: Tx, lease: Lease, error: str, detail: str) -> bool:
+    """Claim the job and end it with an error of the draft; its identity goes (rule A1)."""
+    return _end(tx, lease, "failed", error=error, detail=detail)
+
+
+def delete(tx: Tx, pk: int) -> None:
+    """A tombstone, which takes the job from whoever has it leased."""
+    tx.execute(_Q_DELETE, pk=pk)
+
+
+def note_served(tx: Tx, pk: int, now: int) -> None:
+    """The result is about to be served; the first time counts (rule A8)."""
+    tx.execute(_Q_NOTE_SERVED, pk=pk, now=now)
+
+
+def open_batches(tx: Tx, task_pk: int) -> list[OpenBatch]:
+    """The leader-selected batches of a task that no collection job has, oldest first."""
+    return [
+        OpenBatch(batch_id, aggregated, bool(unfinished))
+        for batch_id, aggregated, unfinished in tx.all(_Q_OPEN_BATCHES, task_pk=task_pk)
+    ]
+
+
+def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:
+    """Give a batch to one job, for ever (rule A8); whether it was free."""
+    return bool(tx.execute(_Q_BIND, task_pk=task_pk, batch_id=batch_id, pk=pk))
+
+
+def _end(
+    tx: Tx,
+    lease: Lease,
+    state: str,
+    *,
+    response: bytes | None = None,
+    error: str | None = None,
+    detail: str | None = None,
+) -> bool:
+    return bool(
+        tx.execute(
+            _Q_END,
+            pk=lease.pk,
+            token=lease.token,
+            state=state,
+            response=response,
+            error=error,
+            detail=detail,
+        )
+    )

@@ -1,0 +1,113 @@
+"""Which buckets a query or a batch selector means, and whether it may be asked for.
+
+Sections "Batch Modes", "Collection Job Initialization", "Collection Job Extensions", "Obtaining
+Aggregate Shares". Pure; what needs the database (overlap, batch size, mismatch) stands between
+these checks in the order of rule C4, in the transactions that call them.
+
+A bucket is 8 big-endian bytes of time or a 32-byte batch id; a batch is a half-open range of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from dapd.errors import Abort
+from dapd.messages.collection import AggregateShareReq, CollectionJobReq
+from dapd.messages.common import BatchMode, Extension, Interval
+from dapd.protocol.task import Task
+
+_LARGEST_TIME = 2**64 - 1
+
+
+class BucketRange(NamedTuple):
+    """The buckets from ``lo`` up to, not including, ``hi``."""
+
+    lo: bytes
+    hi: bytes
+
+
+class ShareRequestBatch(NamedTuple):
+    """What an ``AggregateShareReq`` sums (``selected``) and what it closes (``closed``)."""
+
+    selected: BucketRange
+    closed: BucketRange
+
+
+def time_bucket(time: int) -> bytes:
+    """The bucket of a report's time, in time precisions."""
+    return time.to_bytes(8, "big")
+
+
+def batch_id_range(batch_id: bytes) -> BucketRange:
+    """One leader-selected batch: from its id to the next possible one (rule C1)."""
+    return BucketRange(batch_id, batch_id + b"\0")
+
+
+def interval_range(interval: Interval, expired_before: int) -> BucketRange:
+    """The buckets of a batch interval (rules C7, D6). Raises ``Abort`` with ``batchInvalid``."""
+    if interval.duration == 0:
+        raise Abort("batchInvalid", "the batch interval has a duration of 0")
+    if interval.end > _LARGEST_TIME:
+        raise Abort("batchInvalid", "the batch interval ends after the largest time there is")
+    if interval.start < expired_before:  # D6
+        raise Abort("batchInvalid", "expired")
+    return BucketRange(time_bucket(interval.start), time_bucket(interval.end))
+
+
+def queried_range(
+    task: Task, request: CollectionJobReq, expired_before: int
+) -> BucketRange | None:
+    """The Leader's checks of a ``CollectionJobReq`` before the one for overlap (rule C4).
+
+    ``None`` for a leader-selected query, whose batch is not chosen yet. Raises ``Abort``.
+    """
+    _check_mode(task, request.query.batch_mode, "query")
+    if request.agg_param:  # B4: the only one of Prio3 is empty
+        raise Abort("invalidAggregationParameter", "Prio3 has no aggregation parameter but the empty one")
+    interval = request.query.batch_interval
+    return None if interval is None else interval_range(interval, expired_before)
+
+
+def selected_range(
+    task: Task, request: AggregateShareReq, expired_before: int
+) -> ShareRequestBatch:
+    """The Helper's checks of an ``AggregateShareReq`` before the one for overlap (rule C4).
+
+    Raises ``Abort``.
+    """
+    query, batch = request.collection_job_req.query, request.batch_selector.batch
+    _check_mode(task, query.batch_mode, "query")
+    _check_mode(task, request.batch_selector.batch_mode, "batch selector")
+    if not isinstance(batch, Interval) or query.batch_interval is None:
+        assert isinstance(batch, bytes)
+        return ShareRequestBatch(batch_id_range(batch), batch_id_range(batch))
+    closed = interval_range(query.batch_interval, expired_before)
+    selected = interval_range(batch, expired_before)
+    if selected.lo < closed.lo or selected.hi > closed.hi:
+        raise Abort("batchInvalid", "the batch selector is not within the query")
+    return ShareRequestBatch(selected, closed)
+
+
+def check_share_request_content(request: CollectionJobReq) -> None:
+    """The Helper's checks between batch size and batch mismatch (rule C4). Raises ``Abort``."""
+    if request.agg_param:  # B4
+        raise Abort("invalidMessage", "the batch was aggregated with the empty aggregation parameter")
+    check_collection_extensions(request.extensions)
+
+
+def check_collection_extensions(extensions: Sequence[Extension]) -> None:
+    """Section "Collection Job Extensions": dapd supports none (rule B3). Raises ``Abort``."""
+    types = [extension.type for extension in extensions]
+    if any(later <= earlier for earlier, later in zip(types, types[1:], strict=False)):
+        raise Abort("invalidExtension", "collection job extensions must be in strictly increasing order")
+    if types:
+        raise Abort("unsupportedExtension", f"collection job extension {types[0]} is not supported")
+
+
+def _check_mode(task: Task, mode: BatchMode, what: str) -> None:
+    configured = task.configuration.batch_mode
+    if mode is not configured:
+        raise Abort(
+            "invalidMessage", f"the {what} is of mode {mode.name.lower()}, the task of {configured.name.lower()}"
+        )

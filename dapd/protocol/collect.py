@@ -1,0 +1,132 @@
+"""When a waiting collection may take its batch, and how an aggregate share is encrypted.
+
+Sections "Collection Job Initialization", "Leader-selected Batch Mode", "Aggregate Share
+Encryption"; rules C3, C6, D4. Pure: numbers in, the next move out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dapd.crypto import hpke_seal
+from dapd.messages.collection import CollectionJobReq
+from dapd.messages.common import HpkeCiphertext, Role
+from dapd.protocol.batches import BucketRange, batch_id_range
+from dapd.protocol.task import Task
+
+FINAL_REFUSALS = frozenset(
+    {
+        "invalidMessage",
+        "batchInvalid",
+        "batchOverlap",
+        "invalidBatchSize",
+        "unsupportedExtension",
+        "invalidExtension",
+        "batchMismatch",
+    }
+)
+"""Answers to an AggregateShareReq that end it at any send; all else is sent again (rule D4)."""
+
+_INFO = b"dap-18 aggregate share"
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """Reports of a batch, or of a whole task, that are accepted and not decided.
+
+    ``undecided`` counts those up to the cut, waiting or assigned; ``newest_seq`` is the place in
+    the order of acceptance of the newest chunk.
+    """
+
+    waiting: int
+    assigned: int
+    undecided: int
+    newest_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A leader-selected batch that no collection job has; ``unfinished``: some job adds to it."""
+
+    batch_id: bytes
+    aggregated: int
+    unfinished: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """For uploads or for jobs to finish."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixCut:
+    """Fix the cut at ``seq``, or move it there."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """The batch is complete: close it and ask the Helper."""
+
+    batch: BucketRange
+
+
+Move = Wait | FixCut | Freeze
+
+
+def interval_move(
+    batch: BucketRange, aggregated: int, backlog: Backlog, cut: int | None, minimum: int
+) -> Move:
+    """What a collection of a batch interval does next (rule C3)."""
+    if cut is None:
+        enough = aggregated + backlog.waiting + backlog.assigned >= minimum
+        return FixCut(backlog.newest_seq) if enough else Wait()
+    if backlog.undecided or backlog.assigned:  # C2: no job holds a chunk of the batch, whatever its seq
+        return Wait()
+    if aggregated >= minimum:
+        return Freeze(batch)
+    return _later_cut(backlog, cut)
+
+
+def next_batch_move(
+    batches: Sequence[OpenBatch], backlog: Backlog, cut: int | None, minimum: int, target: int
+) -> Move:
+    """What a collection of the next leader-selected batch does next (rule C6).
+
+    ``batches`` are in the order of their age; ``backlog`` is that of the whole task.
+    """
+    if full := _oldest(batches, target):
+        return Freeze(batch_id_range(full.batch_id))
+    if cut is None:
+        fullest = max((batch.aggregated for batch in batches), default=0)
+        enough = fullest + backlog.waiting + backlog.assigned >= minimum
+        return FixCut(backlog.newest_seq) if enough else Wait()
+    if backlog.undecided:
+        return Wait()
+    if ready := _oldest(batches, minimum):
+        return Freeze(batch_id_range(ready.batch_id))
+    return _later_cut(backlog, cut)
+
+
+def encrypt_aggregate_share(
+    task: Task, request: CollectionJobReq, share: bytes
+) -> HpkeCiphertext:
+    """This Aggregator's share, sealed to the Collector. Section "Aggregate Share Encryption"."""
+    enc, payload = hpke_seal(
+        task.collector_hpke_config.as_tuple,
+        _INFO + bytes([task.role, Role.COLLECTOR]),
+        task.task_id + task.configuration_bytes + request.encode(),  # AggregateShareAad
+        share,
+    )
+    return HpkeCiphertext(task.collector_hpke_config.id, enc, payload)
+
+
+def _oldest(batches: Sequence[OpenBatch], size: int) -> OpenBatch | None:
+    return next((b for b in batches if b.aggregated >= size and not b.unfinished), None)
+
+
+def _later_cut(backlog: Backlog, cut: int) -> Move:
+    """All up to the cut is decided, and too few: go on with what came since."""
+    return FixCut(backlog.newest_seq) if backlog.newest_seq > cut else Wait()
