@@ -16,9 +16,10 @@ use rayon::prelude::*;
 use crate::error::{DecodeError, Error, Result};
 use crate::hpke::Keyring;
 use crate::report::{
-    report_error, PlaintextInputShare, Reader, ReportId, ReportRules, Verdict, VerifyInit,
+    report_error, PlaintextInputShare, Reader, ReportId, Verdict, VerifyInit,
     VerifyResp, Wire, HELPER_INFO,
 };
+use crate::rules::ReportRules;
 use crate::seal::Sealer;
 use crate::totals::{piece, BucketTotal, Owner, JOBS};
 use crate::vdaf::{

@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use crate::columns::{damaged, read_columns, StoredRow};
 use crate::error::{DecodeError, Error, Result};
 use crate::report::{
-    put32, report_error, Reader, ReportId, ReportRules, ReportShare, Verdict, VerifyResp, Wire,
+    put32, report_error, Reader, ReportId, ReportShare, Verdict, VerifyResp, Wire,
 };
+use crate::rules::ReportRules;
 use crate::seal::{chunk_row_aad, leader_state_aad, Sealer};
 use crate::totals::{piece, BucketTotal, Owner, JOBS};
 use crate::vdaf::{

@@ -4,6 +4,7 @@
 //! is a value in a column of outcomes; errors become Python exceptions in `error` alone.
 
 pub mod client;
+mod codec;
 pub mod columns;
 pub mod error;
 pub mod helper;
@@ -11,6 +12,7 @@ pub mod hpke;
 pub mod leader;
 pub mod replay;
 pub mod report;
+pub mod rules;
 pub mod seal;
 pub mod totals;
 pub mod upload;
@@ -31,7 +33,9 @@ mod _native {
     #[pymodule_export]
     use crate::replay::ReplayIndex;
     #[pymodule_export]
-    use crate::report::{parse_upload_errors, ReportRules};
+    use crate::report::parse_upload_errors;
+    #[pymodule_export]
+    use crate::rules::ReportRules;
     #[pymodule_export]
     use crate::seal::Sealer;
     #[pymodule_export]

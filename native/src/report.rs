@@ -1,11 +1,12 @@
-//! The report-level structures of DAP-18 as views of their bytes, and the rules of
-//! "Input Share Validation" that need nothing else (rules B2, B3).
+//! The report-level structures of DAP-18, as views of their bytes.
 //!
-//! Message-level structures are Python's. `ReportError` is an open number, `VerifyRespType` closed.
+//! Message-level structures are Python's, but for the lists of these. `ReportError` is an open number, `VerifyRespType` closed.
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::codec::put16;
+pub use crate::codec::{put32, Decoded, Reader, Wire};
 use crate::error::{DecodeError, Error, Result};
 
 /// `ReportError` (section "Basic Type Definitions"); 0, reserved there, is "fine" in a column.
@@ -29,118 +30,7 @@ pub const LEADER_INFO: &[u8] = b"dap-18 input share\x01\x02";
 /// The same, recipient the Helper (0x03).
 pub const HELPER_INFO: &[u8] = b"dap-18 input share\x01\x03";
 
-type Decoded<T> = Result<T, DecodeError>;
 pub type ReportId = [u8; 16];
-
-/// A bounds-checked cursor. Offsets in its errors count from the start of `data`.
-pub struct Reader<'a> {
-    data: &'a [u8],
-    offset: usize,
-}
-
-impl<'a> Reader<'a> {
-    /// Reads `data` from `offset` on (its end at most).
-    pub fn new(data: &'a [u8], offset: usize) -> Self {
-        Self { data, offset: offset.min(data.len()) }
-    }
-
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.offset == self.data.len()
-    }
-
-    pub fn take(&mut self, len: usize, name: &str) -> Decoded<&'a [u8]> {
-        let rest = &self.data[self.offset..];
-        let Some(bytes) = rest.get(..len) else {
-            let left = rest.len();
-            let reason = format!("{name} needs {len} bytes, {left} are left");
-            return Err(DecodeError::new(self.offset, reason));
-        };
-        self.offset += len;
-        Ok(bytes)
-    }
-
-    pub fn array<const N: usize>(&mut self, name: &str) -> Decoded<&'a [u8; N]> {
-        self.take(N, name).map(|bytes| bytes.try_into().expect("take gives N bytes"))
-    }
-
-    pub fn u8(&mut self, name: &str) -> Decoded<u8> {
-        self.array(name).map(|&[byte]| byte)
-    }
-
-    pub fn u16(&mut self, name: &str) -> Decoded<u16> {
-        self.array(name).map(|bytes| u16::from_be_bytes(*bytes))
-    }
-
-    pub fn u64(&mut self, name: &str) -> Decoded<u64> {
-        self.array(name).map(|bytes| u64::from_be_bytes(*bytes))
-    }
-
-    /// `opaque name<min..2^16-1>`
-    pub fn opaque16(&mut self, min: usize, name: &str) -> Decoded<&'a [u8]> {
-        let len = self.u16(name)?.into();
-        self.body(len, min, name)
-    }
-
-    /// `opaque name<min..2^32-1>`
-    pub fn opaque32(&mut self, min: usize, name: &str) -> Decoded<&'a [u8]> {
-        let len = u32::from_be_bytes(*self.array(name)?) as usize;
-        self.body(len, min, name)
-    }
-
-    fn body(&mut self, len: usize, min: usize, name: &str) -> Decoded<&'a [u8]> {
-        if len < min {
-            return Err(DecodeError::new(self.offset, format!("{name} is empty")));
-        }
-        self.take(len, name)
-    }
-
-    /// All structures up to the end.
-    pub fn list<T: Wire<'a>>(&mut self) -> Decoded<Vec<T>> {
-        let mut items = Vec::new();
-        while !self.is_empty() {
-            items.push(T::read(self)?);
-        }
-        Ok(items)
-    }
-}
-
-fn put16(out: &mut Vec<u8>, bytes: &[u8]) {
-    let len = u16::try_from(bytes.len()).expect("the field is below 2^16 bytes");
-    out.extend_from_slice(&len.to_be_bytes());
-    out.extend_from_slice(bytes);
-}
-
-pub fn put32(out: &mut Vec<u8>, bytes: &[u8]) {
-    let len = u32::try_from(bytes.len()).expect("the field is below 2^32 bytes");
-    out.extend_from_slice(&len.to_be_bytes());
-    out.extend_from_slice(bytes);
-}
-
-/// A structure of the draft, borrowed from the message that holds it.
-pub trait Wire<'a>: Sized {
-    fn read(reader: &mut Reader<'a>) -> Decoded<Self>;
-    fn write(&self, out: &mut Vec<u8>);
-
-    /// The whole of `data`; trailing bytes are an error.
-    fn decode(data: &'a [u8]) -> Decoded<Self> {
-        let mut reader = Reader::new(data, 0);
-        let value = Self::read(&mut reader)?;
-        if !reader.is_empty() {
-            return Err(DecodeError::new(reader.offset, "trailing bytes"));
-        }
-        Ok(value)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        self.write(&mut out);
-        out
-    }
-}
 
 /// `Extension`
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,17 +51,6 @@ impl<'a> Wire<'a> for Extension<'a> {
         out.extend_from_slice(&self.extension_type.to_be_bytes());
         put16(out, self.extension_data);
     }
-}
-
-/// Reads `Extension name<0..2^16-1>`, seeing that its items parse; gives the raw items.
-fn read_extensions<'a>(reader: &mut Reader<'a>, name: &str) -> Decoded<&'a [u8]> {
-    let raw = reader.opaque16(0, name)?;
-    let end = reader.offset;
-    let mut items = Reader { data: &reader.data[..end], offset: end - raw.len() };
-    while !items.is_empty() {
-        Extension::read(&mut items)?;
-    }
-    Ok(raw)
 }
 
 /// The raw items of an extension list. Raises `ValueError` beyond 2^16-1 bytes.
@@ -223,7 +102,7 @@ impl<'a> Wire<'a> for ReportMetadata<'a> {
         Ok(Self {
             report_id: reader.array("report_id")?,
             time: reader.u64("time")?,
-            public_extensions: read_extensions(reader, "public_extensions")?,
+            public_extensions: reader.raw_list16::<Extension<'_>>("public_extensions")?,
         })
     }
 
@@ -324,7 +203,7 @@ pub struct VerifyResp<'a> {
 impl<'a> Wire<'a> for VerifyResp<'a> {
     fn read(reader: &mut Reader<'a>) -> Decoded<Self> {
         let report_id = reader.array("report_id")?;
-        let offset = reader.offset;
+        let offset = reader.offset();
         let verdict = match reader.u8("verify_resp_type")? {
             0 => Verdict::Continue(reader.opaque32(1, "VerifyResp payload")?),
             1 => Verdict::Finish,
@@ -360,7 +239,7 @@ pub struct PlaintextInputShare<'a> {
 impl<'a> Wire<'a> for PlaintextInputShare<'a> {
     fn read(reader: &mut Reader<'a>) -> Decoded<Self> {
         Ok(Self {
-            private_extensions: read_extensions(reader, "private_extensions")?,
+            private_extensions: reader.raw_list16::<Extension<'_>>("private_extensions")?,
             payload: reader.opaque32(1, "input share payload")?,
         })
     }
@@ -400,67 +279,6 @@ pub fn input_share_aad(
     metadata.write(&mut out);
     put32(&mut out, public_share);
     out
-}
-
-/// The bounds that a report is checked against; its times count the task's time precision.
-#[pyclass(module = "dapd._native", frozen, skip_from_py_object)]
-#[derive(Clone, Debug)]
-pub struct ReportRules {
-    too_early_after: u64,
-    task_start: u64,
-    task_end: u64,
-    expired_before: u64,
-    known_extensions: Vec<u16>,
-}
-
-#[pymethods]
-impl ReportRules {
-    #[new]
-    #[pyo3(signature = (*, too_early_after, task_start, task_end, expired_before, known_extensions = Vec::new()))]
-    pub fn new(
-        too_early_after: u64,
-        task_start: u64,
-        task_end: u64,
-        expired_before: u64,
-        known_extensions: Vec<u16>,
-    ) -> Self {
-        Self { too_early_after, task_start, task_end, expired_before, known_extensions }
-    }
-}
-
-impl ReportRules {
-    /// The `ReportError` of a report of this time (B2). `report_too_early` comes last: it invites
-    /// another try, which can't help where another bound is broken as well.
-    pub fn check(&self, time: u64) -> Option<u8> {
-        if time < self.task_start {
-            Some(report_error::TASK_NOT_STARTED)
-        } else if time >= self.task_end {
-            Some(report_error::TASK_EXPIRED)
-        } else if time < self.expired_before {
-            Some(report_error::REPORT_DROPPED)
-        } else if time > self.too_early_after {
-            Some(report_error::REPORT_TOO_EARLY)
-        } else {
-            None
-        }
-    }
-
-    /// Whether the raw items of both lists are known, each list strictly increasing, and no type
-    /// occurs in both (B3). If not, the report is `invalid_message`.
-    pub fn check_extensions(&self, public: &[u8], private: &[u8]) -> bool {
-        let Some(public) = self.types(public) else {
-            return false;
-        };
-        self.types(private).is_some_and(|private| private.iter().all(|kind| !public.contains(kind)))
-    }
-
-    fn types(&self, raw: &[u8]) -> Option<Vec<u16>> {
-        let items: Vec<Extension<'_>> = Reader::new(raw, 0).list().ok()?;
-        let types: Vec<u16> = items.iter().map(|item| item.extension_type).collect();
-        let good = types.is_sorted_by(|a, b| a < b)
-            && types.iter().all(|kind| self.known_extensions.contains(kind));
-        good.then_some(types)
-    }
 }
 
 /// `UploadErrors` as (report id, ReportError).
@@ -634,41 +452,5 @@ mod tests {
         let aad = input_share_aad(&[3; 32], b"config", &metadata, b"share");
         let time_on = b"\0\0\0\0\0\0\0\x02\0\0\0\0\0\x05share";
         assert_eq!(aad, [&[3; 32], &b"config"[..], &[1; 16], time_on].concat());
-    }
-
-    fn rules(known_extensions: &[u16]) -> ReportRules {
-        ReportRules::new(100, 10, 90, 20, known_extensions.to_vec())
-    }
-
-    #[test]
-    fn b2_each_bound_has_its_error() {
-        let check = |time| rules(&[]).check(time);
-        assert_eq!(check(9), Some(report_error::TASK_NOT_STARTED));
-        assert_eq!(check(10), Some(report_error::REPORT_DROPPED));
-        assert_eq!((check(20), check(89)), (None, None));
-        assert_eq!((check(90), check(101)), (Some(report_error::TASK_EXPIRED), check(u64::MAX)));
-        let open = ReportRules::new(100, 0, u64::MAX, 0, Vec::new());
-        assert_eq!(
-            (open.check(100), open.check(101)),
-            (None, Some(report_error::REPORT_TOO_EARLY))
-        );
-    }
-
-    #[test]
-    fn b3_extensions_are_known_increasing_and_in_one_list_only() {
-        let rules = rules(&[1, 2, 5]);
-        let check = |public: &[u16], private: &[u16]| {
-            let raw = |types: &[u16]| {
-                let items: Vec<_> = types.iter().map(|&kind| (kind, b"data".to_vec())).collect();
-                encode_extensions(&items).unwrap()
-            };
-            rules.check_extensions(&raw(public), &raw(private))
-        };
-        assert!(check(&[], &[]) && check(&[1, 5], &[2]) && check(&[], &[1, 2, 5]));
-        assert!(!check(&[3], &[]) && !check(&[], &[3]));
-        assert!(!check(&[2, 1], &[]) && !check(&[], &[5, 2]));
-        assert!(!check(&[1, 1], &[]) && !check(&[1], &[1]));
-        assert!(!rules.check_extensions(&[0, 1, 0, 9], &[]));
-        assert!(encode_extensions(&[(1, vec![0; 65532])]).is_err());
     }
 }

@@ -15,9 +15,10 @@ use crate::columns::{Chunk, Columns, StoredRow};
 use crate::error::{DecodeError, Error, Result};
 use crate::hpke::Keyring;
 use crate::report::{
-    put32, report_error, PlaintextInputShare, Reader, Report, ReportId, ReportRules,
+    put32, report_error, PlaintextInputShare, Reader, Report, ReportId,
     ReportUploadStatus, Wire, LEADER_INFO,
 };
+use crate::rules::ReportRules;
 use crate::seal::{chunk_row_aad, Sealer};
 use crate::totals::UPLOADS;
 use crate::vdaf::{dispatch, leader_decodes, Rejection, Task, TaskParameters};
