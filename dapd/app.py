@@ -19,7 +19,8 @@ from pathlib import Path
 import structlog
 import trio
 
-from dapd import __version__, config as configuration
+from dapd import __version__
+from dapd import config as configuration
 from dapd.commits.first_key import ensure_active_key
 from dapd.config import Config
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
@@ -51,10 +52,12 @@ STEPS = {
 
 
 async def dispatch(context: Context) -> None:
-    await Dispatcher(context, STEPS, context.config.leader.slots or os.cpu_count() or 1).run()
+    """Step what is due."""
+    await Dispatcher(context, STEPS, context.config.leader.computing_slots).run()
 
 
 async def watch_tasks(context: Context) -> None:
+    """Notice tasks that commands add while the daemon runs."""
     await context.tasks.watch(context.draining)
 
 
@@ -84,7 +87,7 @@ async def run_daemon(
 ) -> None:
     """Serve until ``stop`` is set, then stop in order.
 
-    Raises ``UsageError`` or ``DatastoreError`` if it can't start, with one line that says what to do.
+    Raises ``UsageError`` or ``DatastoreError`` if it can't start; each says what to do.
     """
     host, port = config.server.address
     with trio.CancelScope() as grace:
@@ -124,7 +127,10 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
             _log.info("datastore_migrated", path=str(datastore.path), applied=opened.migrated)
         held = [sealing_key_id(key) for key in sealing_keys]
         await datastore.run(_take_over, sealer, held, clock.now())
-        async with DapHttp(timeout=config.leader.request_timeout) as http, trio.open_nursery() as nursery:
+        async with (
+            DapHttp(timeout=config.leader.request_timeout) as http,
+            trio.open_nursery() as nursery,
+        ):
             context = _build(config, clock, datastore, sealer, http, nursery)
             await context.tasks.refresh()
             await context.keyrings.refresh()
@@ -161,7 +167,7 @@ def _build(
 
 
 def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], now: int) -> None:
-    """The first transaction of a process: check the sealing keys (F2), take over the leases (E2)."""
+    """A process' first transaction: check the sealing keys (F2), take over the leases (E2)."""
     if missing := keys.missing_sealing_keys(tx, held):
         names = ", ".join(key_id.hex() for key_id in missing)
         raise UsageError(

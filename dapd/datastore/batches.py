@@ -90,9 +90,7 @@ def reopen(tx: Tx, collection_pk: int) -> None:
     tx.execute(_Q_REOPEN, collection_pk=collection_pk)
 
 
-def add_contributions(
-    tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[BucketTotal]
-) -> None:
+def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[BucketTotal]) -> None:
     """Append what a job adds to its buckets; once, because its commit claims the job first (D1)."""
     for total in totals:
         tx.execute(
@@ -109,6 +107,7 @@ def add_contributions(
 
 
 def contributions(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> list[Contribution]:
+    """What the buckets of [lo, hi) got, in the order of the commits."""
     return [Contribution(*row) for row in tx.all(_Q_SHARES, task_pk=task_pk, lo=lo, hi=hi)]
 
 

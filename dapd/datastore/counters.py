@@ -13,7 +13,7 @@ _Q_ALL = "SELECT name, value FROM task_counters WHERE task_pk = :task_pk ORDER B
 
 
 def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
-    """Raise each named counter; names are ``<interaction>_<outcome>``, such as ``upload_accepted``."""
+    """Raise each named counter: ``<interaction>_<outcome>``, such as ``upload_accepted``."""
     tx.many(
         _Q_ADD,
         [
@@ -25,4 +25,5 @@ def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
 
 
 def of_task(tx: Tx, task_pk: int) -> dict[str, int]:
+    """All counters of a task by name."""
     return dict(tx.all(_Q_ALL, task_pk=task_pk))

@@ -16,8 +16,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from dapd.reports import ReplayIndex
 from dapd.errors import DatastoreError
+from dapd.reports import ReplayIndex
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -74,7 +74,9 @@ class Datastore:
         self._idle_readers: list[sqlite3.Connection] = []
         self._commits = 0
 
-    async def run(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(
+        self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run a transaction and return its result once it is committed.
 
         Raises what ``fn`` raises, after undoing everything, or ``DatastoreError``.
@@ -83,7 +85,9 @@ class Datastore:
             lambda: self.run_sync(fn, *args, **kwargs), limiter=self._writer_limiter
         )
 
-    async def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read(
+        self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """Run a transaction that changes nothing, beside the writer."""
         return await trio.to_thread.run_sync(
             lambda: self.read_sync(fn, *args, **kwargs), limiter=self._reader_limiter
@@ -94,7 +98,9 @@ class Datastore:
         with self._writer_lock:
             return self._transact(lambda tx: fn(tx, *args, **kwargs))
 
-    def read_sync(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    def read_sync(
+        self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """``read`` for a caller that has a thread of its own."""
         try:
             connection = self._idle_readers.pop()
@@ -144,7 +150,7 @@ class Datastore:
         except sqlite3.Error as error:
             explained = _explain(error, self.path)
             if committing and _is_io_error(error):
-                # Whether the commit is on the disk can't be known from here; a restart finds out (rule D3).
+                # D3: whether the commit is on the disk can't be known here; a restart finds out.
                 self._on_lost(str(explained))
             raise explained from error
         finally:
@@ -191,9 +197,7 @@ def connect(path: Path) -> sqlite3.Connection:
         raise _explain(error, path) from error
     if tables and found != APPLICATION_ID:
         connection.close()
-        raise DatastoreError(
-            f"{path} is not a dapd database; set [datastore] path to another file"
-        )
+        raise DatastoreError(f"{path} is not a dapd database; set [datastore] path to another file")
     return connection
 
 
@@ -210,7 +214,9 @@ def _explain(error: sqlite3.Error, path: Path) -> DatastoreError:
         case sqlite3.SQLITE_BUSY:
             remedy = "another program has held the file's write lock for too long"
         case sqlite3.SQLITE_CANTOPEN:
-            remedy = "the file can't be opened; does its directory exist, and may this user write to it?"
+            remedy = (
+                "the file can't be opened; does its directory exist, and may this user write to it?"
+            )
         case sqlite3.SQLITE_READONLY:
             remedy = "the file is read-only for this user"
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:

@@ -40,6 +40,7 @@ def all_keypairs(tx: Tx, sealer: Sealer) -> list[StoredKeypair]:
 
 
 def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now: int) -> None:
+    """Store a key pair; its id must be free."""
     config_id, kem, kdf, aead, public = keypair.config
     tx.execute(
         _Q_INSERT,

@@ -1,8 +1,8 @@
 """Who works on which job: leases in the rows of aggregation and collection jobs (rule E2).
 
 A lease is a random token and a time until which it holds. Attempts rise in the leasing commit; a
-lease that its process never gave back counts as a crash of the job. A ``run_at`` or a lease further ahead than its
-longest legal wait counts as due: the clock went back.
+lease that its process never gave back counts as a crash of the job. A ``run_at`` or a lease
+further ahead than its longest legal wait counts as due: the clock went back.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ WHERE state IN ({states}) AND (run_at <= :now OR run_at > :now + :longest)
   AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)
 ORDER BY run_at, {pk} LIMIT :limit"""
 _Q_NEXT = """
-SELECT min(run_at) FROM {table} WHERE state IN ({states}) AND lease_token IS NULL AND run_at > :now"""
+SELECT min(run_at) FROM {table}
+WHERE state IN ({states}) AND lease_token IS NULL AND run_at > :now"""
 _Q_LEASE = """
 UPDATE {table} SET lease_token = :token, lease_until = :until, attempts = attempts + 1
 WHERE {pk} = :pk"""
@@ -44,7 +45,8 @@ UPDATE {table} SET lease_token = NULL, lease_until = NULL, run_at = :run_at, las
 WHERE {pk} = :pk AND lease_token = :token"""
 _Q_CLEAR = """
 UPDATE {table} SET lease_token = NULL, lease_until = NULL, crashes = crashes + 1,
-  run_at = CASE WHEN crashes = 0 THEN run_at ELSE :now + min(1000 * (1 << min(crashes, 6)), 60000) END
+  run_at = CASE WHEN crashes = 0 THEN run_at
+    ELSE :now + 1000 * (1 << (CASE WHEN crashes < 6 THEN crashes ELSE 6 END)) END
 WHERE lease_token IS NOT NULL"""
 
 
@@ -95,6 +97,7 @@ def lease_due(
 
 
 def renew(tx: Tx, leases: Sequence[Lease], now: int) -> None:
+    """Keep what is being worked on; a lease that was lost stays lost."""
     for lease in leases:
         tx.execute(
             _sql(_Q_RENEW, lease.due.kind), until=now + LEASE_MS, pk=lease.pk, token=lease.token

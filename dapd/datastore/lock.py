@@ -24,6 +24,7 @@ class FileLock:
 
 
 def lock_path(database: Path) -> Path:
+    """Beside the database, never the database itself."""
     return database.with_name(database.name + ".lock")
 
 

@@ -22,11 +22,15 @@ _Q_VERSIONS_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
     version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL
 )"""
-_Q_APPLIED = "INSERT INTO schema_migrations (version, name, applied_at) VALUES (:version, :name, :now)"
+_Q_APPLIED = (
+    "INSERT INTO schema_migrations (version, name, applied_at) VALUES (:version, :name, :now)"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Migration:
+    """One schema file; a statement ends at a semicolon that ends its line."""
+
     version: int
     name: str
     statements: list[str]
@@ -88,5 +92,7 @@ def migrate(connection: sqlite3.Connection, path: Path, now: int) -> list[str]:
     except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
-        raise DatastoreError(f"{path}: the schema could not be brought up to date: {error}") from error
+        raise DatastoreError(
+            f"{path}: the schema could not be brought up to date: {error}"
+        ) from error
     return applied

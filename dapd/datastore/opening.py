@@ -26,9 +26,7 @@ class Opened:
             self.lock.close()
 
 
-def open_for_daemon(
-    path: Path, *, holder: str, now: int, on_lost: Callable[[str], None]
-) -> Opened:
+def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str], None]) -> Opened:
     """Lock, create, migrate, and rebuild the replay index. ``now`` is in milliseconds.
 
     ``on_lost`` is called when a commit's fate can't be known; it must end the process (rule D3).
@@ -37,7 +35,7 @@ def open_for_daemon(
     held = lock.try_lock(path, holder)
     if held is None:
         raise DatastoreError(
-            f"{path} is held by {lock.holder_of(path)}; stop it first, or set another [datastore] path"
+            f"{path} is held by {lock.holder_of(path)}; stop it, or set another [datastore] path"
         )
     try:
         migrated = _migrate(path, now)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dapd.datastore.engines import Tx
 
-_Q_CHUNKS = "SELECT chunk_pk, task_pk, ids FROM report_chunks WHERE chunk_pk > :after ORDER BY chunk_pk LIMIT 500"
+_Q_CHUNKS = """
+SELECT chunk_pk, task_pk, ids FROM report_chunks
+WHERE chunk_pk > :after ORDER BY chunk_pk LIMIT 500"""
 _Q_JOBS = """
 SELECT job_pk, task_pk, admitted_ids FROM aggregation_jobs
 WHERE job_pk > :after AND admitted_ids IS NOT NULL ORDER BY job_pk LIMIT 500"""
@@ -19,5 +21,6 @@ def rebuild(tx: Tx) -> None:
     for query in (_Q_CHUNKS, _Q_JOBS):
         after = 0
         while rows := tx.all(query, after=after):
-            for after, task_pk, ids in rows:
+            for _, task_pk, ids in rows:
                 tx.replay.load(task_pk, ids)
+            after = rows[-1][0]

@@ -1,4 +1,4 @@
-"""The table of tasks. Verification keys and outbound tokens are sealed, inbound tokens hashed (I9)."""
+"""The table of tasks: keys and outbound tokens sealed, inbound tokens hashed (I9)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ DAP_VERSION = "dap-18"
 _COLUMNS = """task_pk, task_id, role, configuration, verify_key, verification_key_id,
 collector_hpke_config, aggregator_token, aggregator_token_hash, collector_token_hash, helper_mode,
 batch_target_size, report_expiry_age, expired_before, peer_accepted"""
-_Q_ALL = f"SELECT {_COLUMNS} FROM tasks ORDER BY task_pk"
-_Q_ONE = f"SELECT {_COLUMNS} FROM tasks WHERE task_id = :task_id"
+_Q_ALL = f"SELECT {_COLUMNS} FROM tasks ORDER BY task_pk"  # noqa: S608 - constants alone
+_Q_ONE = f"SELECT {_COLUMNS} FROM tasks WHERE task_id = :task_id"  # noqa: S608 - constants alone
 _Q_INSERT = """
 INSERT INTO tasks (task_id, role, dap_version, configuration, verify_key, verification_key_id,
   collector_hpke_config, aggregator_token, aggregator_token_hash, collector_token_hash,
@@ -27,7 +27,9 @@ RETURNING task_pk"""
 _Q_SETTINGS = """
 UPDATE tasks SET helper_mode = :helper_mode, batch_target_size = :batch_target_size,
   report_expiry_age = :report_expiry_age WHERE task_pk = :task_pk"""
-_Q_PEER_ACCEPTED = "UPDATE tasks SET peer_accepted = 1 WHERE task_pk = :task_pk AND peer_accepted = 0"
+_Q_PEER_ACCEPTED = (
+    "UPDATE tasks SET peer_accepted = 1 WHERE task_pk = :task_pk AND peer_accepted = 0"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,12 @@ class SealedTask:
 
 
 def all_tasks(tx: Tx) -> list[SealedTask]:
+    """Every task, still sealed."""
     return [SealedTask(row) for row in tx.all(_Q_ALL)]
 
 
 def find(tx: Tx, task_id: bytes) -> SealedTask | None:
+    """The task with this id, still sealed."""
     row = tx.one(_Q_ONE, task_id=task_id)
     return SealedTask(row) if row else None
 
@@ -96,6 +100,7 @@ def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
 
 
 def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
+    """Change what is local to this Aggregator."""
     tx.execute(
         _Q_SETTINGS,
         task_pk=task_pk,

@@ -1,0 +1,1 @@
+"""What steps jobs: the dispatcher, the creator, and one module per kind of job."""

@@ -45,8 +45,10 @@ class Dispatcher:
                 wait = _FALLBACK_POLL
                 try:
                     wait = await self._dispatch(nursery)
-                except Exception:
-                    _log.exception("dispatch_failed", remedy="retried; if it stays, check the database")
+                except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+                    _log.exception(
+                        "dispatch_failed", remedy="retried; if it stays, check the database"
+                    )
                 await context.jobs.wait(wait)
 
     async def _dispatch(self, nursery: trio.Nursery) -> float:
@@ -95,7 +97,7 @@ class Dispatcher:
         context, lease = self._context, desk.lease
         try:
             await step(context, desk)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             _log.exception("step_failed", kind=lease.due.kind, state=lease.due.state, job=lease.pk)
             limits = context.config.leader
             wait = backoff_ms(

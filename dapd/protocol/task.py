@@ -86,9 +86,7 @@ class Task:
     @property
     def batch_target_size(self) -> int:
         """Reports that a leader-selected batch is filled to."""
-        return max(
-            self.settings.batch_target_size or 0, self.configuration.min_batch_size
-        )
+        return max(self.settings.batch_target_size or 0, self.configuration.min_batch_size)
 
     def time_of(self, now: int) -> int:
         """``now`` in milliseconds as a time of this task."""
@@ -102,7 +100,7 @@ class Task:
         return max(self.expired_before, self.time_of(max(0, now - age * 1000)))
 
     def rules_at(self, now: int, early_leeway: float) -> ReportRules:
-        """The bounds for reports judged at ``now`` (ms); ``early_leeway`` is in seconds (rule B2)."""
+        """The bounds for reports judged at ``now`` (ms); the leeway is in seconds (rule B2)."""
         interval = self.configuration.task_interval
         start, end = (
             (interval.start, interval.start + interval.duration) if interval else (0, END_OF_TIME)
@@ -115,14 +113,13 @@ class Task:
         )
 
     def url_path(self, resource: str) -> str:
-        """The absolute path of a resource under this task's own endpoint, right behind a proxy too."""
-        config = self.configuration
-        endpoint = (
-            config.leader_aggregator_endpoint if self.is_leader else config.helper_aggregator_endpoint
-        )
-        path = "/" + endpoint.split("://", 1)[-1].partition("/")[2].strip("/")
-        return f"{path.rstrip('/')}/tasks/{self.id_text}/{resource}"
+        """The absolute path of a resource of this task here.
 
-    def helper_url(self, resource: str) -> str:
-        """The URL of one of the Helper's resources of this task."""
-        return f"{self.configuration.helper_aggregator_endpoint.rstrip('/')}/tasks/{self.id_text}/{resource}"
+        It is below the task's own endpoint, so that it is right behind a proxy that strips a prefix.
+        """
+        mine = self.configuration
+        endpoint = (
+            mine.leader_aggregator_endpoint if self.is_leader else mine.helper_aggregator_endpoint
+        )
+        prefix = endpoint.partition("://")[2].partition("/")[2].strip("/")
+        return "/".join(["", *filter(None, [prefix]), "tasks", self.id_text, resource])

@@ -7,11 +7,15 @@ from typing import Protocol
 
 
 class Clock(Protocol):
+    """What the daemon asks for the time."""
+
     def now(self) -> int:
         """Milliseconds since the Epoch."""
         ...
 
 
 class SystemClock:
+    """The machine's clock."""
+
     def now(self) -> int:
         return time.time_ns() // 1_000_000

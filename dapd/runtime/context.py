@@ -48,11 +48,15 @@ class Context:
     finished: Finished = field(default_factory=Finished)
     draining: trio.Event = field(default_factory=trio.Event)
 
-    async def run(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(
+        self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """A transaction; see ``Datastore.run``."""
         return await self.datastore.run(fn, *args, **kwargs)
 
-    async def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read(
+        self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """A reading transaction; see ``Datastore.read``."""
         return await self.datastore.read(fn, *args, **kwargs)
 

@@ -40,7 +40,13 @@ def configure(level: str, form: str) -> None:
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
-        log.log(record.levelno, "library", logger=record.name, message=record.getMessage(), exc_info=record.exc_info)
+        log.log(
+            record.levelno,
+            "library",
+            logger=record.name,
+            message=record.getMessage(),
+            exc_info=record.exc_info,
+        )
 
 
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:

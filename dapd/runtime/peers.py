@@ -51,15 +51,19 @@ class Peer:
 
 
 class Peers:
+    """Every peer that was met, by its endpoint."""
+
     def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
-        self._new = lambda: Peer(permits, clock, jitter)
+        self._means = (permits, clock, jitter)
         self._peers: dict[str, Peer] = {}
 
     def at(self, endpoint: str) -> Peer:
         if endpoint not in self._peers:
-            self._peers[endpoint] = self._new()
+            self._peers[endpoint] = Peer(*self._means)
         return self._peers[endpoint]
 
     def next_unblocked(self, now: int) -> int | None:
         """When the first of the peers that are left alone may be probed, in ms."""
-        return min((p.blocked_until for p in self._peers.values() if p.blocked_until > now), default=None)
+        return min(
+            (p.blocked_until for p in self._peers.values() if p.blocked_until > now), default=None
+        )

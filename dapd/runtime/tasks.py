@@ -21,6 +21,8 @@ _AT_MOST_EVERY = 1.0
 
 
 class Tasks:
+    """Every task in the database, unsealed."""
+
     def __init__(self, datastore: Datastore, sealer: Sealer) -> None:
         self._datastore = datastore
         self._sealer = sealer
@@ -72,7 +74,11 @@ class Tasks:
                 task = sealed.unseal(self._sealer)
             except ValueError as error:
                 if known is None:
-                    _log.error("task_unreadable", error=str(error), remedy="add its sealing key to the config")
+                    _log.error(
+                        "task_unreadable",
+                        error=str(error),
+                        remedy="add its sealing key to the config",
+                    )
                 continue
             if known != task:
                 self._put(task)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any, Generic, TypeVar, cast
 
-import outcome
 import trio
 
 from dapd.errors import Abort
@@ -22,23 +21,22 @@ class Running(Generic[T]):
 
     def __init__(self) -> None:
         self._done = trio.Event()
-        self._outcome: outcome.Outcome[T] | None = None
+        self._result: T | None = None
+        self._error: Exception | None = None
 
     async def wait(self) -> T:
         """The work's result; raises what the work raised."""
         await self._done.wait()
-        assert self._outcome is not None
-        # Another exception object would be mutated by each waiter's traceback; that is harmless here.
-        return cast(T, _value(self._outcome))
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._result)
 
     async def carry_out(self, step: Callable[[], Awaitable[T]]) -> None:
         """Run ``step`` and keep its outcome; only a cancellation of the daemon leaves it open."""
         try:
-            result = await step()
-        except Exception as error:
-            self._outcome = outcome.Error(error)
-        else:
-            self._outcome = outcome.Value(result)
+            self._result = await step()
+        except Exception as error:  # noqa: BLE001 - given to all who wait, never raised in the nursery
+            self._error = error
         self._done.set()
 
 
@@ -58,7 +56,7 @@ class Work:
         return self._running.get(identity)
 
     def start(self, identity: Hashable, step: Callable[[], Awaitable[T]]) -> Running[T]:
-        """Start ``step``, or join the one of the same identity, which is keyed (task, kind, digest).
+        """Start ``step``, or join what runs under the same identity: (task, kind, digest).
 
         Raises ``Abort`` with 503 if too much new work is under way.
         """
@@ -82,13 +80,3 @@ class Work:
             await running.carry_out(step)
         finally:
             del self._running[identity]
-
-
-def _value(result: outcome.Outcome[T]) -> T:
-    """The value without consuming the outcome, which several waiters read."""
-    match result:
-        case outcome.Value(value):
-            return value
-        case outcome.Error(error):
-            raise error
-    raise AssertionError(result)

@@ -1,0 +1,1 @@
+"""DAP's resources over HTTP: one module per resource of the draft's appendix."""

@@ -1,4 +1,4 @@
-"""Serves an ASGI application over HTTP/1.1 and HTTP/2 with hypercorn, one connection apart from another.
+"""Serves an ASGI application over HTTP with hypercorn, one connection apart from another.
 
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
 #225: one websocket upgrade with trailing bytes). Here each connection is an island: what it raises
@@ -8,7 +8,6 @@ is logged, and ends that connection alone.
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +30,9 @@ _ENDLESS = 2**31
 class Server:
     """Accepts until ``close_listeners``, then lets the connections under way end."""
 
-    def __init__(self, app: Callable[..., Any], listeners: list[trio.SocketListener], read_timeout: float) -> None:
+    def __init__(
+        self, app: Callable[..., Any], listeners: list[trio.SocketListener], read_timeout: float
+    ) -> None:
         self._listeners = listeners
         self._context = WorkerContext(None)
         self._config = _hypercorn_config(read_timeout)
@@ -55,11 +56,15 @@ class Server:
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         server = TCPServer(
-            self._app, self._config, self._context, ConnectionState({}), stream  # type: ignore[arg-type]
+            self._app,
+            self._config,
+            self._context,
+            ConnectionState({}),
+            stream,  # type: ignore[arg-type]
         )
         try:
             await server.run()
-        except* Exception as group:
+        except* Exception as group:  # noqa: BLE001 - the edge that makes a connection an island
             _log.warning("connection_failed", error=repr(group.exceptions[0]))
 
 
@@ -67,10 +72,12 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     """Listening sockets; port 0 picks a free one. Raises ``UsageError`` if the address is taken."""
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
-    except (OSError, socket.gaierror) as error:
-        place = f"[server] listen = \"{host}:{port}\""
-        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            raise UsageError(f"{place}: another program listens there; stop it or choose another port") from error
+    except OSError as error:
+        place = f'[server] listen = "{host}:{port}"'
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"{place}: another program listens there; stop it or choose another port"
+            ) from error
         raise UsageError(f"{place}: {error.strerror or error}") from error
 
 

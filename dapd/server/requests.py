@@ -8,28 +8,15 @@ from quart import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from dapd.errors import Abort, DecodeError
-from dapd.messages.common import b64url_decode
+from dapd.http import message_of
+from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import Task
 
-_MEDIA_TYPE = "application/ppm-dap"
 
-
-def media_type(message: str) -> str:
-    return f"{_MEDIA_TYPE};message={message}"
-
-
-def is_media_type(value: str, message: str) -> bool:
-    """Compares the type and its ``message`` parameter, nothing else (rule A10)."""
-    kind, *parameters = (part.strip() for part in value.split(";"))
-    found = dict(part.partition("=")[::2] for part in parameters)
-    named = {name.strip().lower(): text.strip().strip('"') for name, text in found.items()}
-    return kind.lower() == _MEDIA_TYPE and named.get("message") == message
-
-
-def require_media_type(value: str | None, message: str) -> None:
-    """Raise ``Abort`` with 415 unless the content is this message."""
-    if not is_media_type(value or "", message):
-        raise Abort(None, f"Content-Type must be {media_type(message)}", status=415)
+def require_media_type(value: str | None, expected: MediaType) -> None:
+    """Raise ``Abort`` with 415 unless the content is this message (rule A10)."""
+    if message_of(value) is not expected:
+        raise Abort(None, f"Content-Type must be {expected.value}", status=415)
 
 
 def task_of(request: Request) -> Task:
@@ -38,14 +25,16 @@ def task_of(request: Request) -> Task:
     return task
 
 
-async def body_of(request: Request, message: str) -> bytes:
+async def body_of(request: Request, expected: MediaType) -> bytes:
     """The request's content. Raises ``Abort`` with 415 or 413."""
-    require_media_type(request.headers.get("Content-Type"), message)
+    require_media_type(request.headers.get("Content-Type"), expected)
     try:
-        return await request.get_data(cache=False, as_text=False)
+        body = await request.get_data(cache=False, as_text=False)
     except RequestEntityTooLarge:
         limit = request.max_content_length
         raise Abort(None, f"a request may have at most {limit} bytes", status=413) from None
+    assert isinstance(body, bytes)
+    return body
 
 
 def resource_id(text: str) -> bytes | None:
@@ -57,9 +46,9 @@ def resource_id(text: str) -> bytes | None:
     return decoded if len(decoded) == 16 else None
 
 
-def ready(body: bytes, message: str, location: str | None = None) -> Response:
+def ready(body: bytes, content: MediaType, location: str | None = None) -> Response:
     """The resource's representation."""
-    headers = {"Content-Type": media_type(message)}
+    headers = {"Content-Type": content.value}
     if location is not None:
         headers["Location"] = location
     return Response(body, status=200, headers=headers)
