@@ -1,0 +1,334 @@
+"""Upload measurements (section "Uploading Reports", Client Behavior).
+
+    task = read_task_file("client.toml")
+    async with Client(task) as client:
+        result = await client.upload([3, 7, 1])
+    for rejection in result.rejected:
+        print(rejection.index, rejection.reason)
+
+or, where no Trio runs, ``upload_sync(task, [3, 7, 1])``.
+
+A report that the Leader rejects is a value in the result; that the Leader can't be reached, or
+refuses the request as a whole, is an ``UploadFailed``. Left out: client authentication and report
+extensions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self, assert_never, cast
+
+import trio
+
+from dapd.crypto import hpke_supported
+from dapd.errors import DecodeError, PeerError
+from dapd.http import DapHttp, Patience, Ready, Refused, Unknown, resource_url, until_known
+from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
+from dapd.reports import (
+    REPORT_ID_SIZE,
+    ReportError,
+    outcome_name,
+    parse_upload_errors,
+    seal_reports,
+    shard,
+    split_ids,
+)
+from dapd.taskfile import ClientTask
+from dapd.vdaf import Measurement, make_vdaf
+
+# For an Aggregator that gives no Cache-Control.
+_DEFAULT_MAX_AGE = 3600
+
+
+class UploadFailed(PeerError):
+    """An Aggregator can't be reached, or refuses the request as a whole.
+
+    ``type`` is the draft's error token, if it gave one; ``delivered`` is what had been accepted
+    or rejected before.
+    """
+
+    def __init__(self, message: str, *, type: str | None = None) -> None:
+        super().__init__(message)
+        self.type = type
+        self.delivered = Uploaded(0, ())
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """The measurement at ``index`` was not accepted; ``error`` is the draft's ReportError code."""
+
+    index: int
+    error: int
+
+    @property
+    def reason(self) -> str:
+        """The error's name in the draft, such as "report_too_early"."""
+        return outcome_name(self.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Uploaded:
+    """How many reports the Leader has, and which it rejected, in order."""
+
+    accepted: int
+    rejected: tuple[Rejection, ...]
+
+    def __add__(self, other: Uploaded) -> Uploaded:
+        return Uploaded(self.accepted + other.accepted, self.rejected + other.rejected)
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    leader: HpkeConfig
+    helper: HpkeConfig
+    stale_at: float
+
+
+class Client:
+    """Uploads the measurements of one task; an async context manager, free to share between tasks.
+
+    Args:
+        task: what ``client.toml`` says.
+        batch_size: reports in one request.
+        patience: how long the Aggregators may be out of reach.
+        http: connections to share with others; the client's own if not given.
+        clock: seconds since the Epoch, for reports without a time.
+    """
+
+    def __init__(
+        self,
+        task: ClientTask,
+        *,
+        batch_size: int = 100,
+        patience: Patience | None = None,
+        http: DapHttp | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, which is no number of reports")
+        self._task = task
+        self._configuration = task.configuration
+        self._configuration_bytes = task.configuration.encode()
+        self._vdaf = make_vdaf(task.configuration.vdaf)
+        self._batch_size = batch_size
+        self._patience = patience or Patience()
+        self._http = http or DapHttp()
+        self._owns_http = http is None
+        self._clock = clock
+        self._keys: _Keys | None = None
+        self._keys_lock = trio.Lock()
+        self._url = resource_url(
+            self._configuration.leader_aggregator_endpoint,
+            "tasks",
+            b64url_encode(task.task_id),
+            "reports",
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._owns_http:
+            await self._http.__aexit__(exc_type, exc, traceback)
+
+    async def upload(
+        self,
+        measurements: Iterable[Measurement],
+        *,
+        time: float | datetime | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Uploaded:
+        """Upload any number of measurements, taken from the iterable a batch at a time.
+
+        ``time`` is when they were made: seconds since the Epoch or a datetime with a zone; now, if
+        not given. ``progress`` is told how many more are done after each batch.
+
+        Raises:
+            ValueError: the VDAF can't encode a measurement; its batch was not sent.
+            UploadFailed: an Aggregator can't be reached or refuses.
+        """
+        total = Uploaded(0, ())
+        for index, batch in _batches(measurements, self._batch_size):
+            try:
+                total += await self._batch(index, batch, time)
+            except UploadFailed as error:
+                error.delivered = total
+                raise
+            if progress is not None:
+                progress(len(batch))
+        return total
+
+    async def _batch(
+        self, first: int, batch: Sequence[Measurement], time: float | datetime | None
+    ) -> Uploaded:
+        when = self._time(time)
+        keys = await self._current_keys()
+        errors = await self._send(keys, first, range(len(batch)), batch, when)
+        outdated = [i for i, error in errors.items() if error == ReportError.OUTDATED_CONFIG]
+        if outdated:
+            # Once more, with the keys of now and as new reports (D7); then it is final.
+            if self._keys is keys:
+                self._keys = None
+            keys = await self._current_keys()
+            again = await self._send(keys, first, outdated, [batch[i] for i in outdated], when)
+            errors = {i: error for i, error in errors.items() if i not in outdated} | again
+        rejected = tuple(Rejection(first + i, errors[i]) for i in sorted(errors))
+        return Uploaded(len(batch) - len(rejected), rejected)
+
+    async def _send(
+        self,
+        keys: _Keys,
+        first: int,
+        places: Sequence[int],
+        batch: Sequence[Measurement],
+        when: int,
+    ) -> dict[int, int]:
+        """One request: the ReportError of each place in the batch that was rejected."""
+        ids = os.urandom(REPORT_ID_SIZE * len(batch))
+        try:
+            reports = await trio.to_thread.run_sync(self._reports, keys, ids, batch, when)
+        except ValueError as error:
+            where = f" (counted from measurement {first})" if first else ""
+            raise ValueError(f"{error}{where}") from None
+        body = b"".join(reports)
+        outcome, sends = await until_known(
+            lambda: self._http.upload(self._url, body), self._patience
+        )
+        if not isinstance(outcome, Ready):
+            raise _failed(outcome, "the Leader", self._url)
+        try:
+            statuses = parse_upload_errors(outcome.body)
+        except DecodeError as error:
+            raise UploadFailed(f"{self._url}: the Leader's UploadErrors: {error}") from None
+        place_of = dict(zip(split_ids(ids), places, strict=True))
+        if not all(report_id in place_of for report_id, _ in statuses):
+            raise UploadFailed(f"{self._url}: the Leader rejects reports that it was not sent")
+        return {
+            place_of[report_id]: error
+            for report_id, error in statuses
+            # D7: what a lost answer had accepted comes back as a replay.
+            if not (error == ReportError.REPORT_REPLAYED and sends > 1)
+        }
+
+    def _reports(
+        self, keys: _Keys, ids: bytes, batch: Sequence[Measurement], when: int
+    ) -> list[bytes]:
+        task_id = self._task.task_id
+        measurements = cast(Sequence[int], batch)  # or all of them lists, as the VDAF has it
+        public, leader, helper = shard(self._vdaf, task_id, measurements, ids)
+        return seal_reports(
+            task_id,
+            self._configuration_bytes,
+            keys.leader.as_tuple,
+            keys.helper.as_tuple,
+            ids,
+            [when] * len(batch),
+            public,
+            leader,
+            helper,
+        )
+
+    def _time(self, given: float | datetime | None) -> int:
+        """In the task's time precision, which hides when exactly a measurement was made."""
+        if given is None:
+            given = self._clock()
+        elif isinstance(given, datetime):
+            if given.tzinfo is None:
+                raise ValueError(f"time {given} has no time zone")
+            given = given.timestamp()
+        return int(given) // self._configuration.time_precision
+
+    async def _current_keys(self) -> _Keys:
+        async with self._keys_lock:  # one fetch, however many uploads wait for it
+            keys = self._keys
+            if keys is None or trio.current_time() >= keys.stale_at:
+                keys = self._keys = await self._fetch_keys()
+            return keys
+
+    async def _fetch_keys(self) -> _Keys:
+        leader, leader_age = await self._fetch_key(
+            "the Leader", self._configuration.leader_aggregator_endpoint
+        )
+        helper, helper_age = await self._fetch_key(
+            "the Helper", self._configuration.helper_aggregator_endpoint
+        )
+        return _Keys(leader, helper, trio.current_time() + min(leader_age, helper_age))
+
+    async def _fetch_key(self, who: str, endpoint: str) -> tuple[HpkeConfig, int]:
+        """The first configuration that is supported here, and how long it may be used."""
+        url = resource_url(endpoint, "hpke_config")
+        outcome, _ = await until_known(
+            lambda: self._http.get(url, MediaType.HPKE_CONFIG_LIST), self._patience
+        )
+        if not isinstance(outcome, Ready):
+            raise _failed(outcome, who, url)
+        try:
+            configs = HpkeConfigList.decode(outcome.body).configs
+        except DecodeError as error:
+            raise UploadFailed(f"{url}: {who}'s HpkeConfigList: {error}") from None
+        for config in configs:
+            if hpke_supported(config.kem_id, config.kdf_id, config.aead_id):
+                age = _DEFAULT_MAX_AGE if outcome.max_age is None else outcome.max_age
+                return config, age
+        raise UploadFailed(f"{url}: none of {who}'s {len(configs)} HPKE suites is supported here")
+
+
+def upload_sync(
+    task: ClientTask,
+    measurements: Iterable[Measurement],
+    *,
+    time: float | datetime | None = None,
+    progress: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Uploaded:
+    """``Client(task, **options).upload(...)`` for programs without Trio.
+
+    result = upload_sync(read_task_file("client.toml"), [3, 7, 1])
+    """
+
+    async def run() -> Uploaded:
+        async with Client(task, **options) as client:
+            return await client.upload(measurements, time=time, progress=progress)
+
+    return trio.run(run)
+
+
+def _batches(
+    measurements: Iterable[Measurement], size: int
+) -> Iterator[tuple[int, list[Measurement]]]:
+    rest = iter(measurements)
+    for index in itertools.count(step=size):
+        batch = list(itertools.islice(rest, size))
+        if not batch:
+            return
+        yield index, batch
+
+
+def _failed(outcome: Refused | Unknown, who: str, url: str) -> UploadFailed:
+    match outcome:
+        case Unknown(reason):
+            return UploadFailed(f"{who} can't be reached: {reason}; try again later")
+        case Refused(413):
+            return UploadFailed(f"{url}: too large for {who}; use a smaller batch_size")
+        case Refused(type="unrecognizedTask"):
+            return UploadFailed(
+                f"{url}: {who} doesn't know the task; ask its operator to add it, or for a newer"
+                " task file",
+                type="unrecognizedTask",
+            )
+        case Refused(status, type_, detail):
+            what = " ".join(part for part in (type_, detail) if part)
+            return UploadFailed(f"{url}: {who} refuses with {status} {what}".rstrip(), type=type_)
+        case _:
+            assert_never(outcome)

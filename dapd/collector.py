@@ -1,0 +1,344 @@
+"""Collect aggregate results (sections "Collecting Results", "Collection Job Finalization"; A8, C7).
+
+    task = read_task_file("collector.toml")
+    async with Collector(task) as collector:
+        async with collector.collect(Query.interval("2026-01-01T00:00Z", 3600)) as result:
+            print(result.value, result.report_count)
+
+or, where no Trio runs, ``collect_sync(task, Query.next_batch(), print)``.
+
+In the leader-selected batch mode the same query gives the same batch until the Leader is told
+that it has arrived, which happens when the ``async with`` block ends without an exception, or when
+the callback has returned. So a program that dies in between gets the same batch again.
+
+What goes wrong is a ``CollectionFailed`` with the draft's error type and what to do about it.
+Left out: aggregation parameters, which Prio3 has none of, and collection job extensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeVar, assert_never
+
+import trio
+
+from dapd.crypto import HpkeKeypair
+from dapd.errors import DecodeError, PeerError
+from dapd.http import (
+    DapHttp,
+    Outcome,
+    Patience,
+    Processing,
+    Ready,
+    Refused,
+    Unknown,
+    resource_url,
+    until_known,
+)
+from dapd.messages import collection
+from dapd.messages.collection import AggregateShareAad, CollectionJobReq, CollectionJobResp
+from dapd.messages.common import (
+    BatchMode,
+    HpkeCiphertext,
+    Interval,
+    MediaType,
+    Role,
+    b64url_encode,
+)
+from dapd.messages.task import TaskConfiguration
+from dapd.taskfile import CollectorTask
+from dapd.vdaf import make_vdaf, unshard
+
+T = TypeVar("T")
+
+_INFO = b"dap-18 aggregate share"
+_FASTEST_POLL = 0.1
+# Where the Leader gives no Retry-After: from one to the other, doubling.
+_FIRST_POLL, _SLOWEST_POLL = 0.5, 15.0
+_MAX_RETRY_AFTER = 300.0
+
+_REMEDIES = {
+    "unrecognizedTask": "the Leader doesn't know the task; ask its operator to add it",
+    "batchInvalid": "ask for an interval inside the task's that is not yet expired",
+    "batchOverlap": "the batch, or a part of it, was collected before; ask for another interval",
+    "invalidBatchSize": "too few reports so far; ask again later",
+    "batchMismatch": "the Aggregators disagree on the batch; tell both operators",
+    "invalidMessage": "does the task file agree with the Leader's? Compare both operators' hashes",
+}
+
+
+class CollectionFailed(PeerError):
+    """No result. ``type`` is the draft's error token, if the Leader gave one."""
+
+    def __init__(self, message: str, *, type: str | None = None) -> None:
+        super().__init__(message)
+        self.type = type
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which batch: an interval in seconds since the Epoch, or (``None``) the Leader's next one."""
+
+    seconds: tuple[int, int] | None
+
+    @classmethod
+    def interval(cls, start: int | str | datetime, duration: int) -> Self:
+        """Reports made in the ``duration`` seconds from ``start`` on.
+
+        ``start`` is seconds since the Epoch, or a datetime with a zone, which may be text in ISO
+        8601. Both must be multiples of the task's time precision. Raises ``ValueError``.
+        """
+        return cls((_seconds(start), duration))
+
+    @classmethod
+    def next_batch(cls) -> Self:
+        """The next batch that the Leader has selected."""
+        return cls(None)
+
+    def request(self, configuration: TaskConfiguration) -> CollectionJobReq:
+        """This query as the task's time precision counts. Raises ``ValueError`` (rule C7)."""
+        by_time = configuration.batch_mode is BatchMode.TIME_INTERVAL
+        if by_time != (self.seconds is not None):
+            raise ValueError(
+                "the task's batches are time intervals: ask for one"
+                if by_time
+                else "the task's batches are selected by the Leader: ask for the next one"
+            )
+        if self.seconds is None:
+            return CollectionJobReq(collection.Query(None))
+        start, duration = self.seconds
+        precision = configuration.time_precision
+        for name, value in (("start", start), ("duration", duration)):
+            if value % precision:
+                raise ValueError(
+                    f"{name} {value} is no multiple of the task's time precision, {precision} s"
+                )
+        interval = Interval(start // precision, duration // precision)
+        if interval.start < 0 or interval.duration < 1 or interval.end >= 2**64:
+            raise ValueError(f"an interval of {duration} s from {start} holds no reports")
+        return CollectionJobReq(collection.Query(interval))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The aggregate of one batch.
+
+    ``value`` is a number for Count and Sum, a list of numbers for the others. All reports' times
+    are in the ``duration`` seconds from ``start``, seconds since the Epoch, on.
+    """
+
+    value: int | list[int]
+    report_count: int
+    start: int
+    duration: int
+
+
+class Collector:
+    """Collects the batches of one task; an async context manager.
+
+    Args:
+        task: what ``collector.toml`` says.
+        patience: how long the Leader may be out of reach.
+        http: connections to share with others; the collector's own if not given.
+    """
+
+    def __init__(
+        self,
+        task: CollectorTask,
+        *,
+        patience: Patience | None = None,
+        http: DapHttp | None = None,
+    ) -> None:
+        self._task = task
+        self._configuration = task.configuration
+        self._vdaf = make_vdaf(task.configuration.vdaf)
+        self._keypair = HpkeKeypair(
+            *task.collector_hpke_config.as_tuple, task.collector_hpke_private_key
+        )
+        self._token = task.collector_auth_token
+        self._patience = patience or Patience()
+        self._http = http or DapHttp(max_retry_after=_MAX_RETRY_AFTER)
+        self._owns_http = http is None
+        self._url = resource_url(
+            self._configuration.leader_aggregator_endpoint,
+            "tasks",
+            b64url_encode(task.task_id),
+            "collection_jobs",
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._owns_http:
+            await self._http.__aexit__(exc_type, exc, traceback)
+
+    @asynccontextmanager
+    async def collect(self, query: Query) -> AsyncIterator[Result]:
+        """Wait for the batch and give its result; however long that takes, so bound it yourself.
+
+        Raises:
+            ValueError: the query doesn't fit the task.
+            CollectionFailed: the Leader refuses, can't be reached, or answers what can't be true.
+        """
+        request = query.request(self._configuration)
+        ready = await self._wait(request.encode())
+        yield self._open(request, ready.body)
+        if query.seconds is None and ready.location is not None:  # A8
+            await self._release(ready.location)
+
+    async def _wait(self, body: bytes) -> Ready:
+        """Start or find the collection job, and poll it until it is ready."""
+        outcome: Outcome
+        outcome, _ = await until_known(
+            lambda: self._http.create(self._url, body, MediaType.COLLECTION_JOB_REQ, self._token),
+            self._patience,
+        )
+        unhurried = _FIRST_POLL
+        while isinstance(outcome, Processing):
+            location, retry_after = outcome.location, outcome.retry_after
+            wait = unhurried if retry_after is None else retry_after
+            await trio.sleep(max(wait, _FASTEST_POLL))
+            unhurried = min(unhurried * 2, _SLOWEST_POLL)
+            outcome, _ = await until_known(lambda: self._poll(location), self._patience)  # noqa: B023 - awaited here
+        if isinstance(outcome, Ready):
+            return outcome
+        raise _failed(outcome, self._url)
+
+    async def _poll(self, location: str) -> Outcome:
+        outcome = await self._http.poll(location, self._token, MediaType.COLLECTION_JOB_RESP)
+        if isinstance(outcome, Ready) and outcome.location is None:
+            return Ready(outcome.body, location)
+        return outcome
+
+    async def _release(self, location: str) -> None:
+        outcome, _ = await until_known(
+            lambda: self._http.delete(location, self._token), self._patience
+        )
+        match outcome:
+            case Ready() | Refused(status=404):  # gone already
+                return
+            case Refused() | Unknown():
+                raise CollectionFailed(
+                    f"the result is complete, but the Leader can't be told so ({_what(outcome)}):"
+                    " the next query will give the same batch again"
+                )
+            case _:
+                assert_never(outcome)
+
+    def _open(self, request: CollectionJobReq, body: bytes) -> Result:
+        """Check what the Leader says, decrypt both shares, and put them together."""
+        try:
+            response = CollectionJobResp.decode(body)
+        except DecodeError as error:
+            raise CollectionFailed(f"the Leader's CollectionJobResp: {error}") from None
+        self._check(request, response)
+        aad = AggregateShareAad(self._task.task_id, self._configuration, request).encode()
+        leader = self._open_share(Role.LEADER, response.leader_encrypted_agg_share, aad)
+        helper = self._open_share(Role.HELPER, response.helper_encrypted_agg_share, aad)
+        try:
+            value = unshard(self._vdaf, leader, helper, response.report_count)
+        except ValueError as error:
+            raise CollectionFailed(f"the aggregate shares don't fit the VDAF: {error}") from None
+        precision = self._configuration.time_precision
+        interval = response.interval
+        return Result(
+            value, response.report_count, interval.start * precision, interval.duration * precision
+        )
+
+    def _check(self, request: CollectionJobReq, response: CollectionJobResp) -> None:
+        count, minimum = response.report_count, self._configuration.min_batch_size
+        if count < minimum:
+            raise CollectionFailed(
+                f"the Leader made a batch of {count} reports, fewer than the task's {minimum}:"
+                " it breaks the protocol, don't use its result"
+            )
+        interval, asked = response.interval, request.query.batch_interval
+        outside = asked is not None and (interval.start < asked.start or interval.end > asked.end)
+        if interval.duration < 1 or outside:
+            raise CollectionFailed(
+                f"the Leader's batch spans {interval}, which is outside the query:"
+                " it breaks the protocol, don't use its result"
+            )
+
+    def _open_share(self, role: Role, share: HpkeCiphertext, aad: bytes) -> bytes:
+        own = self._task.collector_hpke_config.id
+        whose = f"the {role.name.capitalize()}'s aggregate share"
+        if share.config_id != own:
+            raise CollectionFailed(
+                f"{whose} is encrypted to the HPKE config {share.config_id}, not to {own}:"
+                " that Aggregator's task file names another Collector"
+            )
+        try:
+            return self._keypair.open(_INFO + bytes([role, 0]), aad, share.enc, share.payload)
+        except ValueError:
+            raise CollectionFailed(
+                f"{whose} does not open: its task differs from the one in this task file;"
+                " compare the hashes that `dapd task show` prints"
+            ) from None
+
+
+def collect_sync(
+    task: CollectorTask, query: Query, use: Callable[[Result], T], **options: Any
+) -> T:
+    """``Collector(task, **options).collect(query)`` for programs without Trio.
+
+    ``use`` gets the result, and what it returns is returned; the Leader is told that a batch has
+    arrived only after it has.
+
+        total = collect_sync(task, Query.next_batch(), lambda result: result.value)
+    """
+
+    async def run() -> T:
+        async with Collector(task, **options) as collector, collector.collect(query) as result:
+            return use(result)
+
+    return trio.run(run)
+
+
+def _seconds(moment: int | str | datetime) -> int:
+    if isinstance(moment, int):
+        return moment
+    if isinstance(moment, str):
+        if moment.isdecimal():
+            return int(moment)
+        moment = datetime.fromisoformat(moment)
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone: add one, Z for UTC")
+    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
+
+
+def _failed(outcome: Refused | Unknown, url: str) -> CollectionFailed:
+    match outcome:
+        case Unknown(reason):
+            return CollectionFailed(
+                f"no answer from the Leader: {reason}; run the same query again later, it finds"
+                " the job that it may have started"
+            )
+        case Refused(status=401 | 403):
+            return CollectionFailed(
+                f"{url}: the Leader doesn't accept collector_auth_token ({_what(outcome)})"
+            )
+        case Refused(type=type_):
+            remedy = _REMEDIES.get(type_ or "")
+            hint = f"; {remedy}" if remedy else ""
+            return CollectionFailed(f"{url}: {_what(outcome)}{hint}", type=type_)
+        case _:
+            assert_never(outcome)
+
+
+def _what(outcome: Refused | Unknown) -> str:
+    if isinstance(outcome, Unknown):
+        return outcome.reason
+    return ", ".join(
+        part for part in (outcome.type or f"HTTP {outcome.status}", outcome.detail) if part
+    )
