@@ -8,6 +8,10 @@ CARGO  := cargo
 NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/.cargo/config.toml) \
           $(shell find native/src -name '*.rs' 2>/dev/null)
 
+# What maturin sets too: pyo3 is built once for all targets, and the cargo tests, which call no
+# Python, link where libpython is not installed.
+export PYO3_BUILD_EXTENSION_MODULE := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench wheel clean
 
