@@ -12,13 +12,13 @@ Conventions of every call here:
 """
 
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import TypeAlias, final
 
-HpkeConfigTuple = tuple[int, int, int, int, bytes]
+HpkeConfigTuple: TypeAlias = tuple[int, int, int, int, bytes]
 """(config id, KEM id, KDF id, AEAD id, public key)."""
-Chunk = tuple[int, int, int, bytes, bytes, bytes]
+Chunk: TypeAlias = tuple[int, int, int, bytes, bytes, bytes]
 """(n, time_min, time_max, ids, lengths, rows); times inclusive."""
-Extensions = Sequence[tuple[int, bytes]]
+Extensions: TypeAlias = Sequence[tuple[int, bytes]]
 
 @final
 class Vdaf:
@@ -77,7 +77,10 @@ class ReportRules:
 
 @final
 class HpkeKeypair:
-    """One HPKE key pair with its config id. The private key is zeroized when dropped."""
+    """One HPKE key pair with its config id. The private key is zeroized when dropped.
+
+    Raises ``ValueError`` for an unsupported suite, a malformed key, or halves that don't match.
+    """
 
     def __new__(
         cls,
@@ -100,13 +103,13 @@ class HpkeKeypair:
 def hpke_seal(
     config: HpkeConfigTuple, info: bytes, aad: bytes, plaintext: bytes
 ) -> tuple[bytes, bytes]:
-    """RFC 9180 ``SealBase``: (enc, payload). Raises ``ValueError`` for an unsupported suite or key."""
+    """RFC 9180 ``SealBase``: (enc, payload). Raises ``ValueError`` for a bad suite or key."""
 
 def hpke_supported(kem_id: int, kdf_id: int, aead_id: int) -> bool: ...
 
 @final
 class Keyring:
-    """An immutable set of key pairs, looked up by config id."""
+    """Key pairs, looked up by config id; immutable. Raises ``ValueError`` for a repeated id."""
 
     def __new__(cls, keypairs: Sequence[HpkeKeypair]) -> Keyring: ...
     @property
@@ -126,20 +129,24 @@ class Sealer:
 
 @final
 class ReplayIndex:
-    """Which report ids of a task are taken: 64-bit keyed hashes under a random secret key (F4)."""
+    """Which report ids of a task are taken: 64-bit keyed hashes under a random secret key (F4).
+
+    Two ids of a task with one hash (chance 2^-64 a pair) cost the later report its place, no more.
+    """
 
     def __new__(cls) -> ReplayIndex: ...
     def load(self, task_pk: int, ids: bytes) -> None:
         """Add ids without a way back (rebuild at start)."""
     def admit(self, task_pk: int, ids: bytes) -> bytes:
-        """A mask of the ids that were known (1), also by an earlier place in ``ids``; adds the rest."""
+        """A mask of the ids known before (1), also by an earlier place in ``ids``; adds the rest."""
     def peek(self, task_pk: int, ids: bytes) -> bytes:
         """The same mask, adding nothing; a hint without promise."""
     def commit(self) -> None:
         """Make all admits since the last commit or rollback permanent."""
     def rollback(self) -> None:
         """Undo all admits since the last commit or rollback."""
-    def forget(self, task_pk: int, ids: bytes) -> None: ...
+    def forget(self, task_pk: int, ids: bytes) -> None:
+        """Free ids without a way back: after the commit that deletes them, never before."""
     def __len__(self) -> int: ...
 
 @final
@@ -278,18 +285,19 @@ class HelperVerified:
     def buckets(self) -> list[bytes]:
         """The sorted distinct buckets of the rows that verification did not reject."""
     def candidates(self, collected: Sequence[bytes]) -> bytes:
-        """The ids, in order, of the rows that were not rejected and whose bucket is not in ``collected``."""
+        """The ids, in order, of the rows not rejected whose bucket is not in ``collected``."""
     def rework_seconds(self, collected: Sequence[bytes], replayed: bytes) -> float:
-        """What ``finish`` would cost: 0 if the verdict agrees with ``known``; infinite if a row that
-        ``known`` left out must count after all. ``replayed`` is a mask over ``candidates(collected)``."""
+        """What ``finish`` would cost: 0 if the verdict agrees with ``known``; infinite if a row
+        that ``known`` left out must count. ``replayed`` is a mask over ``candidates(collected)``.
+        """
     def known(self, collected: Sequence[bytes], replayed: bytes) -> bytes:
         """The column to hand to ``verify`` again where ``rework_seconds`` is too long."""
     def finish(self, collected: Sequence[bytes], replayed: bytes) -> HelperFinish:
-        """Pure, without a thread pool (rule E3). Raises ``ValueError`` if ``rework_seconds`` is infinite."""
+        """Pure, without a pool (rule E3). Raises ``ValueError`` if ``rework_seconds`` is infinite."""
 
 @final
 class HelperJob:
-    """The ``VerifyInit`` list of an ``AggregationJobInitReq``, which starts at ``offset`` of ``body``.
+    """The ``VerifyInit`` list of an ``AggregationJobInitReq``, from ``offset`` of ``body`` on.
 
     Raises ``DecodeError`` for bytes that do not parse, an empty list, or a repeated report id.
     """
@@ -348,4 +356,6 @@ def seal_reports(
 def merge(vdaf: Vdaf, shares: Iterable[bytes]) -> bytes:
     """``Vdaf.merge`` of encoded aggregate shares; of none, the encoded zero share."""
 
-def unshard(vdaf: Vdaf, leader_share: bytes, helper_share: bytes, count: int) -> int | list[int]: ...
+def unshard(
+    vdaf: Vdaf, leader_share: bytes, helper_share: bytes, count: int
+) -> int | list[int]: ...
