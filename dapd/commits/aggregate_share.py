@@ -1,0 +1,83 @@
+"""A Helper serves its aggregate share and closes the batch for good, in one transaction (rule A4).
+
+Section "Obtaining Aggregate Shares". The checks stand in the draft's order (rule C4); a refused
+request leaves nothing, above all no batch collected. The seal to the Collector is made once and
+stored: asked again, the same bytes go out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.commits.combine import Combined, combine
+from dapd.crypto import Sealer
+from dapd.datastore import batches, share_jobs
+from dapd.datastore.engines import Tx
+from dapd.datastore.share_jobs import StoredShare
+from dapd.errors import Abort
+from dapd.messages.collection import AggregateShare, AggregateShareReq
+from dapd.protocol.batches import (
+    BucketRange,
+    check_share_request_content,
+    selected_range,
+)
+from dapd.protocol.collect import encrypt_aggregate_share
+from dapd.protocol.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class ShareRequest:
+    """A decoded ``AggregateShareReq``, its hash, and the id that its resource will have."""
+
+    task: Task
+    id: bytes
+    request_hash: bytes
+    message: AggregateShareReq
+
+
+def serve(tx: Tx, request: ShareRequest, sealer: Sealer, now: int) -> StoredShare:
+    """The aggregate share that this request made, now or before (rule A1).
+
+    Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
+    """
+    task, message = request.task, request.message
+    if not share_jobs.claim(tx, task.task_pk, request.id, request.request_hash, now):  # D1
+        existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash)
+        assert existing is not None, "a random id of 16 bytes was given out twice"
+        return existing
+    batch = selected_range(task, message, task.expired_before_at(now))
+    # The whole query is closed below, so the whole query must be free, not the selector alone.
+    _check_overlap(tx, task, batch.closed)
+    combined = combine(tx, task, batch.selected, sealer)
+    _check_size(task, combined)
+    check_share_request_content(message.collection_job_req)
+    _check_agreement(message, combined)
+    batches.close(
+        tx, task.task_pk, *batch.closed, state="collected", collection_pk=None
+    )  # C1, C4: buckets of the query that are empty too
+    sealed = encrypt_aggregate_share(task, message.collection_job_req, combined.share)
+    response = AggregateShare(sealed).encode()
+    share_jobs.answer(tx, task.task_pk, request.id, response)
+    return StoredShare(request.id, response)
+
+
+def _check_overlap(tx: Tx, task: Task, batch: BucketRange) -> None:
+    if batches.overlapping(tx, task.task_pk, batch.lo, batch.hi) is not None:
+        raise Abort("batchOverlap", "a part of the batch has been collected")
+
+
+def _check_size(task: Task, combined: Combined) -> None:
+    minimum = task.configuration.min_batch_size
+    if combined.count < minimum:
+        raise Abort(
+            "invalidBatchSize", f"the batch has {combined.count} reports here, fewer than {minimum}"
+        )
+
+
+def _check_agreement(message: AggregateShareReq, combined: Combined) -> None:
+    if (message.report_count, message.checksum) != (combined.count, combined.checksum):
+        raise Abort(
+            "batchMismatch",
+            f"the batch has {combined.count} reports here, the request says {message.report_count}, "
+            f"and the checksums {'differ' if message.checksum != combined.checksum else 'agree'}",
+        )

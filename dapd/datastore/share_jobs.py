@@ -1,0 +1,55 @@
+"""A Helper's aggregate shares, as they were served to the Leader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.datastore.engines import Row, Tx
+
+_SELECT = "SELECT id, response FROM aggregate_share_jobs WHERE task_pk = :task_pk"
+_Q_BY_IDENTITY = f"{_SELECT} AND request_hash = :request_hash"
+_Q_BY_ID = f"{_SELECT} AND id = :id"
+_Q_INSERT = """
+INSERT INTO aggregate_share_jobs (id, task_pk, request_hash, created_at)
+VALUES (:id, :task_pk, :request_hash, :now)
+ON CONFLICT DO NOTHING"""
+_Q_RESPONSE = """
+UPDATE aggregate_share_jobs SET response = :response WHERE task_pk = :task_pk AND id = :id"""
+_Q_DELETE = "DELETE FROM aggregate_share_jobs WHERE task_pk = :task_pk AND id = :id"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShare:
+    """``response`` is the encoded ``AggregateShare``."""
+
+    id: bytes
+    response: bytes
+
+
+def by_identity(tx: Tx, task_pk: int, request_hash: bytes) -> StoredShare | None:
+    """The aggregate share that this request made (rule A1)."""
+    return _stored(tx.one(_Q_BY_IDENTITY, task_pk=task_pk, request_hash=request_hash))
+
+
+def by_id(tx: Tx, task_pk: int, share_id: bytes) -> StoredShare | None:
+    return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=share_id))
+
+
+def claim(tx: Tx, task_pk: int, share_id: bytes, request_hash: bytes, now: int) -> bool:
+    """Insert the identity; whether it was free (rule D1). ``answer`` follows in the transaction."""
+    return bool(
+        tx.execute(_Q_INSERT, id=share_id, task_pk=task_pk, request_hash=request_hash, now=now)
+    )
+
+
+def answer(tx: Tx, task_pk: int, share_id: bytes, response: bytes) -> None:
+    tx.execute(_Q_RESPONSE, task_pk=task_pk, id=share_id, response=response)
+
+
+def delete(tx: Tx, task_pk: int, share_id: bytes) -> bool:
+    """Forget it and its identity; the batch stays collected (rule A6)."""
+    return bool(tx.execute(_Q_DELETE, task_pk=task_pk, id=share_id))
+
+
+def _stored(row: Row | None) -> StoredShare | None:
+    return None if row is None else StoredShare(*row)
