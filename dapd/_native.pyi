@@ -138,7 +138,7 @@ class ReplayIndex:
     def load(self, task_pk: int, ids: bytes) -> None:
         """Add ids without a way back (rebuild at start)."""
     def admit(self, task_pk: int, ids: bytes) -> bytes:
-        """A mask of the ids known before (1), also by an earlier place in ``ids``; adds the rest."""
+        """A mask of the ids known before (1), also by an earlier place here; adds the rest."""
     def peek(self, task_pk: int, ids: bytes) -> bytes:
         """The same mask, adding nothing; a hint without promise."""
     def commit(self) -> None:
@@ -293,7 +293,7 @@ class HelperVerified:
     def known(self, collected: Sequence[bytes], replayed: bytes) -> bytes:
         """The column to hand to ``verify`` again where ``rework_seconds`` is too long."""
     def finish(self, collected: Sequence[bytes], replayed: bytes) -> HelperFinish:
-        """Pure, without a pool (rule E3). Raises ``ValueError`` if ``rework_seconds`` is infinite."""
+        """Pure, no thread pool (rule E3). Raises ``ValueError`` if ``rework_seconds`` is infinite."""
 
 @final
 class HelperJob:
