@@ -293,7 +293,7 @@ class HelperVerified:
     def known(self, collected: Sequence[bytes], replayed: bytes) -> bytes:
         """The column to hand to ``verify`` again where ``rework_seconds`` is too long."""
     def finish(self, collected: Sequence[bytes], replayed: bytes) -> HelperFinish:
-        """Pure, no thread pool (rule E3). Raises ``ValueError`` if ``rework_seconds`` is infinite."""
+        """Pure, without a pool (rule E3). Raises ``ValueError`` for infinite ``rework_seconds``."""
 
 @final
 class HelperJob:
