@@ -1,0 +1,212 @@
+"""Single values of a task file, from TOML to what they mean and back.
+
+Each function raises ``Fault``, which names the key, what is wrong with it and what to do.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import UTC, date, datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from dapd.crypto import HpkeKeypair, hpke_seal, hpke_supported
+from dapd.errors import DecodeError, UsageError
+from dapd.messages.common import HpkeConfig, Interval, b64url_decode, b64url_encode
+from dapd.messages.task import VdafConfiguration
+from dapd.protocol.task import MAX_INTEGER
+from dapd.vdaf import KINDS, make_config
+
+# What may stand in a header value, without blanks, which HTTP would trim.
+_TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
+_URL = re.compile(r"[\x21-\x7e]{1,2000}")
+
+
+class Fault(Exception):
+    """What is wrong with which key, and what to do; becomes a ``UsageError``."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(f"{key}: {text}")
+
+
+def bytes_of(key: str, text: str, size: int | None = None) -> bytes:
+    """Unpadded base64url, of ``size`` bytes."""
+    try:
+        data = b64url_decode(text)
+    except ValueError as error:
+        raise Fault(key, f"{error}; copy it without padding or blanks") from None
+    if size is not None and len(data) != size:
+        raise Fault(key, f"{len(data)} bytes; it must be {size}, as unpadded base64url")
+    return data
+
+
+def token_of(key: str, text: str) -> str:
+    """A token as it stands in the header."""
+    if not _TOKEN.fullmatch(text):
+        raise Fault(key, "not a token; it must be 1 to 1024 visible ASCII characters, no blanks")
+    return text
+
+
+def hpke_config_of(key: str, text: str) -> HpkeConfig:
+    """An encoded ``HpkeConfig`` that can be sealed to."""
+    try:
+        config = HpkeConfig.decode(bytes_of(key, text))
+    except DecodeError as error:
+        raise Fault(key, f"not an encoded HpkeConfig ({error}); copy it again") from None
+    if not hpke_supported(config.kem_id, config.kdf_id, config.aead_id):
+        suite = f"KEM {config.kem_id:#06x}, KDF {config.kdf_id:#06x}, AEAD {config.aead_id:#06x}"
+        raise Fault(key, f"{suite} is not supported; let the Collector use X25519 with AES-128-GCM")
+    try:
+        hpke_seal(config.as_tuple, b"", b"", b"")
+    except ValueError as error:
+        raise Fault(key, f"its public key is not valid ({error}); copy it again") from None
+    return config
+
+
+def check_pair(config: HpkeConfig, private_key: bytes) -> None:
+    """The private key opens what the configuration seals."""
+    try:
+        enc, payload = hpke_seal(config.as_tuple, b"", b"", b"pair")
+        HpkeKeypair(*config.as_tuple, private_key).open(b"", b"", enc, payload)
+    except ValueError:
+        raise Fault(
+            "collector_hpke_private_key", "not the key of collector_hpke_config; copy both again"
+        ) from None
+
+
+def endpoint_of(key: str, url: str) -> str:
+    """An Aggregator's URL, byte for byte (rule B7)."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise Fault(key, f"{url!r} is no URL ({error}); write it like https://a.example/") from None
+    if (
+        not _URL.fullmatch(url)
+        or parts.scheme not in {"http", "https"}
+        or not parts.hostname
+        or set("@?#") & set(url)
+    ):
+        raise Fault(
+            key, f"{url!r} must be like https://a.example/dap/, in ASCII, without user or query"
+        )
+    return url
+
+
+def is_insecure(url: str) -> bool:
+    """Whether the URL is http:// beyond this machine (rule B7)."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname == "localhost":
+        return False
+    try:
+        return not ipaddress.ip_address(parts.hostname or "").is_loopback
+    except ValueError:
+        return True
+
+
+def vdaf_of(table: Mapping[str, int | str], *, complete: bool) -> VdafConfiguration:
+    """``complete``: in a finished file nothing is left to each reader's own default."""
+    kind = table.get("type")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise Fault("vdaf", f"type {kind!r} is unknown; it must be one of {', '.join(KINDS)}")
+    numbers: dict[str, int] = {}
+    for name, value in table.items():
+        if name == "type":
+            continue
+        if not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
+            raise Fault("vdaf", f"{name} is {value!r}; it must be a number from 0 to 2^63-1")
+        numbers[name] = value
+    absent = {each.name for each in fields(KINDS[kind])} - set(numbers)
+    if complete and absent:
+        raise Fault("vdaf", f"without {', '.join(sorted(absent))}; copy it from another party")
+    try:
+        return make_config(kind, numbers)
+    except ValueError as error:
+        raise Fault("vdaf", str(error)) from None
+
+
+def vdaf_table(vdaf: VdafConfiguration) -> dict[str, int | str]:
+    """The inverse of ``vdaf_of``."""
+    return {"type": vdaf.kind, **{each.name: getattr(vdaf, each.name) for each in fields(vdaf)}}
+
+
+def parse_vdaf_spec(text: str) -> dict[str, int | str]:
+    """``histogram:length=10,chunk_length=4`` as the ``vdaf`` table of a task file.
+
+    Raises ``UsageError``; whether the parameters fit the VDAF is checked by ``new_task``.
+    """
+    kind, _, rest = text.partition(":")
+    table: dict[str, int | str] = {"type": kind.strip()}
+    for part in filter(None, rest.split(",")):
+        name, _, value = (each.strip() for each in part.partition("="))
+        if not (name.isidentifier() and re.fullmatch(r"[0-9]{1,20}", value)):
+            raise UsageError(f"vdaf: {part!r} is no parameter; write it like histogram:length=10")
+        if name in table:
+            raise UsageError(f"vdaf: {name} is given twice; give it once")
+        table[name] = int(value)
+    return table
+
+
+def interval_of(value: tuple[Any, Any], precision: int) -> Interval:
+    """(start, duration): files speak seconds or ISO 8601, the wire time precisions (rule C7)."""
+    start, duration = _seconds(value[0]), value[1]
+    if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
+        raise Fault("task_interval", "not an interval; write [start, duration], both in seconds")
+    if start + duration > MAX_INTEGER:
+        raise Fault("task_interval", "it ends after 2^63-1 seconds; shorten it")
+    if start % precision or duration % precision:
+        raise Fault(
+            "task_interval", f"{[start, duration]} must be multiples of time_precision, {precision}"
+        )
+    return Interval(start // precision, duration // precision)
+
+
+def _seconds(value: Any) -> int:
+    """Seconds since the Epoch. A date is its midnight in UTC; a time of day needs a zone."""
+    match _moment(value) if isinstance(value, str) else value:
+        case datetime() as moment if moment.tzinfo is not None and not moment.microsecond:
+            return int(moment.timestamp())
+        case date() as day if not isinstance(day, datetime):
+            return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp())
+        case int() as seconds if not isinstance(seconds, bool):
+            return seconds
+        case _:
+            raise Fault(
+                "task_interval", "its start must be seconds, a date, or a time with a zone (Z)"
+            )
+
+
+def _moment(text: str) -> int | date | None:
+    if text.isascii() and text.isdecimal():
+        return int(text)
+    for parse in (date.fromisoformat, datetime.fromisoformat):
+        try:
+            return parse(text)
+        except ValueError:
+            continue
+    return None
+
+
+def text_of(value: Any) -> Any:
+    """A field of a task as it stands in its file."""
+    match value:
+        case bytes():
+            return b64url_encode(value)
+        case HpkeConfig():
+            return b64url_encode(value.encode())
+        case _:
+            return value
+
+
+def to_toml(value: Any) -> str:
+    """A value of a task file. Its texts are ASCII, where JSON's strings are TOML's."""
+    match value:
+        case dict():
+            items = ", ".join(f"{key} = {to_toml(each)}" for key, each in value.items())
+            return f"{{ {items} }}"
+        case _:
+            return json.dumps(value)
