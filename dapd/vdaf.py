@@ -62,6 +62,8 @@ def make_config(kind: str, parameters: Mapping[str, int]) -> VdafConfiguration:
         raise ValueError(f"unknown VDAF {kind!r}: it must be one of {', '.join(KINDS)}")
     given = dict(parameters)
     names = {field.name for field in fields(cls)}
+    if superfluous := sorted(given.keys() - names):
+        raise ValueError(f"VDAF {kind} takes no {superfluous[0]}")
     if "chunk_length" in names and "chunk_length" not in given:
         # Wrong parameters have no default; the native constructor says what is wrong with them.
         given["chunk_length"] = default_chunk_length(kind, given)

@@ -1,8 +1,8 @@
 //! What a Client does to its measurements, and a Collector to its aggregate shares (sections
 //! "Client Behavior" of "Uploading Reports", "Collection Job Finalization").
 
-use prio::vdaf::{Aggregatable, Aggregator, Client, Collector};
 use prio::codec::Encode;
+use prio::vdaf::{Aggregatable, Aggregator, Client, Collector};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use rayon::prelude::*;
@@ -21,6 +21,7 @@ use crate::vdaf::{
 /// Public share, Leader's and Helper's input share.
 type Shards = (Vec<u8>, Vec<u8>, Vec<u8>);
 type Measurements = Vec<Vec<u128>>;
+type Column = Vec<Vec<u8>>;
 
 fn report_ids(ids: &[u8], expected: usize) -> Result<&[ReportId]> {
     match ids.as_chunks::<16>() {
@@ -52,7 +53,8 @@ fn shard_all<T: Kind>(
 ) -> Result<Vec<Shards>> {
     let one = |(place, (raw, id)): (usize, (Vec<u128>, &ReportId))| {
         let wrong = |reason: String| Error::value(format!("measurement {place} {reason}"));
-        let measurement = T::measurement(raw).map_err(|reason| wrong(reason.into()))?;
+        let measurement =
+            T::measurement(raw, vdaf.output_len()).map_err(|reason| wrong(reason.into()))?;
         let refused = |error: &dyn std::fmt::Display| wrong(format!("does not encode: {error}"));
         let (public, inputs) =
             vdaf.shard(context, &measurement, id).map_err(|error| refused(&error))?;
@@ -76,7 +78,7 @@ pub fn shard(
     task_id: &[u8],
     measurements: &Bound<'_, PyAny>,
     report_ids: &[u8],
-) -> PyResult<(Vec<Vec<u8>>, Vec<Vec<u8>>, Vec<Vec<u8>>)> {
+) -> PyResult<(Column, Column, Column)> {
     let context = context(&fixed::<32>("task_id", task_id)?);
     dispatch!(&*vdaf.inner, vdaf => {
         let measurements = extract(vdaf, measurements)?;
@@ -195,7 +197,8 @@ pub fn seal_reports(
 }
 
 fn add_share<T: Kind>(vdaf: &P3<T>, sum: &mut Aggregate<T>, share: &[u8]) -> Result<()> {
-    let wrong = || Error::value(format!("an aggregate share of {} bytes is not of this VDAF", share.len()));
+    let wrong =
+        || Error::value(format!("an aggregate share of {} bytes is not of this VDAF", share.len()));
     let share = decode_aggregate(vdaf, share).ok_or_else(wrong)?;
     sum.merge(&share).map_err(|_| wrong())
 }
@@ -238,7 +241,8 @@ pub fn unshard(
     count: usize,
 ) -> Result<AggregateResult> {
     let shares = [leader_share, helper_share];
-    let result = py.detach(|| dispatch!(&*vdaf.inner, vdaf => unshard_with(vdaf, shares, count)))?;
+    let result =
+        py.detach(|| dispatch!(&*vdaf.inner, vdaf => unshard_with(vdaf, shares, count)))?;
     let list = matches!(
         *vdaf.inner,
         AnyVdaf::SumVec(_) | AnyVdaf::Histogram(_) | AnyVdaf::MultihotCountVec(_)

@@ -59,7 +59,7 @@ impl Columns {
         self.rows.extend_from_slice(row);
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 

@@ -16,8 +16,8 @@ use rayon::prelude::*;
 use crate::error::{DecodeError, Error, Result};
 use crate::hpke::Keyring;
 use crate::report::{
-    report_error, PlaintextInputShare, Reader, ReportId, Verdict, VerifyInit,
-    VerifyResp, Wire, HELPER_INFO,
+    report_error, PlaintextInputShare, Reader, ReportId, Verdict, VerifyInit, VerifyResp, Wire,
+    HELPER_INFO,
 };
 use crate::rules::ReportRules;
 use crate::seal::Sealer;
@@ -148,7 +148,7 @@ struct Piece<T: Kind> {
 impl<T: Kind> Piece<T> {
     fn new() -> Self {
         let (outcomes, messages) = (Vec::new(), Vec::new());
-        Self { outcomes, messages, sums: Sums::new(), spent: Duration::ZERO }
+        Self { outcomes, messages, sums: Sums::default(), spent: Duration::ZERO }
     }
 
     fn merge(mut self, other: Self) -> Self {
@@ -217,10 +217,7 @@ impl Work {
         if let Some(rejection) = self.rules.check(metadata.time) {
             return Err(rejection);
         }
-        let keypair = self
-            .keyring
-            .get(sealed.config_id)
-            .ok_or(report_error::HPKE_DECRYPT_ERROR)?;
+        let keypair = self.keyring.get(sealed.config_id).ok_or(report_error::HPKE_DECRYPT_ERROR)?;
         // Metadata and public share follow each other here as in the AAD.
         let aad_len = 16 + 8 + 2 + metadata.public_extensions.len() + 4 + share.public_share.len();
         let start = self.rows.starts[row];
@@ -228,8 +225,8 @@ impl Work {
         let plaintext = keypair
             .open_raw(HELPER_INFO, &aad, sealed.enc, sealed.payload)
             .ok_or(report_error::HPKE_DECRYPT_ERROR)?;
-        let input = PlaintextInputShare::decode(&plaintext)
-            .map_err(|_| report_error::INVALID_MESSAGE)?;
+        let input =
+            PlaintextInputShare::decode(&plaintext).map_err(|_| report_error::INVALID_MESSAGE)?;
         if !self.rules.check_extensions(metadata.public_extensions, input.private_extensions) {
             return Err(report_error::INVALID_MESSAGE);
         }
@@ -295,7 +292,15 @@ impl HelperVerified {
         let mut outcomes: Vec<u8> = self
             .outcomes
             .iter()
-            .map(|outcome| if undecided(*outcome) { report_error::BATCH_COLLECTED } else { *outcome })
+            .map(
+                |outcome| {
+                    if undecided(*outcome) {
+                        report_error::BATCH_COLLECTED
+                    } else {
+                        *outcome
+                    }
+                },
+            )
             .collect();
         let mut mask = replayed.iter();
         for row in self.candidate_rows(&collected) {

@@ -34,12 +34,13 @@ pub struct LeaderFinish {
     buckets: Vec<BucketTotal>,
 }
 
-/// One report's entry in the state.
+/// One report's entry in the state; `inbound`, the Helper's message, is not stored.
 struct Entry<'a> {
     id: &'a ReportId,
     outcome: u8,
     time: u64,
     state: &'a [u8],
+    inbound: Option<&'a [u8]>,
 }
 
 impl<'a> Entry<'a> {
@@ -56,6 +57,7 @@ impl<'a> Entry<'a> {
             outcome: reader.u8("outcome")?,
             time: reader.u64("time")?,
             state: reader.opaque32(0, "VDAF state")?,
+            inbound: None,
         })
     }
 }
@@ -67,11 +69,7 @@ struct Starting<'a> {
 }
 
 impl Starting<'_> {
-    fn piece<T: Kind>(
-        &self,
-        vdaf: &P3<T>,
-        rows: &[(&ReportId, &[u8])],
-    ) -> Result<LeaderStart> {
+    fn piece<T: Kind>(&self, vdaf: &P3<T>, rows: &[(&ReportId, &[u8])]) -> Result<LeaderStart> {
         let mut done = LeaderStart::default();
         for (id, row) in rows {
             self.row(vdaf, id, StoredRow::read(row)?, &mut done)?;
@@ -103,7 +101,8 @@ impl Starting<'_> {
             Err(rejection) => (*rejection, [].as_slice()),
         };
         done.outcomes.push(outcome);
-        Entry { id, outcome, time: share.metadata.time, state }.write(&mut done.state);
+        Entry { id, outcome, time: share.metadata.time, state, inbound: None }
+            .write(&mut done.state);
         Ok(())
     }
 
@@ -160,16 +159,12 @@ pub fn leader_start(
 }
 
 /// The state's entries, each with the Helper's message if the report goes on (rule B5).
-fn answered<'a>(
-    state: &'a [u8],
-    response: &'a [u8],
-) -> Result<Vec<(Entry<'a>, Option<&'a [u8]>)>> {
+fn answered<'a>(state: &'a [u8], response: &'a [u8]) -> Result<Vec<Entry<'a>>> {
     let mut entries = Reader::new(state, 0);
     let mut answers = Reader::new(response, 0);
     let mut out = Vec::new();
     while !entries.is_empty() {
         let mut entry = Entry::read(&mut entries).map_err(|_| damaged_state())?;
-        let mut inbound = None;
         if entry.outcome == report_error::FINE {
             let offset = answers.offset();
             if answers.is_empty() {
@@ -180,7 +175,7 @@ fn answered<'a>(
                 return Err(DecodeError::new(offset, "report id differs from the request's").into());
             }
             match answer.verdict {
-                Verdict::Continue(message) => inbound = Some(message),
+                Verdict::Continue(message) => entry.inbound = Some(message),
                 Verdict::Finish => {
                     return Err(DecodeError::new(offset, "finish instead of continue").into())
                 }
@@ -189,7 +184,7 @@ fn answered<'a>(
                 Verdict::Reject(error) => entry.outcome = error,
             }
         }
-        out.push((entry, inbound));
+        out.push(entry);
     }
     if !answers.is_empty() {
         return Err(DecodeError::new(answers.offset(), "a VerifyResp too many").into());
@@ -203,15 +198,11 @@ fn damaged_state() -> Error {
 
 type Finished<T> = (Vec<u8>, Sums<T>);
 
-fn finish_piece<T: Kind>(
-    vdaf: &P3<T>,
-    task: &Task,
-    entries: &[(Entry<'_>, Option<&[u8]>)],
-) -> Result<Finished<T>> {
-    let (mut outcomes, mut sums) = (Vec::with_capacity(entries.len()), Sums::new());
-    for (entry, inbound) in entries {
+fn finish_piece<T: Kind>(vdaf: &P3<T>, task: &Task, entries: &[Entry<'_>]) -> Result<Finished<T>> {
+    let (mut outcomes, mut sums) = (Vec::with_capacity(entries.len()), Sums::default());
+    for entry in entries {
         let mut outcome = entry.outcome;
-        if let Some(inbound) = inbound {
+        if let Some(inbound) = entry.inbound {
             let state = leader_state(vdaf, entry.state).ok_or_else(damaged_state)?;
             match leader_continue(vdaf, task, state, inbound) {
                 Ok(output) => sums.add(task.key(entry.time), output),
@@ -226,9 +217,9 @@ fn finish_piece<T: Kind>(
 fn finish_all<T: Kind>(
     vdaf: &P3<T>,
     task: &Task,
-    entries: &[(Entry<'_>, Option<&[u8]>)],
+    entries: &[Entry<'_>],
 ) -> Result<(Vec<u8>, Shares)> {
-    let none = || (Vec::new(), Sums::new());
+    let none = || (Vec::new(), Sums::default());
     let (outcomes, sums) = JOBS.install(|| {
         entries
             .par_chunks(piece(entries.len()))
@@ -259,10 +250,9 @@ pub fn leader_finish(
         let aad = leader_state_aad(&task.task_id, job_id);
         owner.sealer.get().open_to(&aad, state, &mut opened)?;
         let entries = answered(&opened, response)?;
-        let (outcomes, shares) =
-            dispatch!(&*task.vdaf, vdaf => finish_all(vdaf, &task, &entries))?;
+        let (outcomes, shares) = dispatch!(&*task.vdaf, vdaf => finish_all(vdaf, &task, &entries))?;
         let counted = entries.iter().zip(&outcomes).filter(|(_, outcome)| **outcome == 0);
-        let rows = counted.map(|((entry, _), _)| (entry.id, entry.time));
+        let rows = counted.map(|(entry, _)| (entry.id, entry.time));
         let buckets = owner.totals(&shares, rows);
         Ok(LeaderFinish { outcomes, buckets })
     })

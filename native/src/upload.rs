@@ -15,8 +15,8 @@ use crate::columns::{Chunk, Columns, StoredRow};
 use crate::error::{DecodeError, Error, Result};
 use crate::hpke::Keyring;
 use crate::report::{
-    put32, report_error, PlaintextInputShare, Reader, Report, ReportId,
-    ReportUploadStatus, Wire, LEADER_INFO,
+    put32, report_error, PlaintextInputShare, Reader, Report, ReportId, ReportUploadStatus, Wire,
+    LEADER_INFO,
 };
 use crate::rules::ReportRules;
 use crate::seal::{chunk_row_aad, Sealer};
@@ -54,8 +54,8 @@ impl Opening<'_> {
         let plaintext = keypair
             .open_raw(LEADER_INFO, &aad, sealed.enc, sealed.payload)
             .ok_or(report_error::HPKE_DECRYPT_ERROR)?;
-        let input = PlaintextInputShare::decode(&plaintext)
-            .map_err(|_| report_error::INVALID_MESSAGE)?;
+        let input =
+            PlaintextInputShare::decode(&plaintext).map_err(|_| report_error::INVALID_MESSAGE)?;
         let (public, private) = (metadata.public_extensions, input.private_extensions);
         let valid = request.rules.check_extensions(public, private)
             && dispatch!(&*task.vdaf, vdaf => {
@@ -128,7 +128,7 @@ impl UploadPart {
                     continue;
                 }
                 chunk.push(id, *time, row);
-                if chunk.len() == max_rows {
+                if chunk.count() == max_rows {
                     chunks.extend(std::mem::take(&mut chunk).finish());
                 }
             }

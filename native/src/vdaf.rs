@@ -35,17 +35,20 @@ pub type Aggregate<T> = AggregateShare<<T as Flp>::Field>;
 /// Encoded aggregate shares by bucket: the time, or 0 where the job has a single batch.
 pub type Shares = BTreeMap<u64, Vec<u8>>;
 
+const WRONG_LENGTH: &str = "must have as many numbers as length says";
+
 /// A circuit of Prio3, and its measurements and results as the numbers that Python knows.
 pub trait Kind: Type + Flp<Field: Send + Sync> + Send + Sync + 'static {
     /// Whether a measurement and a result are lists.
     const VECTOR: bool;
-    fn measurement(raw: Vec<u128>) -> Result<Self::Measurement, &'static str>;
+    /// From `raw`, which has one number unless `VECTOR`; `len` is that of a result.
+    fn measurement(raw: Vec<u128>, len: usize) -> Result<Self::Measurement, &'static str>;
     fn result(result: Self::AggregateResult) -> Vec<u128>;
 }
 
 impl Kind for Count<Field64> {
     const VECTOR: bool = false;
-    fn measurement(raw: Vec<u128>) -> Result<bool, &'static str> {
+    fn measurement(raw: Vec<u128>, _: usize) -> Result<bool, &'static str> {
         match raw[0] {
             0 => Ok(false),
             1 => Ok(true),
@@ -59,7 +62,7 @@ impl Kind for Count<Field64> {
 
 impl Kind for Sum<Field64> {
     const VECTOR: bool = false;
-    fn measurement(raw: Vec<u128>) -> Result<u64, &'static str> {
+    fn measurement(raw: Vec<u128>, _: usize) -> Result<u64, &'static str> {
         raw[0].try_into().map_err(|_| "is above max_measurement")
     }
     fn result(result: u64) -> Vec<u128> {
@@ -69,8 +72,12 @@ impl Kind for Sum<Field64> {
 
 impl Kind for SumVec<Field128, ParallelSum<Field128, Mul>> {
     const VECTOR: bool = true;
-    fn measurement(raw: Vec<u128>) -> Result<Vec<u128>, &'static str> {
-        Ok(raw)
+    fn measurement(raw: Vec<u128>, len: usize) -> Result<Vec<u128>, &'static str> {
+        if raw.len() == len {
+            Ok(raw)
+        } else {
+            Err(WRONG_LENGTH)
+        }
     }
     fn result(result: Vec<u128>) -> Vec<u128> {
         result
@@ -79,8 +86,10 @@ impl Kind for SumVec<Field128, ParallelSum<Field128, Mul>> {
 
 impl Kind for Histogram<Field128, ParallelSum<Field128, Mul>> {
     const VECTOR: bool = false;
-    fn measurement(raw: Vec<u128>) -> Result<usize, &'static str> {
-        raw[0].try_into().map_err(|_| "is not below length")
+    fn measurement(raw: Vec<u128>, len: usize) -> Result<usize, &'static str> {
+        // `prio` indexes with it unseen.
+        let bucket = usize::try_from(raw[0]).ok().filter(|bucket| *bucket < len);
+        bucket.ok_or("is not below length")
     }
     fn result(result: Vec<u128>) -> Vec<u128> {
         result
@@ -89,7 +98,10 @@ impl Kind for Histogram<Field128, ParallelSum<Field128, Mul>> {
 
 impl Kind for MultihotCountVec<Field128, ParallelSum<Field128, Mul>> {
     const VECTOR: bool = true;
-    fn measurement(raw: Vec<u128>) -> Result<Vec<bool>, &'static str> {
+    fn measurement(raw: Vec<u128>, len: usize) -> Result<Vec<bool>, &'static str> {
+        if raw.len() != len {
+            return Err(WRONG_LENGTH);
+        }
         raw.into_iter()
             .map(|value| match value {
                 0 => Ok(false),
@@ -200,10 +212,7 @@ impl Vdaf {
         };
         let (built, elements) = build(kind, &given)?;
         let inner = built.map_err(|e| Error::value(format!("VDAF {kind}: {e}")))?;
-        Ok(Self {
-            inner: Arc::new(inner),
-            elements: elements as usize,
-        })
+        Ok(Self { inner: Arc::new(inner), elements: elements as usize })
     }
 
     #[getter]
@@ -329,16 +338,14 @@ impl TaskParameters {
             verify_key: Zeroizing::new(fixed("verify_key", verify_key)?),
             bucket_by_time,
         };
-        Ok(Self {
-            task: Arc::new(task),
-        })
+        Ok(Self { task: Arc::new(task) })
     }
 }
 
 pub fn fixed<const N: usize>(name: &str, bytes: &[u8]) -> Result<[u8; N]> {
-    bytes.try_into().map_err(|_| {
-        Error::value(format!("{name} must be {N} bytes, not {}", bytes.len()))
-    })
+    bytes
+        .try_into()
+        .map_err(|_| Error::value(format!("{name} must be {N} bytes, not {}", bytes.len())))
 }
 
 /// A report's outcome other than "fine".
@@ -372,9 +379,7 @@ pub fn leader_init<T: Kind>(
         .map_err(|_| report_error::VDAF_VERIFY_ERROR)?;
     let state = started.verifier_state.get_encoded();
     let message = started.message.get_encoded();
-    state
-        .and_then(|state| Ok((state, message?)))
-        .map_err(|_| report_error::VDAF_VERIFY_ERROR)
+    state.and_then(|state| Ok((state, message?))).map_err(|_| report_error::VDAF_VERIFY_ERROR)
 }
 
 /// `ping_pong_helper_init`: the output share and the outbound message (rule B2).
@@ -388,19 +393,19 @@ pub fn helper_init<T: Kind>(
 ) -> Result<(Output<T>, Vec<u8>), Rejection> {
     let input = input_share(vdaf, 1, input).ok_or(report_error::INVALID_MESSAGE)?;
     let public = public_share(vdaf, public).ok_or(report_error::VDAF_VERIFY_ERROR)?;
-    let inbound = PingPongMessage::get_decoded(inbound).map_err(|_| report_error::VDAF_VERIFY_ERROR)?;
+    let inbound =
+        PingPongMessage::get_decoded(inbound).map_err(|_| report_error::VDAF_VERIFY_ERROR)?;
     let (key, context) = (&task.verify_key, &task.context);
     let state = vdaf
         .helper_initialized(key, context, &(), id, &public, &input, &inbound)
         .and_then(|continuation| continuation.evaluate(context, vdaf));
     match state {
-        Ok(PingPongState::FinishedWithOutbound {
-            output_share,
-            message,
-        }) => match message.get_encoded() {
-            Ok(message) => Ok((output_share, message)),
-            Err(_) => Err(report_error::VDAF_VERIFY_ERROR),
-        },
+        Ok(PingPongState::FinishedWithOutbound { output_share, message }) => {
+            match message.get_encoded() {
+                Ok(message) => Ok((output_share, message)),
+                Err(_) => Err(report_error::VDAF_VERIFY_ERROR),
+            }
+        }
         _ => Err(report_error::VDAF_VERIFY_ERROR),
     }
 }
@@ -417,7 +422,8 @@ pub fn leader_continue<T: Kind>(
     state: VerifyState<T>,
     inbound: &[u8],
 ) -> Result<Output<T>, Rejection> {
-    let inbound = PingPongMessage::get_decoded(inbound).map_err(|_| report_error::VDAF_VERIFY_ERROR)?;
+    let inbound =
+        PingPongMessage::get_decoded(inbound).map_err(|_| report_error::VDAF_VERIFY_ERROR)?;
     let state = vdaf
         .leader_continued(&task.context, &(), state, &inbound)
         .and_then(|continuation| continuation.evaluate(&task.context, vdaf));
@@ -430,11 +436,13 @@ pub fn leader_continue<T: Kind>(
 /// Sums of output shares by bucket.
 pub struct Sums<T: Kind>(BTreeMap<u64, Aggregate<T>>);
 
-impl<T: Kind> Sums<T> {
-    pub fn new() -> Self {
+impl<T: Kind> Default for Sums<T> {
+    fn default() -> Self {
         Self(BTreeMap::new())
     }
+}
 
+impl<T: Kind> Sums<T> {
     pub fn add(&mut self, key: u64, output: Output<T>) {
         match self.0.get_mut(&key) {
             Some(sum) => sum.accumulate(&output).expect("one VDAF, one length"),
