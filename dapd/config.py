@@ -104,6 +104,7 @@ class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     retry_after: _Positive = 1.0
+    poll_hold: _Short = 5.0
     leader_selected_keep: _Day = 3600.0
 
 

@@ -7,7 +7,7 @@ modes compare alike (rule C1).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dapd.datastore.engines import Tx
@@ -30,6 +30,14 @@ VALUES (:task_pk, :bucket, :job_id, :n, :checksum, :time_min, :time_max, :share)
 _Q_SHARES = """
 SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi ORDER BY share_pk"""
+_Q_SHARES_AFTER = """
+SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
+WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi
+  AND (bucket, job_id) > (:bucket, :job_id)
+ORDER BY bucket, job_id LIMIT :size"""
+_Q_EXTENT = """
+SELECT count(*), COALESCE(max(share_pk), 0) FROM batch_shares
+WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
 _Q_COUNT = """
 SELECT COALESCE(sum(n), 0) FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
@@ -109,6 +117,25 @@ def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[Buck
 def contributions(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> list[Contribution]:
     """What the buckets of [lo, hi) got, in the order of the commits."""
     return [Contribution(*row) for row in tx.all(_Q_SHARES, task_pk=task_pk, lo=lo, hi=hi)]
+
+
+def contributions_in_pages(
+    tx: Tx, task_pk: int, lo: bytes, hi: bytes, size: int = 64
+) -> Iterator[list[Contribution]]:
+    """The same, by bucket and job, a bounded number of them at a time."""
+    bucket, job_id = lo, b""
+    while rows := tx.all(
+        _Q_SHARES_AFTER, task_pk=task_pk, lo=lo, hi=hi, bucket=bucket, job_id=job_id, size=size
+    ):
+        yield [Contribution(*row) for row in rows]
+        bucket, job_id = rows[-1][:2]
+
+
+def extent(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> tuple[int, int]:
+    """How many contributions [lo, hi) has, and the newest: unchanged means nothing was added."""
+    row = tx.one(_Q_EXTENT, task_pk=task_pk, lo=lo, hi=hi)
+    assert row is not None
+    return row[0], row[1]
 
 
 def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:

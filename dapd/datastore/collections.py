@@ -7,6 +7,7 @@ a job on (``dapd.commits``) and leases (``dapd.datastore.leases``).
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 
 from dapd.datastore.engines import Tx
@@ -42,10 +43,10 @@ WHERE collection_pk = :pk AND state = 'waiting' AND lease_token = :token"""
 _Q_NOTE_SEND = """
 UPDATE collection_jobs SET sends = sends + 1
 WHERE collection_pk = :pk AND state = 'frozen' AND lease_token = :token"""
-_Q_POLL_LATER = """
+_Q_ASK_LATER = """
 UPDATE collection_jobs SET state = CASE WHEN :location IS NULL THEN 'frozen' ELSE 'polling' END,
-  location = :location, run_at = :run_at, last_error = :error, lease_token = NULL, lease_until = NULL,
-  attempts = CASE WHEN :location IS NULL THEN attempts ELSE 0 END, crashes = 0
+  location = :location, run_at = :run_at, attempts = :attempts, last_error = :error,
+  lease_token = NULL, lease_until = NULL, crashes = 0
 WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND lease_token = :token"""
 _Q_END = """
 UPDATE collection_jobs SET state = :state, response = :response, error = :error, detail = :detail,
@@ -73,7 +74,7 @@ WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
 
 @dataclass(frozen=True, slots=True)
 class WaitingCollection:
-    """What the creator must obey: the range, empty if not bound yet, and the cut once it is fixed."""
+    """What the creator must obey: the range, empty if no batch is bound yet; the cut, if fixed."""
 
     lo: bytes
     hi: bytes
@@ -82,7 +83,9 @@ class WaitingCollection:
 
 @dataclass(frozen=True, slots=True)
 class CollectionJob:
-    """A row. ``leader_share`` is sealed; times are inclusive, in time precisions; ``served_at`` is in ms."""
+    """A row. ``leader_share`` is sealed; times are inclusive and count time precisions;
+    ``served_at`` is in milliseconds.
+    """
 
     pk: int
     id: bytes
@@ -107,7 +110,7 @@ class CollectionJob:
 
 @dataclass(frozen=True, slots=True)
 class FrozenBatch:
-    """What a freeze stores: the range, the exact AggregateShareReq, the sealed share of the Leader."""
+    """What a freeze stores: the range, the exact AggregateShareReq, the Leader's share, sealed."""
 
     lo: bytes
     hi: bytes
@@ -116,6 +119,19 @@ class FrozenBatch:
     n: int
     time_min: int
     time_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class NextExchange:
+    """Poll ``location`` at ``run_at`` (ms), or send the request again if there is none.
+
+    ``attempts`` counts those in a row after which the next wait is longer.
+    """
+
+    location: str | None
+    run_at: int
+    attempts: int
+    error: str | None = None
 
 
 def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
@@ -128,9 +144,14 @@ def touch(tx: Tx, task_pk: int, now: int) -> None:
     tx.execute(_Q_TOUCH, task_pk=task_pk, now=now)
 
 
-def identical(tx: Tx, task_pk: int, request_hash: bytes) -> CollectionJob | None:
-    """The job that a request with this SHA-256 made (rule A1)."""
-    row = tx.one(_Q_IDENTICAL, task_pk=task_pk, request_hash=request_hash)
+def request_hash(body: bytes) -> bytes:
+    """What makes two requests identical (rule A1)."""
+    return hashlib.sha256(body).digest()
+
+
+def identical(tx: Tx, task_pk: int, body: bytes) -> CollectionJob | None:
+    """The job that an identical request made (rule A1)."""
+    row = tx.one(_Q_IDENTICAL, task_pk=task_pk, request_hash=request_hash(body))
     return CollectionJob(*row) if row else None
 
 
@@ -148,18 +169,17 @@ def by_pk(tx: Tx, pk: int) -> CollectionJob:
 
 
 def insert(
-    tx: Tx, task_pk: int, job: WaitingCollection, *, job_id: bytes, request: tuple[bytes, bytes], now: int
+    tx: Tx, task_pk: int, job_id: bytes, batch: tuple[bytes, bytes], body: bytes, now: int
 ) -> CollectionJob:
-    """A new waiting job, due now; ``request`` is the body and its SHA-256."""
-    body, request_hash = request
+    """A new waiting job, due now; ``batch`` is (lo, hi), empty if the Leader has yet to select."""
     row = tx.one(
         _Q_INSERT,
         id=job_id,
         task_pk=task_pk,
-        lo=job.lo,
-        hi=job.hi,
+        lo=batch[0],
+        hi=batch[1],
         now=now,
-        request_hash=request_hash,
+        request_hash=request_hash(body),
         request=body,
     )
     assert row is not None
@@ -177,6 +197,7 @@ def claim(tx: Tx, lease: Lease, state: str) -> bool:
 
 
 def set_cut(tx: Tx, pk: int, cut: int) -> None:
+    """From now on only chunks up to ``cut`` are assigned (rule C3)."""
     tx.execute(_Q_SET_CUT, pk=pk, cut=cut)
 
 
@@ -203,13 +224,17 @@ def note_send(tx: Tx, lease: Lease) -> bool:
     return bool(tx.execute(_Q_NOTE_SEND, pk=lease.pk, token=lease.token))
 
 
-def poll_later(
-    tx: Tx, lease: Lease, location: str | None, run_at: int, error: str | None = None
-) -> bool:
-    """Release the job: it polls ``location`` at ``run_at`` (ms), or sends again if there is none."""
+def ask_later(tx: Tx, lease: Lease, next_exchange: NextExchange) -> bool:
+    """Release the job until its next exchange; whether the lease still held."""
     return bool(
         tx.execute(
-            _Q_POLL_LATER, pk=lease.pk, token=lease.token, location=location, run_at=run_at, error=error
+            _Q_ASK_LATER,
+            pk=lease.pk,
+            token=lease.token,
+            location=next_exchange.location,
+            run_at=next_exchange.run_at,
+            attempts=next_exchange.attempts,
+            error=next_exchange.error,
         )
     )
 

@@ -10,6 +10,7 @@ A bucket is 8 big-endian bytes of time or a 32-byte batch id; a batch is a half-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from dapd.errors import Abort
@@ -55,16 +56,14 @@ def interval_range(interval: Interval, expired_before: int) -> BucketRange:
     return BucketRange(time_bucket(interval.start), time_bucket(interval.end))
 
 
-def queried_range(
-    task: Task, request: CollectionJobReq, expired_before: int
-) -> BucketRange | None:
+def queried_range(task: Task, request: CollectionJobReq, expired_before: int) -> BucketRange | None:
     """The Leader's checks of a ``CollectionJobReq`` before the one for overlap (rule C4).
 
     ``None`` for a leader-selected query, whose batch is not chosen yet. Raises ``Abort``.
     """
     _check_mode(task, request.query.batch_mode, "query")
     if request.agg_param:  # B4: the only one of Prio3 is empty
-        raise Abort("invalidAggregationParameter", "Prio3 has no aggregation parameter but the empty one")
+        raise Abort("invalidAggregationParameter", "Prio3 has only the empty one")
     interval = request.query.batch_interval
     return None if interval is None else interval_range(interval, expired_before)
 
@@ -92,15 +91,15 @@ def selected_range(
 def check_share_request_content(request: CollectionJobReq) -> None:
     """The Helper's checks between batch size and batch mismatch (rule C4). Raises ``Abort``."""
     if request.agg_param:  # B4
-        raise Abort("invalidMessage", "the batch was aggregated with the empty aggregation parameter")
+        raise Abort("invalidMessage", "the batch has the empty aggregation parameter")
     check_collection_extensions(request.extensions)
 
 
 def check_collection_extensions(extensions: Sequence[Extension]) -> None:
     """Section "Collection Job Extensions": dapd supports none (rule B3). Raises ``Abort``."""
     types = [extension.type for extension in extensions]
-    if any(later <= earlier for earlier, later in zip(types, types[1:], strict=False)):
-        raise Abort("invalidExtension", "collection job extensions must be in strictly increasing order")
+    if any(later <= earlier for earlier, later in pairwise(types)):
+        raise Abort("invalidExtension", "the extensions are not in strictly increasing order")
     if types:
         raise Abort("unsupportedExtension", f"collection job extension {types[0]} is not supported")
 
@@ -108,6 +107,5 @@ def check_collection_extensions(extensions: Sequence[Extension]) -> None:
 def _check_mode(task: Task, mode: BatchMode, what: str) -> None:
     configured = task.configuration.batch_mode
     if mode is not configured:
-        raise Abort(
-            "invalidMessage", f"the {what} is of mode {mode.name.lower()}, the task of {configured.name.lower()}"
-        )
+        modes = f"{mode.name.lower()}, the task's {configured.name.lower()}"
+        raise Abort("invalidMessage", f"the {what}'s batch mode is {modes}")

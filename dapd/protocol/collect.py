@@ -83,7 +83,7 @@ def interval_move(
     if cut is None:
         enough = aggregated + backlog.waiting + backlog.assigned >= minimum
         return FixCut(backlog.newest_seq) if enough else Wait()
-    if backlog.undecided or backlog.assigned:  # C2: no job holds a chunk of the batch, whatever its seq
+    if backlog.undecided or backlog.assigned:  # C2: no job holds a chunk, whatever its seq
         return Wait()
     if aggregated >= minimum:
         return Freeze(batch)
@@ -110,9 +110,7 @@ def next_batch_move(
     return _later_cut(backlog, cut)
 
 
-def encrypt_aggregate_share(
-    task: Task, request: CollectionJobReq, share: bytes
-) -> HpkeCiphertext:
+def encrypt_aggregate_share(task: Task, request: CollectionJobReq, share: bytes) -> HpkeCiphertext:
     """This Aggregator's share, sealed to the Collector. Section "Aggregate Share Encryption"."""
     enc, payload = hpke_seal(
         task.collector_hpke_config.as_tuple,

@@ -1,0 +1,43 @@
+"""The transaction that closes a batch and stores what will be sent for it (rule C2).
+
+The sum was made outside of it; here, with the job claimed, nothing may have changed since.
+"""
+
+from __future__ import annotations
+
+from dapd.commits.cut import planned
+from dapd.datastore import batches, collections
+from dapd.datastore.collections import FrozenBatch
+from dapd.datastore.engines import Tx
+from dapd.datastore.leases import Lease
+from dapd.protocol.batches import BucketRange
+from dapd.protocol.collect import Freeze
+from dapd.protocol.task import Task
+
+
+class BatchChangedError(Exception):
+    """The batch is not what it was when it was summed: look at the job again."""
+
+
+def freeze(
+    tx: Tx, lease: Lease, task: Task, frozen: FrozenBatch, extent: tuple[int, int], now: int
+) -> bool:
+    """Close the batch; ``extent`` is that of its sum. Whether the lease still held.
+
+    Raises ``BatchChangedError``, which undoes everything.
+    """
+    if not collections.freeze(tx, lease, frozen):  # D1
+        return False
+    batch = BucketRange(frozen.lo, frozen.hi)
+    job = collections.by_pk(tx, lease.pk)
+    if (
+        planned(tx, task, job, job.cut) != Freeze(batch)
+        or batches.extent(tx, task.task_pk, *batch) != extent
+        or batches.overlapping(tx, task.task_pk, *batch)
+    ):
+        raise BatchChangedError
+    if not task.by_time and not collections.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
+        raise BatchChangedError
+    batches.close(tx, task.task_pk, *batch, state="closed", collection_pk=job.pk)
+    collections.touch(tx, task.task_pk, now)  # C5: those that overlap fail now
+    return True
