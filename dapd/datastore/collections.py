@@ -16,14 +16,14 @@ from dapd.protocol.collect import OpenBatch
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
 leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
-_Q_IDENTICAL = f"""
-SELECT {_COLUMNS} FROM collection_jobs WHERE task_pk = :task_pk AND request_hash = :request_hash"""
-_Q_BY_ID = f"SELECT {_COLUMNS} FROM collection_jobs WHERE task_pk = :task_pk AND id = :id"
-_Q_BY_PK = f"SELECT {_COLUMNS} FROM collection_jobs WHERE collection_pk = :pk"
-_Q_INSERT = f"""
+_SELECT = f"SELECT {_COLUMNS} FROM collection_jobs"  # noqa: S608 - constants alone
+_Q_IDENTICAL = f"{_SELECT} WHERE task_pk = :task_pk AND request_hash = :request_hash"
+_Q_BY_ID = f"{_SELECT} WHERE task_pk = :task_pk AND id = :id"
+_Q_BY_PK = f"{_SELECT} WHERE collection_pk = :pk"
+_Q_INSERT = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
 VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :now)
-RETURNING {_COLUMNS}"""
+RETURNING collection_pk"""
 _Q_END_IDENTITY = "UPDATE collection_jobs SET request_hash = NULL WHERE collection_pk = :pk"
 _Q_WAITING = """
 SELECT lo, hi, cut FROM collection_jobs WHERE task_pk = :task_pk AND state = 'waiting'
@@ -183,7 +183,7 @@ def insert(
         request=body,
     )
     assert row is not None
-    return CollectionJob(*row)
+    return by_pk(tx, row[0])
 
 
 def end_identity(tx: Tx, pk: int) -> None:

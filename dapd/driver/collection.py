@@ -21,7 +21,7 @@ from dapd.datastore import collections, leases
 from dapd.datastore.collections import CollectionJob, FrozenBatch, NextExchange
 from dapd.driver.desk import Desk
 from dapd.errors import DecodeError
-from dapd.http import Outcome, Processing, Ready, Refused, Unknown
+from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
 from dapd.messages.collection import (
     AggregateShare,
     AggregateShareReq,
@@ -79,6 +79,7 @@ async def _advance(context: Context, desk: Desk) -> bool:
 
 async def _freeze(context: Context, desk: Desk, batch: BucketRange) -> bool:
     lease, task = desk.lease, desk.task
+    # Summed in a reader, so that the writer goes on; the freeze sees that nothing was added since.
     total = await context.read(batch_total, task, context.sealer, batch)
     job = await context.read(collections.by_pk, lease.pk)
     frozen = frozen_batch(task, context.sealer, job, batch, total)
@@ -120,7 +121,12 @@ async def _exchange(context: Context, desk: Desk) -> None:
     elif await context.run(collections.note_send, lease):  # D4: counted before it is sent
         assert job.share_request is not None
         outcome = await context.http.create(
-            task.helper_url("aggregate_shares"),
+            resource_url(
+                task.configuration.helper_aggregator_endpoint,
+                "tasks",
+                task.id_text,
+                "aggregate_shares",
+            ),
             job.share_request,
             MediaType.AGGREGATE_SHARE_REQ,
             task.aggregator_token,
