@@ -210,14 +210,17 @@ def run(config_path: Path) -> int:
         config = configuration.load(config_path)
         logs.configure(config.log.level, config.log.format)
         trio.run(_until_signalled, config)
-    except* (UsageError, DatastoreError) as group:
-        sys.stderr.write(f"dapd: {_first(group)}\n")
+    except (UsageError, DatastoreError, ExceptionGroup) as error:
+        cause = _innermost(error)
+        if not isinstance(cause, UsageError | DatastoreError):
+            raise
+        sys.stderr.write(f"dapd: {cause}\n")
         return 2
     return 0
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
+def _innermost(error: BaseException) -> BaseException:
+    """The failure that ended the nurseries, out of the groups they wrap it in."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

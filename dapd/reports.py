@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 from dapd._native import (
     BucketTotal,
-    Chunk,
-    Extensions,
     HelperFinish,
     HelperJob,
     HelperVerified,
@@ -36,11 +35,13 @@ from dapd._native import (
     shard,
 )
 
+if TYPE_CHECKING:  # aliases that only the stub has
+    from dapd._native import Chunk as Chunk
+    from dapd._native import Extensions as Extensions
+
 __all__ = [
     "REPORT_ID_SIZE",
     "BucketTotal",
-    "Chunk",
-    "Extensions",
     "HelperFinish",
     "HelperJob",
     "HelperVerified",

@@ -131,7 +131,7 @@ class _Chooser:
         self._taken: Counter[int] = Counter()
 
     def choose(self, due: Sequence[Due]) -> list[Due]:
-        chosen = []
+        chosen: list[Due] = []
         for job in due:
             if job.task_pk not in self._peers or not self._may_run(job, chosen):
                 continue

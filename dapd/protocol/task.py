@@ -115,7 +115,7 @@ class Task:
     def url_path(self, resource: str) -> str:
         """The absolute path of a resource of this task here.
 
-        It is below the task's own endpoint, so that it is right behind a proxy that strips a prefix.
+        Below the task's own endpoint, so that it is right behind a proxy that strips a prefix.
         """
         mine = self.configuration
         endpoint = (

@@ -35,12 +35,14 @@ class Finished:
         return self._events[key]
 
     def announce(self, key: Hashable) -> None:
-        if event := self._events.pop(key, None):
+        event = self._events.pop(key, None)
+        if event is not None:
             event.set()
 
     def forget(self, key: Hashable) -> None:
         """Nobody waits any more; drops the event if it was never announced."""
-        if (event := self._events.get(key)) and not event.statistics().tasks_waiting:
+        event = self._events.get(key)
+        if event is not None and not event.statistics().tasks_waiting:
             del self._events[key]
 
     def announce_all(self) -> None:

@@ -1,0 +1,168 @@
+"""Transactions on SQLite: all or nothing, the replay index with them, one daemon a file."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+import trio
+
+from dapd.datastore import Datastore, Tx, open_for_command, open_for_daemon
+from dapd.datastore.engines import connect
+from dapd.datastore.migrate import migrate, migrations
+from dapd.errors import DatastoreError
+
+IDS = bytes(range(32))
+_ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
+_COUNT = "SELECT count(*) FROM sealing_keys"
+
+
+def refuse_to_end(message: str) -> None:
+    raise AssertionError(message)
+
+
+def open_new(directory: Path) -> Datastore:
+    return open_for_daemon(
+        directory / "dapd.sqlite", holder="a test", now=0, on_lost=refuse_to_end
+    ).datastore
+
+
+def add_then_fail(tx: Tx) -> None:
+    tx.execute(_ADD, key_id=b"x")
+    assert tx.replay.admit(1, IDS) == b"\0\0"
+    raise LookupError("after the writes")
+
+
+def count(tx: Tx) -> int:
+    row = tx.one(_COUNT)
+    assert row is not None
+    return int(row[0])
+
+
+async def test_d3_a_failed_transaction_leaves_neither_rows_nor_ids(tmp_path: Path) -> None:
+    """The index is undone with the transaction, whatever made that fail."""
+    datastore = open_new(tmp_path)
+    with pytest.raises(LookupError):
+        await datastore.run(add_then_fail)
+    assert await datastore.read(count) == 0
+    assert datastore.replay.peek(1, IDS) == b"\0\0"
+    assert len(datastore.replay) == 0
+
+
+async def test_d3_the_index_is_undone_even_if_the_statement_itself_failed(tmp_path: Path) -> None:
+    """A database error between the admission and the commit takes the admission with it."""
+    datastore = open_new(tmp_path)
+
+    def admit_then_break(tx: Tx) -> None:
+        tx.replay.admit(1, IDS)
+        tx.execute("INSERT INTO no_such_table VALUES (1)")
+
+    with pytest.raises(DatastoreError):
+        await datastore.run(admit_then_break)
+    assert datastore.replay.peek(1, IDS) == b"\0\0"
+
+
+async def test_a_cancellation_waits_for_the_transaction(tmp_path: Path) -> None:
+    """Nobody is told "cancelled" about something that committed (design, "Datastore")."""
+    datastore = open_new(tmp_path)
+    with trio.CancelScope() as scope:
+
+        def add_while_cancelled(tx: Tx) -> None:
+            tx.execute(_ADD, key_id=b"x")
+            trio.from_thread.run_sync(scope.cancel)
+
+        await datastore.run(add_while_cancelled)
+        await trio.lowlevel.checkpoint()
+    assert scope.cancelled_caught
+    assert datastore.read_sync(count) == 1
+
+
+async def test_a_reader_can_not_write(tmp_path: Path) -> None:
+    """What runs beside the writer changes nothing."""
+    datastore = open_new(tmp_path)
+    with pytest.raises(DatastoreError, match="readonly"):
+        await datastore.read(lambda tx: tx.execute(_ADD, key_id=b"x"))
+
+
+def test_e5_a_second_daemon_is_refused_and_told_who_has_the_file(tmp_path: Path) -> None:
+    """One SQLite file belongs to one process."""
+    path = tmp_path / "dapd.sqlite"
+    first = open_for_daemon(path, holder="dapd, process 17", now=0, on_lost=refuse_to_end)
+    with pytest.raises(DatastoreError, match="held by dapd, process 17"):
+        open_for_daemon(path, holder="dapd, process 18", now=0, on_lost=refuse_to_end)
+    first.close()
+    open_for_daemon(path, holder="dapd, process 18", now=0, on_lost=refuse_to_end).close()
+
+
+def test_e5_a_command_writes_beside_a_daemon_without_its_lock(tmp_path: Path) -> None:
+    """``dapd task add`` works while the daemon runs, and the daemon can see that it did."""
+    path = tmp_path / "dapd.sqlite"
+    daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+    before = trio.run(daemon.datastore.changes_elsewhere)
+    command = open_for_command(path, holder="dapd task add", now=0)
+    assert command.lock is None
+    command.datastore.run_sync(lambda tx: tx.execute(_ADD, key_id=b"x"))
+    command.close()
+    assert trio.run(daemon.datastore.changes_elsewhere) != before
+    assert daemon.datastore.read_sync(count) == 1
+    daemon.close()
+
+
+def test_e5_a_command_without_a_daemon_creates_the_file_under_the_lock(tmp_path: Path) -> None:
+    """Tasks can be added before the first start."""
+    command = open_for_command(tmp_path / "dapd.sqlite", holder="dapd task add", now=0)
+    assert command.lock is not None
+    assert command.migrated
+    command.close()
+
+
+def test_a_newer_database_is_refused(tmp_path: Path) -> None:
+    """It may hold what this program would break."""
+    path = tmp_path / "dapd.sqlite"
+    open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end).close()
+    newer = sqlite3.connect(path, isolation_level=None)
+    newer.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 0)")
+    newer.close()
+    with pytest.raises(DatastoreError, match="newer than this dapd"):
+        open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+
+
+def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
+    """A wrong path in the config must not cost anybody their data."""
+    path = tmp_path / "photos.sqlite"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE photos (name TEXT)")
+    other.commit()
+    other.close()
+    with pytest.raises(DatastoreError, match="not a dapd database"):
+        open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+
+
+def test_a_migration_that_fails_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Migrations are applied all or nothing."""
+    path = tmp_path / "dapd.sqlite"
+    good = migrations()
+    bad = good[0].__class__(good[-1].version + 1, "bad", ["CREATE TABLE fine (x)", "NO SQL"])
+    monkeypatch.setattr("dapd.datastore.migrate.migrations", lambda: [*good, bad])
+    connection = connect(path)
+    with pytest.raises(DatastoreError, match="could not be brought up to date"):
+        migrate(connection, path, 0)
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    connection.close()
+
+
+def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:
+    """Commits survive power loss, space can go back, deleted content is overwritten."""
+    datastore = open_new(tmp_path)
+    for pragma, value in {
+        "auto_vacuum": 2,
+        "journal_mode": "wal",
+        "synchronous": 2,
+        "secure_delete": 1,
+        "foreign_keys": 1,
+    }.items():
+        row = datastore.run_sync(lambda tx, name=pragma: tx.one(f"PRAGMA {name}"))
+        assert row == (value,), pragma

@@ -1,0 +1,121 @@
+"""Leases: who works on which job (rule E2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dapd.datastore import Datastore, Tx, leases
+from dapd.datastore.leases import LEASE_MS, LONGEST_WAIT_MS, Due, Lease
+from tests.datastore.test_engines import open_new
+
+NOW = 1_000_000_000
+
+
+@pytest.fixture
+def datastore(tmp_path: Path) -> Datastore:
+    made = open_new(tmp_path)
+    made.run_sync(_add_job)
+    return made
+
+
+def _add_job(tx: Tx) -> None:
+    tx.execute(
+        "INSERT INTO tasks (task_id, role, dap_version, configuration, verification_key_id,"
+        " verify_key, collector_hpke_config) VALUES (x'01', 'leader', 'dap-18', x'', 0, x'', x'')"
+    )
+    tx.execute(
+        "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, created_at)"
+        " VALUES (x'0a', 1, 'leader', 'assigned', 5, x'', :now, :now)",
+        now=NOW,
+    )
+
+
+def lease_all(datastore: Datastore, now: int) -> list[Lease]:
+    found, _ = datastore.run_sync(leases.lease_due, now, list)
+    return found
+
+
+def states(datastore: Datastore) -> tuple[int, int, int]:
+    row = datastore.read_sync(
+        lambda tx: tx.one("SELECT run_at, attempts, crashes FROM aggregation_jobs")
+    )
+    assert row is not None
+    return row[0], row[1], row[2]
+
+
+def test_e2_a_leased_job_is_not_leased_again_until_the_lease_ends(datastore: Datastore) -> None:
+    """One worker at a time; a worker that vanished gives way."""
+    assert len(lease_all(datastore, NOW)) == 1
+    assert lease_all(datastore, NOW + LEASE_MS - 1) == []
+    assert len(lease_all(datastore, NOW + LEASE_MS)) == 1
+
+
+def test_e2_a_renewed_lease_holds_longer(datastore: Datastore) -> None:
+    """A step that lives keeps its job."""
+    held = lease_all(datastore, NOW)
+    datastore.run_sync(leases.renew, held, NOW + LEASE_MS - 1)
+    assert lease_all(datastore, NOW + LEASE_MS) == []
+
+
+def test_e2_attempts_rise_in_the_leasing_commit_and_fall_with_an_answer(
+    datastore: Datastore,
+) -> None:
+    """Failures in a row back off ever longer; an answer ends the row."""
+    (lease,) = lease_all(datastore, NOW)
+    datastore.run_sync(leases.release, lease, NOW, error="no route")
+    (lease,) = lease_all(datastore, NOW)
+    assert lease.due.attempts == 1
+    assert states(datastore)[1] == 2
+    datastore.run_sync(leases.release, lease, NOW, reset_attempts=True)
+    assert states(datastore)[1] == 0
+
+
+def test_e2_a_release_without_the_lease_changes_nothing(datastore: Datastore) -> None:
+    """A worker that lost its lease can't disturb its successor."""
+    (lost,) = lease_all(datastore, NOW)
+    (held,) = lease_all(datastore, NOW + LEASE_MS)
+    assert not datastore.run_sync(leases.release, lost, NOW + 1)
+    assert datastore.run_sync(leases.release, held, NOW + 1)
+
+
+def test_e2_start_clears_leases_and_a_job_that_kills_twice_backs_off(datastore: Datastore) -> None:
+    """The first crash may be anybody's; from the second on the job waits."""
+    lease_all(datastore, NOW)
+    datastore.run_sync(leases.clear_all, NOW)
+    assert states(datastore) == (NOW, 1, 1)
+    lease_all(datastore, NOW)
+    datastore.run_sync(leases.clear_all, NOW)
+    run_at, _, crashes = states(datastore)
+    assert run_at > NOW
+    assert crashes == 2
+
+
+def test_e2_a_run_at_beyond_every_legal_wait_is_due(datastore: Datastore) -> None:
+    """The clock went back: the job must not sleep for years."""
+    (lease,) = lease_all(datastore, NOW)
+    datastore.run_sync(leases.release, lease, NOW + LONGEST_WAIT_MS)
+    assert lease_all(datastore, NOW - 1) != []
+
+
+def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Datastore) -> None:
+    """The dispatcher picks in order of age, and knows when to look again."""
+    datastore.run_sync(
+        lambda tx: tx.execute(
+            "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, created_at)"
+            " VALUES (x'0b', 1, 'leader', 'stored', 5, x'', :early, 0),"
+            " (x'0c', 1, 'leader', 'stored', 5, x'', :later, 0)",
+            early=NOW - 5,
+            later=NOW + 7,
+        )
+    )
+    seen: list[Due] = []
+
+    def look(due: list[Due]) -> list[Due]:
+        seen.extend(due)
+        return []
+
+    _, following = datastore.run_sync(leases.lease_due, NOW, look)  # type: ignore[arg-type]
+    assert [due.run_at for due in seen] == [NOW - 5, NOW]
+    assert following == NOW + 7
