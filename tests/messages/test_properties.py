@@ -1,0 +1,161 @@
+"""What holds for every message and every input."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapd.errors import DecodeError
+from dapd.messages.aggregation import AggregationJobContinueHead, AggregationJobInitHead
+from dapd.messages.codec import Message
+from dapd.messages.collection import (
+    AggregateShare,
+    AggregateShareAad,
+    AggregateShareReq,
+    BatchSelector,
+    CollectionJobReq,
+    CollectionJobResp,
+    Query,
+)
+from dapd.messages.common import (
+    Extension,
+    HpkeCiphertext,
+    HpkeConfig,
+    HpkeConfigList,
+    Interval,
+    b64url_decode,
+    b64url_encode,
+)
+from dapd.messages.task import VDAF_CONFIGURATIONS, TaskConfiguration
+from tests.messages import strategies
+
+TYPES: list[type[Message]] = [
+    AggregateShare,
+    AggregateShareAad,
+    AggregateShareReq,
+    BatchSelector,
+    CollectionJobReq,
+    CollectionJobResp,
+    Extension,
+    HpkeCiphertext,
+    HpkeConfig,
+    HpkeConfigList,
+    Interval,
+    Query,
+    TaskConfiguration,
+    *VDAF_CONFIGURATIONS,
+]
+HEADS = [AggregationJobInitHead, AggregationJobContinueHead]
+
+
+def _try(kind: type[Message], data: bytes) -> Message | DecodeError:
+    try:
+        return kind.decode(data)
+    except DecodeError as error:
+        return error
+
+
+def _check_answer(kind: type[Message], data: bytes) -> None:
+    """Canonical, or an error inside the input; any other exception fails the test."""
+    answer = _try(kind, data)
+    if isinstance(answer, DecodeError):
+        assert 0 <= answer.offset <= len(data)
+    else:
+        assert answer.encode() == data
+
+
+def _mutated(data: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """Some bytes overwritten; the last place, if it is beyond the end, cuts or extends."""
+    changed = bytearray(data)
+    for place, value in edits:
+        if changed and value < 256:
+            changed[place % len(changed)] = value
+        elif value < 300:
+            del changed[place % (len(changed) + 1) :]
+        else:
+            changed += bytes(value - 300)
+    return bytes(changed)
+
+
+EDITS = st.lists(st.tuples(st.integers(0, 500), st.integers(0, 310)), min_size=1, max_size=4)
+
+
+@given(strategies.messages)
+def test_what_is_encoded_decodes_to_the_same(message: Message) -> None:
+    """decode(encode(x)) == x."""
+    assert type(message).decode(message.encode()) == message
+
+
+@given(strategies.messages, EDITS)
+def test_whatever_decodes_encodes_to_the_same_bytes(
+    message: Message, edits: list[tuple[int, int]]
+) -> None:
+    """encode(decode(b)) == b for every b that decodes; else a DecodeError inside the input."""
+    _check_answer(type(message), _mutated(message.encode(), edits))
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@given(data=st.binary(max_size=200))
+def test_random_bytes_raise_nothing_but_decode_error(kind: type[Message], data: bytes) -> None:
+    """Nothing that a peer sends ends in a traceback, and what decodes is canonical."""
+    _check_answer(kind, data)
+
+
+@given(strategies.messages, st.data())
+def test_every_shorter_input_is_refused(message: Message, data: st.DataObject) -> None:
+    """No prefix of a message is one, and the offset lies within it."""
+    encoded = message.encode()
+    if not encoded:
+        return
+    cut = data.draw(st.integers(0, len(encoded) - 1))
+    with pytest.raises(DecodeError) as caught:
+        type(message).decode(encoded[:cut])
+    assert caught.value.offset <= cut
+
+
+@given(strategies.messages, st.binary(min_size=1, max_size=5))
+def test_trailing_bytes_are_refused_where_they_start(message: Message, trailing: bytes) -> None:
+    """A message is the whole input."""
+    encoded = message.encode()
+    with pytest.raises(DecodeError) as caught:
+        type(message).decode(encoded + trailing)
+    assert caught.value.offset == len(encoded)
+
+
+@given(strategies.init_heads | strategies.continue_heads, st.binary(max_size=20))
+def test_a_head_ends_where_the_reports_start(
+    head: AggregationJobInitHead | AggregationJobContinueHead, reports: bytes
+) -> None:
+    """The offset is that of the first report, whatever follows."""
+    encoded = head.encode()
+    assert type(head).decode(encoded + reports) == (head, len(encoded))
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@given(data=st.binary(max_size=60))
+def test_random_bytes_as_a_head_raise_nothing_but_decode_error(
+    kind: type[AggregationJobInitHead | AggregationJobContinueHead], data: bytes
+) -> None:
+    """What decodes encodes to the bytes before the offset."""
+    try:
+        head, offset = kind.decode(data)
+    except DecodeError:
+        return
+    assert head.encode() == data[:offset]
+
+
+@given(st.binary(max_size=70))
+def test_base64url_comes_back(data: bytes) -> None:
+    """b64url_decode is the inverse of b64url_encode."""
+    assert b64url_decode(b64url_encode(data)) == data
+
+
+@given(st.text(st.characters(max_codepoint=300), max_size=12))
+def test_base64url_is_unique(text: str) -> None:
+    """Only one text stands for given bytes: an id has one URL."""
+    try:
+        data = b64url_decode(text)
+    except ValueError:
+        return
+    assert b64url_encode(data) == text
