@@ -1,4 +1,4 @@
-"""What tests are made of: a pair of tasks with their keys, sealed reports, job requests, datastores.
+"""What tests are made of: a pair of tasks with their keys, reports, job requests, datastores.
 
 Everything is real: the Rust extension shards, seals and verifies, SQLite files store.
 """
@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 from dapd.crypto import HpkeKeypair, Keyring, Sealer, hash_token, make_sealer
 from dapd.datastore import Datastore, keys, open_for_daemon
@@ -148,9 +149,8 @@ def make_reports(
         pair.leader.vdaf, pair.leader.task_id, measurements, ids
     )
     for row in tamper_with:
-        _, _, other = shard(
-            pair.leader.vdaf, pair.leader.task_id, [measurements[row]], report_ids(1)
-        )
+        one = cast("Measurements", [measurements[row]])
+        _, _, other = shard(pair.leader.vdaf, pair.leader.task_id, one, report_ids(1))
         helper_shares[row] = other[0]
     return seal_reports(
         pair.leader.task_id,
@@ -173,9 +173,7 @@ def leader_chunks(pair: Pair, reports: Sequence[bytes], max_rows: int = 1000) ->
         Keyring([pair.leader_key]),
         pair.sealer,
     )
-    return [
-        chunk for part in group.parts for chunk in part.chunks(bytes(part.count), max_rows)
-    ]
+    return [chunk for part in group.parts for chunk in part.chunks(bytes(part.count), max_rows)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.commits.combine import Combined, combine
+from dapd.commits.batch_total import BatchTotal, batch_total
 from dapd.crypto import Sealer
 from dapd.datastore import batches, share_jobs
 from dapd.datastore.engines import Tx
@@ -48,14 +48,14 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, now: int) -> StoredShar
     batch = selected_range(task, message, task.expired_before_at(now))
     # The whole query is closed below, so the whole query must be free, not the selector alone.
     _check_overlap(tx, task, batch.closed)
-    combined = combine(tx, task, batch.selected, sealer)
-    _check_size(task, combined)
+    total = batch_total(tx, task, sealer, batch.selected)
+    _check_size(task, total)
     check_share_request_content(message.collection_job_req)
-    _check_agreement(message, combined)
+    _check_agreement(message, total)
     batches.close(
         tx, task.task_pk, *batch.closed, state="collected", collection_pk=None
     )  # C1, C4: buckets of the query that are empty too
-    sealed = encrypt_aggregate_share(task, message.collection_job_req, combined.share)
+    sealed = encrypt_aggregate_share(task, message.collection_job_req, total.share)
     response = AggregateShare(sealed).encode()
     share_jobs.answer(tx, task.task_pk, request.id, response)
     return StoredShare(request.id, response)
@@ -66,18 +66,18 @@ def _check_overlap(tx: Tx, task: Task, batch: BucketRange) -> None:
         raise Abort("batchOverlap", "a part of the batch has been collected")
 
 
-def _check_size(task: Task, combined: Combined) -> None:
+def _check_size(task: Task, total: BatchTotal) -> None:
     minimum = task.configuration.min_batch_size
-    if combined.count < minimum:
+    if total.n < minimum:
         raise Abort(
-            "invalidBatchSize", f"the batch has {combined.count} reports here, fewer than {minimum}"
+            "invalidBatchSize", f"the batch has {total.n} reports here, fewer than {minimum}"
         )
 
 
-def _check_agreement(message: AggregateShareReq, combined: Combined) -> None:
-    if (message.report_count, message.checksum) != (combined.count, combined.checksum):
+def _check_agreement(message: AggregateShareReq, total: BatchTotal) -> None:
+    if (message.report_count, message.checksum) != (total.n, total.checksum):
         raise Abort(
             "batchMismatch",
-            f"the batch has {combined.count} reports here, the request says {message.report_count}, "
-            f"and the checksums {'differ' if message.checksum != combined.checksum else 'agree'}",
+            f"the batch has {total.n} reports here, the request says {message.report_count}, "
+            f"and the checksums {'differ' if message.checksum != total.checksum else 'agree'}",
         )

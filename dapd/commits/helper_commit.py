@@ -17,7 +17,7 @@ REWORK_SECONDS = 0.005
 """The longest that the write lock may be held to correct what verification summed (rule E3)."""
 
 
-class Redo(Exception):
+class VerifyAgainError(Exception):
     """Not a fault: the way out of a transaction that must leave no trace, the index included.
 
     The job is to be verified again outside, with the column ``known`` (rule E3).
@@ -28,13 +28,11 @@ class Redo(Exception):
         self.known = known
 
 
-def commit(
-    tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: bool
-) -> StoredJob:
+def commit(tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: bool) -> StoredJob:
     """The finished job, or what became of it meanwhile; the second run returns the first's outcome.
 
     ``stored`` says that its row is there for certain; else it is made here unless it is.
-    Raises ``Redo``, or ``Abort`` if the job was deleted: then nothing was admitted (rule A6).
+    Raises ``VerifyAgainError``, or ``Abort`` if the job was deleted; either leaves nothing (rule A6).
     """
     job_pk = _claim(tx, key, now, stored=stored)  # D1
     if job_pk is None:
@@ -42,7 +40,7 @@ def commit(
     shut = batches.shut_buckets(tx, key.task_pk, verified.buckets)
     replayed = tx.replay.admit(key.task_pk, verified.candidates(shut))
     if verified.rework_seconds(shut, replayed) > REWORK_SECONDS:
-        raise Redo(verified.known(shut, replayed))
+        raise VerifyAgainError(verified.known(shut, replayed))
     finished = verified.finish(shut, replayed)
     helper_jobs.store_finish(tx, job_pk, finished)
     batches.add_contributions(tx, key.task_pk, key.id, finished.buckets)

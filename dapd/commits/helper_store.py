@@ -9,8 +9,7 @@ from __future__ import annotations
 from dapd.datastore import helper_jobs
 from dapd.datastore.engines import Tx
 from dapd.datastore.helper_jobs import JobKey, StoredJob
-from dapd.errors import Abort
-from dapd.protocol.helper import UNKNOWN_JOB
+from dapd.protocol.helper import unknown_job
 
 
 def store(
@@ -35,5 +34,5 @@ def existing(tx: Tx, key: JobKey) -> StoredJob:
     if job is None:
         job = helper_jobs.by_identity(tx, key.task_pk, key.request_hash)
     if job is None or job.state == "deleted":
-        raise Abort("unrecognizedAggregationJob", UNKNOWN_JOB, status=404)
+        raise unknown_job()
     return job

@@ -100,7 +100,7 @@ def leased_request(
 
 
 def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None) -> int | None:
-    """A new row, leased if ``lease_until`` (ms) is given; ``None`` if its identity or id is taken."""
+    """A new row, leased if ``lease_until`` (ms) is given; ``None`` if identity or id is taken."""
     row = tx.one(
         _Q_INSERT,
         id=key.id,
@@ -123,6 +123,7 @@ def claim(tx: Tx, key: JobKey) -> int | None:
 
 
 def store_request(tx: Tx, job_pk: int, request: bytes) -> None:
+    """Keep the exact ``AggregationJobInitReq`` until the job is finished."""
     tx.execute(_Q_STORE_REQUEST, job_pk=job_pk, request=request)
 
 

@@ -32,6 +32,7 @@ def by_identity(tx: Tx, task_pk: int, request_hash: bytes) -> StoredShare | None
 
 
 def by_id(tx: Tx, task_pk: int, share_id: bytes) -> StoredShare | None:
+    """The aggregate share that a URL names."""
     return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=share_id))
 
 
@@ -43,6 +44,7 @@ def claim(tx: Tx, task_pk: int, share_id: bytes, request_hash: bytes, now: int) 
 
 
 def answer(tx: Tx, task_pk: int, share_id: bytes, response: bytes) -> None:
+    """Keep what was sealed to the Collector: it is sealed once (rule A4)."""
     tx.execute(_Q_RESPONSE, task_pk=task_pk, id=share_id, response=response)
 
 

@@ -9,6 +9,7 @@ extension judges, and what the database decides, replay and collected batches
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NoReturn
 
 from dapd.errors import Abort, DecodeError
@@ -20,8 +21,6 @@ from dapd.messages.aggregation import (
 from dapd.messages.common import BATCH_ID_SIZE, Extensions
 from dapd.protocol.task import Task
 from dapd.reports import HelperJob
-
-UNKNOWN_JOB = "no aggregation job with this ID is known here; it may have been deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +55,15 @@ def judge_init(task: Task, body: bytes) -> InitRequest:
     except DecodeError as error:
         raise Abort("invalidMessage", f"AggregationJobInitReq: {error}") from error
     return InitRequest(rows, batch_id)
+
+
+def unknown_job() -> Abort:
+    """What a request for a job that is unknown or deleted ends with (rule A6)."""
+    return Abort(
+        "unrecognizedAggregationJob",
+        "no aggregation job with this ID is known here; it may have been deleted",
+        status=404,
+    )
 
 
 def judge_continue(body: bytes) -> NoReturn:
@@ -108,11 +116,11 @@ def _batch_id(task: Task, extensions: Extensions) -> bytes | None:
     # holds the task for one of another mode, and extensions are mandatory to support.
     known = () if task.by_time else (LEADER_SELECTED_BATCH_ID,)
     types = [extension.type for extension in extensions]
-    for unknown in (type for type in types if type not in known):
+    for unknown in (each for each in types if each not in known):
         raise Abort(
             "unsupportedExtension", f"aggregation job extension {unknown} is not supported here"
         )
-    if any(left >= right for left, right in zip(types, types[1:], strict=False)):
+    if any(left >= right for left, right in pairwise(types)):
         raise Abort("invalidMessage", "extensions must be in strictly increasing order")
     if task.by_time:
         return None
@@ -120,6 +128,6 @@ def _batch_id(task: Task, extensions: Extensions) -> bytes | None:
     if not batch_ids or len(batch_ids[0]) != BATCH_ID_SIZE:
         raise Abort(
             "invalidMessage",
-            f"leader_selected_batch_id must be given, with {BATCH_ID_SIZE} bytes, in this batch mode",
+            f"this batch mode needs leader_selected_batch_id with {BATCH_ID_SIZE} bytes",
         )
     return batch_ids[0]

@@ -34,10 +34,17 @@ class Running(Generic[T]):
     async def carry_out(self, step: Callable[[], Awaitable[T]]) -> None:
         """Run ``step`` and keep its outcome; only a cancellation of the daemon leaves it open."""
         try:
-            self._result = await step()
+            self.answer(await step())
         except Exception as error:  # noqa: BLE001 - given to all who wait, never raised in the nursery
-            self._error = error
-        self._done.set()
+            if not self._done.is_set():
+                self._error = error
+                self._done.set()
+
+    def answer(self, result: T) -> None:
+        """What all who wait get, now or later; only the first answer counts."""
+        if not self._done.is_set():
+            self._result = result
+            self._done.set()
 
 
 class Work:
@@ -54,6 +61,11 @@ class Work:
     def joined(self, identity: Hashable) -> Running[Any] | None:
         """The running work of this identity, if there is one."""
         return self._running.get(identity)
+
+    def answer(self, identity: Hashable, result: object) -> None:
+        """Answer those who wait for running work before it ends; it runs on (rule A2)."""
+        if running := self._running.get(identity):
+            running.answer(result)
 
     def start(self, identity: Hashable, step: Callable[[], Awaitable[T]]) -> Running[T]:
         """Start ``step``, or join what runs under the same identity: (task, kind, digest).

@@ -1,0 +1,220 @@
+"""A Helper's aggregation job: created, verified, committed, looked at (design section 4).
+
+Shared by the handlers and by the driver of stored jobs. Sections "Helper Initialization" and
+"Asynchronous Request Handling". Left out: HTTP (``dapd.server.aggregation_jobs``), the rules
+(``dapd.protocol.helper``) and the transactions (``dapd.commits``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Hashable
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from dapd.commits import helper_commit, helper_store
+from dapd.commits.helper_commit import VerifyAgainError
+from dapd.crypto import Keyring
+from dapd.datastore import helper_jobs
+from dapd.datastore.engines import Tx
+from dapd.datastore.helper_jobs import JobKey, StoredJob
+from dapd.datastore.leases import LEASE_MS
+from dapd.protocol.helper import (
+    InitRequest,
+    check_step,
+    judge_init,
+    unknown_job,
+    verifies_at_once,
+)
+from dapd.protocol.task import Task
+from dapd.reports import HelperVerified, ReportError
+from dapd.runtime.context import Context
+
+_RENEWALS_PER_LEASE = 3
+_REPLAYED_WHERE_KNOWN = bytes([0, ReportError.REPORT_REPLAYED]) + bytes(254)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that is not stored yet; ``identity`` is that of its work in this process."""
+
+    task: Task
+    key: JobKey
+    body: bytes
+    request: InitRequest
+    identity: Hashable
+
+
+async def create(context: Context, task: Task, body: bytes) -> StoredJob:
+    """The job that this ``AggregationJobInitReq`` makes, or made before; finished or received.
+
+    Raises ``Abort``: the request is at fault, or there is no room for new work.
+    """
+    digest, found = await context.read(_examine, task, body)
+    if isinstance(found, StoredJob):
+        return found  # A1: before admission
+    identity = (task.task_pk, "aggregation_job", digest)
+    running = context.work.joined(identity)  # A2
+    if running is None:
+        context.disk.require_space()  # E4
+        job = NewJob(task, _new_key(task, digest, found), body, found, identity)
+        handle = _verify_now if _runs_at_once(context, job) else _store_for_later
+        running = context.work.start(identity, partial(handle, context, job))
+    joined: StoredJob = await running.wait()
+    return joined
+
+
+async def poll(context: Context, task: Task, job_id: bytes | None, step: str | None) -> StoredJob:
+    """The job once it is finished, or after ``poll_hold``. Raises ``Abort``."""
+    event = context.finished.listen(_announced(job_id))
+    try:
+        job = await find(context, task, job_id)
+        check_step(step)
+        if job.state == "finished" or context.draining.is_set():  # I8
+            return job
+        with trio.move_on_after(context.config.helper.poll_hold):
+            await event.wait()
+        return await find(context, task, job_id)
+    finally:
+        context.finished.forget(_announced(job_id))
+
+
+async def find(context: Context, task: Task, job_id: bytes | None) -> StoredJob:
+    """Raises ``Abort``: the job is unknown, or was deleted (rule A6)."""
+    job = None
+    if job_id is not None:
+        job = await context.read(helper_jobs.by_id, task.task_pk, job_id)
+    if job is None or job.state == "deleted":
+        raise unknown_job()
+    return job
+
+
+def retry_after(context: Context) -> float:
+    """Seconds after which a job that waits or runs is likely to be finished."""
+    return min(context.rates.ahead, context.config.helper.retry_after_max)
+
+
+def ended(context: Context, job_id: bytes) -> None:
+    """The job waits and runs here no more: tell those who hold a GET for it."""
+    context.rates.end(job_id)
+    context.finished.announce(_announced(job_id))
+
+
+async def verify_and_commit(
+    context: Context, task: Task, key: JobKey, request: InitRequest, *, stored: bool
+) -> StoredJob:
+    """Until a transaction agrees with what was verified; ``stored`` as in ``helper_commit.commit``.
+
+    Raises ``Abort`` if the job was deleted meanwhile.
+    """
+    context.rates.begin(key.id, task, key.n)
+    try:
+        keyring = await context.keyrings.for_ids(request.rows.config_ids)  # F1
+        known = None
+        while True:
+            verified = await context.compute(_verify, context, task, key, request, keyring, known)
+            context.rates.note(task, verified.seconds_per_report)
+            try:
+                return await context.run(
+                    helper_commit.commit, key, verified, context.now(), stored=stored
+                )
+            except VerifyAgainError as disagreement:  # E3
+                known = disagreement.known
+    finally:
+        ended(context, key.id)
+
+
+def _examine(tx: Tx, task: Task, body: bytes) -> tuple[bytes, StoredJob | InitRequest]:
+    """In one hop off the event loop: the identity (A1), then the whole-request checks (A3)."""
+    digest = hashlib.sha256(body).digest()
+    existing = helper_jobs.by_identity(tx, task.task_pk, digest)
+    return digest, existing or judge_init(task, body)
+
+
+def _new_key(task: Task, digest: bytes, request: InitRequest) -> JobKey:
+    return JobKey(
+        task_pk=task.task_pk,
+        id=secrets.token_bytes(16),
+        request_hash=digest,
+        n=request.rows.count,
+        bucket=request.batch_id or b"",
+        lease_token=secrets.token_bytes(16),
+    )
+
+
+def _runs_at_once(context: Context, job: NewJob) -> bool:
+    settings, rates = context.config.helper, context.rates
+    return verifies_at_once(
+        job.task.settings.helper_mode or settings.mode,
+        rates.ahead,
+        rates.estimate(job.task, job.key.n),
+        settings.auto_sync_seconds,
+    )
+
+
+async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
+    """The async path: the driver verifies it."""
+    stored = await context.run(helper_store.store, job.key, job.body, context.now())
+    if stored.id == job.key.id:
+        context.rates.begin(stored.id, job.task, job.key.n)
+        context.jobs.ring()
+    return stored
+
+
+async def _verify_now(context: Context, job: NewJob) -> StoredJob:
+    """The sync path; those who wait are answered after ``sync_wait`` at the latest (rule A2)."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_answer_late, context, job)
+        try:
+            return await verify_and_commit(context, job.task, job.key, job.request, stored=False)
+        except Exception as error:  # noqa: BLE001 - out of the nursery as itself, not in a group
+            failure = error
+        finally:
+            nursery.cancel_scope.cancel()
+    await context.run(helper_jobs.let_go, job.key, context.now())
+    context.jobs.ring()
+    raise failure
+
+
+async def _answer_late(context: Context, job: NewJob) -> None:
+    """Store the job as the async path would, under a lease for as long as the work runs."""
+    await trio.sleep(context.config.helper.sync_wait)
+    until = context.now() + LEASE_MS
+    stored = await context.run(
+        helper_store.store, job.key, job.body, context.now(), lease_until=until
+    )
+    context.work.answer(job.identity, stored)  # I2: only now
+    while True:
+        await trio.sleep(LEASE_MS / 1000 / _RENEWALS_PER_LEASE)
+        await context.run(helper_jobs.hold, job.key, context.now() + LEASE_MS)  # E2
+
+
+def _verify(
+    context: Context,
+    task: Task,
+    key: JobKey,
+    request: InitRequest,
+    keyring: Keyring,
+    known: bytes | None,
+) -> HelperVerified:
+    """Sections "Input Share Decryption" and "Input Share Validation", on all cores."""
+    if known is None:  # E3: what is replayed for all we know is left out
+        replayed = context.datastore.replay.peek(task.task_pk, request.rows.ids)
+        known = replayed.translate(_REPLAYED_WHERE_KNOWN)
+    return request.rows.verify(
+        task.parameters,
+        context.rules(task),
+        keyring,
+        context.sealer,
+        key.id,
+        request.batch_id,
+        known,
+    )
+
+
+def _announced(job_id: bytes | None) -> Hashable:
+    return "aggregation", job_id
