@@ -32,6 +32,7 @@ from dapd.http import DapHttp
 from dapd.runtime import logs
 from dapd.runtime.clock import Clock, SystemClock
 from dapd.runtime.context import Context
+from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
 from dapd.runtime.peers import Peers
@@ -134,7 +135,7 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
             context = _build(config, clock, datastore, sealer, http, nursery)
             await context.tasks.refresh()
             await context.keyrings.refresh()
-            nursery.start_soon(context.lane.run)
+            nursery.start_soon(context.lane.run, context)
             yield context
             context.lane.close()
     finally:
@@ -150,6 +151,8 @@ def _build(
     nursery: trio.Nursery,
 ) -> Context:
     jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing
+    disk = Disk(datastore.path, config.disk.min_free_bytes)
+    uploads = config.leader
     return Context(
         config=config,
         clock=clock,
@@ -160,7 +163,13 @@ def _build(
         peers=Peers(config.leader.permits_per_peer, clock, jitter),
         http=http,
         work=Work(nursery, config.helper.max_running),
-        lane=Lane(),
+        disk=disk,
+        lane=Lane(
+            uploads.upload_queue,
+            uploads.upload_group_requests,
+            uploads.upload_group_bytes,
+            disk,
+        ),
         rates=Rates(),
         jitter=jitter,
     )

@@ -32,7 +32,7 @@ def commit(tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: b
     """The finished job, or what became of it meanwhile; the second run returns the first's outcome.
 
     ``stored`` says that its row is there for certain; else it is made here unless it is.
-    Raises ``VerifyAgainError``, or ``Abort`` if the job was deleted; either leaves nothing (rule A6).
+    Raises ``VerifyAgainError``, or ``Abort`` if the job was deleted (A6); either leaves nothing.
     """
     job_pk = _claim(tx, key, now, stored=stored)  # D1
     if job_pk is None:

@@ -15,6 +15,7 @@ from dapd.http import DapHttp
 from dapd.protocol.task import Task
 from dapd.reports import ReportRules
 from dapd.runtime.clock import Clock
+from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
 from dapd.runtime.peers import Peers
@@ -40,6 +41,7 @@ class Context:
     peers: Peers
     http: DapHttp
     work: Work
+    disk: Disk
     lane: Lane
     rates: Rates
     jitter: Callable[[], float]
