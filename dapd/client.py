@@ -1,12 +1,11 @@
 """Upload measurements (section "Uploading Reports", Client Behavior).
 
-    task = read_task_file("client.toml")
-    async with Client(task) as client:
+    async with Client("client.toml") as client:
         result = await client.upload([3, 7, 1])
     for rejection in result.rejected:
         print(rejection.index, rejection.reason)
 
-or, where no Trio runs, ``upload_sync(task, [3, 7, 1])``.
+or, where no Trio runs, ``upload_sync("client.toml", [3, 7, 1])``.
 
 A report that the Leader rejects is a value in the result; that the Leader can't be reached, or
 refuses the request as a whole, is an ``UploadFailed``. Left out: client authentication and report
@@ -21,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, assert_never, cast
 
@@ -39,7 +39,7 @@ from dapd.reports import (
     shard,
     split_ids,
 )
-from dapd.taskfile import ClientTask
+from dapd.taskfile import ClientTask, read_task_file
 from dapd.vdaf import Measurement, make_vdaf
 
 # For an Aggregator that gives no Cache-Control.
@@ -94,7 +94,7 @@ class Client:
     """Uploads the measurements of one task; an async context manager, free to share between tasks.
 
     Args:
-        task: what ``client.toml`` says.
+        task: a task file's path, or what ``read_task_file`` made of it.
         batch_size: reports in one request.
         patience: how long the Aggregators may be out of reach.
         http: connections to share with others; the client's own if not given.
@@ -103,7 +103,7 @@ class Client:
 
     def __init__(
         self,
-        task: ClientTask,
+        task: ClientTask | Path | str,
         *,
         batch_size: int = 100,
         patience: Patience | None = None,
@@ -112,6 +112,8 @@ class Client:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, which is no number of reports")
+        if not isinstance(task, ClientTask):
+            task = read_task_file(task)
         self._task = task
         self._configuration = task.configuration
         self._configuration_bytes = task.configuration.encode()
@@ -285,7 +287,7 @@ class Client:
 
 
 def upload_sync(
-    task: ClientTask,
+    task: ClientTask | Path | str,
     measurements: Iterable[Measurement],
     *,
     time: float | datetime | None = None,

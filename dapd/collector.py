@@ -1,11 +1,10 @@
 """Collect aggregate results (sections "Collecting Results", "Collection Job Finalization"; A8, C7).
 
-    task = read_task_file("collector.toml")
-    async with Collector(task) as collector:
+    async with Collector("collector.toml") as collector:
         async with collector.collect(Query.interval("2026-01-01T00:00Z", 3600)) as result:
             print(result.value, result.report_count)
 
-or, where no Trio runs, ``collect_sync(task, Query.next_batch(), print)``.
+or, where no Trio runs, ``collect_sync("collector.toml", Query.next_batch(), print)``.
 
 In the leader-selected batch mode the same query gives the same batch until the Leader is told
 that it has arrived, which happens when the ``async with`` block ends without an exception, or when
@@ -17,17 +16,19 @@ Left out: aggregation parameters, which Prio3 has none of, and collection job ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, assert_never
 
 import trio
 
 from dapd.crypto import HpkeKeypair
-from dapd.errors import DecodeError, PeerError
+from dapd.errors import DecodeError, PeerError, UsageError
 from dapd.http import (
     DapHttp,
     Outcome,
@@ -50,11 +51,12 @@ from dapd.messages.common import (
     b64url_encode,
 )
 from dapd.messages.task import TaskConfiguration
-from dapd.taskfile import CollectorTask
+from dapd.taskfile import CollectorTask, read_task_file
 from dapd.vdaf import make_vdaf, unshard
 
 T = TypeVar("T")
 
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _INFO = b"dap-18 aggregate share"
 _FASTEST_POLL = 0.1
 # Where the Leader gives no Retry-After: from one to the other, doubling.
@@ -89,8 +91,9 @@ class Query:
     def interval(cls, start: int | str | datetime, duration: int) -> Self:
         """Reports made in the ``duration`` seconds from ``start`` on.
 
-        ``start`` is seconds since the Epoch, or a datetime with a zone, which may be text in ISO
-        8601. Both must be multiples of the task's time precision. Raises ``ValueError``.
+        ``start`` is seconds since the Epoch, a datetime with a zone, or text in ISO 8601, where a
+        date alone is its midnight in UTC. Both must be multiples of the task's time precision.
+        Raises ``ValueError``.
         """
         return cls((_seconds(start), duration))
 
@@ -141,18 +144,20 @@ class Collector:
     """Collects the batches of one task; an async context manager.
 
     Args:
-        task: what ``collector.toml`` says.
+        task: the path of a ``collector.toml``, or what ``read_task_file`` made of it.
         patience: how long the Leader may be out of reach.
         http: connections to share with others; the collector's own if not given.
     """
 
     def __init__(
         self,
-        task: CollectorTask,
+        task: CollectorTask | Path | str,
         *,
         patience: Patience | None = None,
         http: DapHttp | None = None,
     ) -> None:
+        if not isinstance(task, CollectorTask):
+            task = read_collector_task(task)
         self._task = task
         self._configuration = task.configuration
         self._vdaf = make_vdaf(task.configuration.vdaf)
@@ -288,14 +293,14 @@ class Collector:
 
 
 def collect_sync(
-    task: CollectorTask, query: Query, use: Callable[[Result], T], **options: Any
+    task: CollectorTask | Path | str, query: Query, use: Callable[[Result], T], **options: Any
 ) -> T:
     """``Collector(task, **options).collect(query)`` for programs without Trio.
 
     ``use`` gets the result, and what it returns is returned; the Leader is told that a batch has
     arrived only after it has.
 
-        total = collect_sync(task, Query.next_batch(), lambda result: result.value)
+        total = collect_sync("collector.toml", Query.next_batch(), lambda result: result.value)
     """
 
     async def run() -> T:
@@ -305,13 +310,21 @@ def collect_sync(
     return trio.run(run)
 
 
+def read_collector_task(path: Path | str) -> CollectorTask:
+    """A ``collector.toml``. Raises ``UsageError``, also for another party's file."""
+    task = read_task_file(path)
+    if not isinstance(task, CollectorTask):
+        raise UsageError(f"{path}: this is not the Collector's file; use collector.toml")
+    return task
+
+
 def _seconds(moment: int | str | datetime) -> int:
     if isinstance(moment, int):
         return moment
     if isinstance(moment, str):
         if moment.isdecimal():
             return int(moment)
-        moment = datetime.fromisoformat(moment)
+        moment = datetime.fromisoformat(f"{moment}T00:00Z" if _DATE.fullmatch(moment) else moment)
     if moment.tzinfo is None:
         raise ValueError(f"{moment.isoformat()} has no time zone: add one, Z for UTC")
     return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())

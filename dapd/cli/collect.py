@@ -1,0 +1,122 @@
+"""``dapd collect``: a batch's aggregate result. Section "Collecting Results"; rules A8, C7."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dapd.collector import Result
+    from dapd.messages.task import TaskConfiguration
+
+_BAR_WIDTH = 50
+
+
+@click.command()
+@click.option(
+    "--task",
+    "task_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The collector.toml that `dapd task new` made.",
+)
+@click.option(
+    "--interval",
+    nargs=2,
+    metavar="START DURATION",
+    help="Reports of these DURATION seconds. START is seconds since the Epoch, or ISO 8601.",
+)
+@click.option("--next-batch", is_flag=True, help="The next batch that the Leader selected.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+def collect(
+    task_file: Path, interval: tuple[str, str] | None, next_batch: bool, as_json: bool
+) -> None:
+    """Collect a batch and print its result; waits until the batch is ready.
+
+    START and DURATION are multiples of the task's time precision. With --next-batch the Leader is
+    told that the batch has arrived only after it was printed: a run that dies before prints the
+    same batch the next time.
+
+    \b
+    Examples:
+      dapd collect --task collector.toml --interval 2026-01-01T00:00Z 3600
+      dapd collect --task collector.toml --next-batch --json
+    """
+    from dapd.collector import Query, collect_sync, read_collector_task
+
+    if (interval is None) == (not next_batch):
+        raise UsageError("which batch? say either --interval START DURATION or --next-batch")
+    task = read_collector_task(task_file)
+    try:
+        query = (
+            Query.next_batch()
+            if interval is None
+            else Query.interval(interval[0], int(interval[1]))
+        )
+        query.request(task.configuration)
+    except ValueError as error:
+        raise UsageError(f"the batch: {error}") from None
+
+    with _waiting() as done:
+
+        def show(result: Result) -> None:
+            done()
+            click.echo(_json(result) if as_json else _text(result, task.configuration))
+            sys.stdout.flush()  # before the Leader may forget the batch (A8)
+
+        collect_sync(task, query, show)
+
+
+def _json(result: Result) -> str:
+    return json.dumps(
+        {
+            "value": result.value,
+            "report_count": result.report_count,
+            "start": result.start,
+            "duration": result.duration,
+        }
+    )
+
+
+def _text(result: Result, configuration: TaskConfiguration) -> str:
+    from dapd.vdaf import format_result
+
+    start, end = (
+        datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        for seconds in (result.start, result.start + result.duration)
+    )
+    about = f"{result.report_count} reports from {start} to {end}"
+    if configuration.vdaf.kind == "histogram" and isinstance(result.value, list):
+        return "\n".join([*_bars(result.value), about])
+    return f"{format_result(result.value)}\n{about}"
+
+
+def _bars(counts: list[int]) -> Iterator[str]:
+    most = max(counts) or 1
+    label, number = len(str(len(counts) - 1)), len(str(most))
+    for bucket, count in enumerate(counts):
+        bar = "█" * round(_BAR_WIDTH * count / most)
+        yield f"{bucket:>{label}} {count:>{number}} {bar}".rstrip()
+
+
+@contextmanager
+def _waiting() -> Iterator[Callable[[], None]]:
+    """A spinner on standard error, where that is a terminal, until the given function is called."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+
+    status = Console(stderr=True).status("waiting for the batch")
+    with status:
+        yield status.stop

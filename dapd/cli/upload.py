@@ -1,0 +1,102 @@
+"""``dapd upload``: measurements from arguments or standard input. Section "Uploading Reports"."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dapd.vdaf import Measurement, VdafConfiguration
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.option(
+    "--task",
+    "task_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="The client.toml that `dapd task new` made.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 100_000),
+    default=100,
+    show_default=True,
+    help="Reports in one request.",
+)
+@click.argument("measurements", nargs=-1)
+def upload(task_file: Path, batch_size: int, measurements: tuple[str, ...]) -> None:
+    """Upload MEASUREMENTS, or those on standard input, one a line.
+
+    A count takes 0 or 1, a sum a number, a histogram the number of a bucket, from 0; vectors are
+    numbers separated by commas. The exit status is 1 if the Leader rejected a report.
+
+    \b
+    Examples:
+      dapd upload --task client.toml 3 7 1
+      seq 0 9 | dapd upload --task client.toml
+      dapd upload --task vector.toml 0,1,1,0 1,0,0,1
+    """
+    from dapd.client import upload_sync
+    from dapd.taskfile import read_task_file
+
+    task = read_task_file(task_file)
+    texts: Iterable[str] = measurements or sys.stdin
+    delivered = 0
+    with _progress_bar(len(measurements) or None) as advance:
+
+        def progress(count: int) -> None:
+            nonlocal delivered
+            delivered += count
+            advance(count)
+
+        try:
+            result = upload_sync(
+                task,
+                _parsed(task.configuration.vdaf, texts),
+                progress=progress,
+                batch_size=batch_size,
+            )
+        except ValueError as error:
+            before = f"; {delivered} reports were delivered before" if delivered else ""
+            raise UsageError(f"{error}{before}") from None
+    for rejection in result.rejected:
+        click.echo(f"measurement {rejection.index + 1}: {rejection.reason}", err=True)
+    click.echo(f"Uploaded {result.accepted} reports, {len(result.rejected)} rejected.")
+    if result.rejected:
+        raise click.exceptions.Exit(1)
+
+
+def _parsed(vdaf: VdafConfiguration, texts: Iterable[str]) -> Iterator[Measurement]:
+    from dapd.vdaf import parse_measurement
+
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            continue
+        try:
+            yield parse_measurement(vdaf, text)
+        except ValueError as error:
+            raise ValueError(f"number {number}: {error}") from None
+
+
+@contextmanager
+def _progress_bar(total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("uploading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        row = bar.add_task("upload", total=total)
+        yield lambda count: bar.advance(row, count)
