@@ -326,7 +326,7 @@ def _narrowed(draft: TaskDraft, party: type[P]) -> P:
 
 def _task_of(draft: TaskDraft, party: type[P]) -> P:
     """The one place where keys become a task. Raises ``Fault``."""
-    own = _own_keys(party)
+    own: list[str] = _own_keys(party)
     _check_keys(draft, {*_SHARED, *own}, _role_of(party))
     given: dict[str, Any] = {key: getattr(draft, key) for key in own}
     given = {key: value for key, value in given.items() if value is not None}
