@@ -6,17 +6,29 @@ Everything is real: the Rust extension shards, seals and verifies, SQLite files 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+import trio
+
+from dapd import config
 from dapd.crypto import HpkeKeypair, Keyring, Sealer, hash_token, make_sealer
 from dapd.datastore import Datastore, keys, open_for_daemon
 from dapd.datastore import tasks as task_table
 from dapd.datastore.opening import Opened
+from dapd.http import DapHttp
 from dapd.messages.aggregation import AggregationJobInitHead, leader_selected_batch_id_extension
-from dapd.messages.common import BatchMode, Extension, HpkeConfig, Interval, Role
+from dapd.messages.common import (
+    BatchMode,
+    Extension,
+    HpkeConfig,
+    Interval,
+    Role,
+    b64url_encode,
+)
 from dapd.messages.task import (
     Prio3Count,
     TaskConfiguration,
@@ -25,7 +37,6 @@ from dapd.messages.task import (
 )
 from dapd.protocol.task import END_OF_TIME, Task, TaskSettings
 from dapd.reports import (
-    Chunk,
     ReportRules,
     leader_finish,
     leader_start,
@@ -33,6 +44,17 @@ from dapd.reports import (
     seal_reports,
     shard,
 )
+from dapd.runtime.context import Context
+from dapd.runtime.disk import Disk
+from dapd.runtime.keyrings import Keyrings
+from dapd.runtime.lane import Lane
+from dapd.runtime.peers import Peers
+from dapd.runtime.rates import Rates
+from dapd.runtime.tasks import Tasks
+from dapd.runtime.work import Work
+
+if TYPE_CHECKING:
+    from dapd.reports import Chunk
 
 X25519 = (0x0020, 0x0001, 0x0001)
 PRECISION = 3600
@@ -218,6 +240,80 @@ def leader_job(
 
 def batch_extension(batch_id: bytes | None) -> tuple[Extension, ...]:
     return () if batch_id is None else (leader_selected_batch_id_extension(batch_id),)
+
+
+@dataclass
+class StillClock:
+    """A wall clock that stands until a test moves it."""
+
+    time: int = NOW
+
+    def now(self) -> int:
+        return self.time
+
+
+def make_config(
+    directory: Path,
+    *,
+    helper: config.Helper | None = None,
+    leader: config.Leader | None = None,
+    disk: config.Disk | None = None,
+) -> config.Config:
+    """A configuration whose database is in ``directory``, with ``SEALING_KEY`` as its key."""
+    key = directory / "sealing.key"
+    key.write_text(b64url_encode(SEALING_KEY))
+    key.chmod(0o600)
+    return config.Config(
+        datastore=config.Datastore(path=directory / "dapd.sqlite", sealing_keys=(key,)),
+        helper=helper or config.Helper(),
+        leader=leader or config.Leader(),
+        disk=disk or config.Disk(min_free_bytes=0),
+    )
+
+
+@asynccontextmanager
+async def open_context(
+    settings: config.Config, *tasks: tuple[Task, Pair]
+) -> AsyncIterator[Context]:
+    """What a daemon's handlers and steps get, on a datastore that has ``tasks``; no server, no loops.
+
+    What is still at work at the end is cancelled, as by a daemon whose grace is over.
+    """
+    opened = open_store(settings.datastore.path)
+    datastore, clock = opened.datastore, StillClock()
+    sealer = make_sealer(config.read_sealing_keys(settings))
+    for task, pair in tasks:
+        add_task(datastore, task, pair)
+    disk = Disk(datastore.path, settings.disk.min_free_bytes)
+    limits = settings.leader
+    try:
+        async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
+            context = Context(
+                config=settings,
+                clock=clock,
+                datastore=datastore,
+                sealer=sealer,
+                tasks=Tasks(datastore, sealer),
+                keyrings=Keyrings(datastore, sealer),
+                peers=Peers(limits.permits_per_peer, clock, lambda: 0.0),
+                http=http,
+                work=Work(nursery, settings.helper.max_running),
+                disk=disk,
+                lane=Lane(
+                    limits.upload_queue,
+                    limits.upload_group_requests,
+                    limits.upload_group_bytes,
+                    disk,
+                ),
+                rates=Rates(),
+                jitter=lambda: 0.0,
+            )
+            await context.tasks.refresh()
+            await context.keyrings.refresh()
+            yield context
+            nursery.cancel_scope.cancel()
+    finally:
+        opened.close()
 
 
 def _lost(message: str) -> None:
