@@ -21,7 +21,9 @@ INSERT INTO report_chunks
   (task_pk, seq, bucket, n, time_min, time_max, ids, state, job_pk, run_at, attempts)
 VALUES (:task_pk, :seq, :bucket, :n, :time_min, :time_max, :ids, :state, :job_pk, :run_at, :attempts)
 RETURNING chunk_pk"""
-_Q_INSERT_ROWS = "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
+_Q_INSERT_ROWS = (
+    "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
+)
 _Q_TASKS = "SELECT DISTINCT task_pk FROM report_chunks WHERE state = 'waiting' AND run_at <= :now"
 _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run_at > :now"
 _Q_COLLECTED = """
@@ -40,6 +42,12 @@ ORDER BY seq, chunk_pk"""
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
 WHERE chunk_pk = :chunk_pk AND state = 'waiting'"""
+_Q_HAND_OVER = """
+UPDATE report_chunks SET state = :state, job_pk = :job_pk, bucket = :bucket, run_at = :run_at,
+  attempts = :attempts WHERE chunk_pk = :chunk_pk"""
+_Q_SHRINK = """
+UPDATE report_chunks SET n = :n, time_min = :time_min, time_max = :time_max, ids = :ids
+WHERE chunk_pk = :chunk_pk"""
 _Q_DECIDE = "UPDATE report_chunks SET state = 'decided' WHERE chunk_pk = :chunk_pk"
 _Q_DELETE_ROWS = "DELETE FROM chunk_rows WHERE chunk_pk = :chunk_pk"
 _Q_DELETE = "DELETE FROM report_chunks WHERE chunk_pk = :chunk_pk"
@@ -47,6 +55,9 @@ _Q_OF_JOB = """
 SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
 FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk)
 WHERE job_pk = :job_pk AND state = 'assigned' ORDER BY chunk_pk"""
+_Q_SIZES = """
+SELECT chunk_pk, n FROM report_chunks WHERE job_pk = :job_pk AND state = 'assigned'
+ORDER BY chunk_pk"""
 _Q_ONE = """
 SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
 FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk) WHERE chunk_pk = :chunk_pk"""
@@ -150,6 +161,19 @@ def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
     tx.execute(_Q_ASSIGN, chunk_pk=chunk_pk, job_pk=job_pk, bucket=bucket)
 
 
+def hand_over(tx: Tx, chunk_pk: int, place: Place) -> None:
+    """Move an assigned chunk, whole, to the job that ``place`` names, or back to waiting."""
+    tx.execute(
+        _Q_HAND_OVER,
+        chunk_pk=chunk_pk,
+        state="waiting" if place.job_pk is None else "assigned",
+        job_pk=place.job_pk,
+        bucket=place.bucket,
+        run_at=place.run_at,
+        attempts=place.attempts,
+    )
+
+
 def decide(tx: Tx, chunk_pk: int) -> None:
     """Its reports are aggregated, rejected or lost: the rows go, the ids stay."""
     tx.execute(_Q_DECIDE, chunk_pk=chunk_pk)
@@ -159,6 +183,11 @@ def decide(tx: Tx, chunk_pk: int) -> None:
 def of_job(tx: Tx, job_pk: int) -> list[StoredChunk]:
     """The chunks of an unfinished job, in the order in which its reports are numbered."""
     return [StoredChunk(*row) for row in tx.all(_Q_OF_JOB, job_pk=job_pk)]
+
+
+def sizes_of_job(tx: Tx, job_pk: int) -> list[tuple[int, int]]:
+    """(chunk_pk, n) in the same order."""
+    return [(pk, n) for pk, n in tx.all(_Q_SIZES, job_pk=job_pk)]
 
 
 def load(tx: Tx, chunk_pk: int) -> StoredChunk:
@@ -181,6 +210,20 @@ def split(tx: Tx, chunk: StoredChunk, keep: bytes, first: Place, second: Place) 
     assert tail is not None
     remove(tx, chunk.chunk_pk)
     return insert(tx, first, head), insert(tx, second, tail)
+
+
+def cut_off(tx: Tx, chunk: StoredChunk, off: bytes, place: Place) -> None:
+    """Move the rows in the mask ``off`` to a chunk of their own; the rest, which is not empty, is decided."""
+    cut = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, off)
+    rest = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, complement(off))
+    assert cut is not None
+    assert rest is not None
+    insert(tx, place, cut)
+    n, time_min, time_max, ids, _, _ = rest
+    tx.execute(
+        _Q_SHRINK, chunk_pk=chunk.chunk_pk, n=n, time_min=time_min, time_max=time_max, ids=ids
+    )
+    decide(tx, chunk.chunk_pk)
 
 
 def remove(tx: Tx, chunk_pk: int) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_OPEN_JOBS = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
@@ -98,13 +100,11 @@ def before_the_cut(chunks: Sequence[Waiting], asked: Sequence[Asked]) -> list[Wa
     ]
 
 
-def pack(
-    chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int
-) -> Plan:
-    """Time-interval jobs: first fit in the order of acceptance; a chunk above the maximum goes alone."""
+def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
+    """Time-interval jobs: first fit, in the order of acceptance, among the latest few; a chunk above the maximum goes alone."""
     bins: list[Packed] = []
     for chunk in before_the_cut(chunks, asked):
-        for packed in bins:
+        for packed in bins[-_OPEN_JOBS:]:
             if packed.n + chunk.n <= limits.max_size:
                 packed.add(Piece(chunk, chunk.n))
                 break
@@ -117,15 +117,16 @@ def fill(
     chunks: Sequence[Waiting],
     asked: Sequence[Asked],
     limits: Limits,
-    rooms: Sequence[int],
-    target: int,
+    batches: tuple[Sequence[int], int],
     now: int,
 ) -> Plan:
     """Leader-selected jobs: the oldest batch with room takes the oldest reports, cut to fit (C6, D5).
 
-    ``rooms`` are those of the open batches, oldest first; an index beyond them is a new batch.
+    ``batches`` are the rooms of the open ones, oldest first, and the target size; a job's batch beyond
+    them is a new one.
     """
     jobs: list[Packed] = []
+    rooms, target = batches
     left = list(rooms)
     batch = 0
     current: Packed | None = None

@@ -1,0 +1,127 @@
+"""The transaction that turns a task's waiting chunks into aggregation jobs.
+
+Sections "Leader Initialization", "Batch Buckets" ("Leaders MUST perform these checks before adding a
+report to an aggregation job"), "Leader-selected Batch Mode"; rules C2, C3, C6, C8, D5. Left out:
+how chunks are packed (``dapd.protocol.packing``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding
+from dapd.datastore.chunks import Place
+from dapd.datastore.engines import Tx
+from dapd.messages.common import BATCH_ID_SIZE
+from dapd.protocol.packing import Asked, Limits, Packed, Piece, fill, pack
+from dapd.protocol.task import Task
+
+JOB_ID_SIZE = 16
+_MOST_JOBS = 64
+"""Jobs of one transaction, which bounds how long it holds the writer."""
+
+RandomBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """How many jobs were made, whether more can be made at once, and when (ms) next at the latest."""
+
+    jobs: int
+    more: bool
+    next_at: int | None
+
+
+def create(tx: Tx, task: Task, limits: Limits, now: int, random_bytes: RandomBytes) -> Created:
+    """Refuse what can't be aggregated any more, make jobs of what is ripe."""
+    _refuse(tx, task, now)
+    asked = [Asked(each.lo, each.hi, each.cut) for each in collections.waiting(tx, task.task_pk)]
+    waiting = chunks.assignable(tx, task.task_pk, now)
+    if task.by_time:
+        plan = pack(waiting, asked, limits, now)
+        batch_ids: list[bytes] = []
+    else:
+        target = task.batch_target_size
+        batches = outstanding.open_batches(tx, task.task_pk)
+        batch_ids = [batch.batch_id for batch in batches]
+        rooms = [batch.room(target) for batch in batches]
+        plan = fill(waiting, asked, limits, (rooms, target), now)
+    made = plan.jobs[:_MOST_JOBS]
+    maker = _Maker(tx, task, now, random_bytes, batch_ids)
+    for packed in made:
+        maker.make(packed)
+    return Created(len(made), len(made) < len(plan.jobs), plan.next_at)
+
+
+def _refuse(tx: Tx, task: Task, now: int) -> None:
+    """Count and drop chunks of collected batches and those below the watermark (rule C8)."""
+    collected = chunks.waiting_in_collected(tx, task.task_pk)
+    expired = chunks.waiting_expired(tx, task.task_pk, task.expired_before_at(now))
+    refused = {pk: "aggregate_batch_collected" for pk, _ in collected}
+    refused |= {pk: "aggregate_report_dropped" for pk, _ in expired if pk not in refused}
+    if not refused:
+        return
+    sizes = dict([*collected, *expired])
+    for chunk_pk, name in refused.items():
+        chunks.decide(tx, chunk_pk)
+        counters.add(tx, task.task_pk, {name: sizes[chunk_pk]})
+    collections.touch(tx, task.task_pk, now)
+
+
+class _Maker:
+    """Makes the jobs of one transaction. ``batch_ids`` grows by the batches it opens."""
+
+    def __init__(
+        self, tx: Tx, task: Task, now: int, random_bytes: RandomBytes, batch_ids: list[bytes]
+    ) -> None:
+        self._tx = tx
+        self._task = task
+        self._now = now
+        self._random_bytes = random_bytes
+        self._batch_ids = batch_ids
+        # Where the rest of a chunk is that was cut: its row, and how many reports.
+        self._rests: dict[int, tuple[int, int]] = {}
+
+    def make(self, packed: Packed) -> None:
+        batch_id = self._batch_id(packed.batch)
+        job = leader_jobs.NewJob(
+            id=self._random_bytes(JOB_ID_SIZE),
+            task_pk=self._task.task_pk,
+            n=packed.n,
+            batch_id=batch_id,
+            run_at=self._now,
+            now=self._now,
+        )
+        job_pk = leader_jobs.insert(self._tx, job)
+        for piece in packed.pieces:
+            self._assign(piece, job_pk, batch_id or piece.chunk.bucket)
+
+    def _batch_id(self, index: int | None) -> bytes:
+        """The batch's id, opening it if it is new; empty in the time-interval mode."""
+        if index is None:
+            return b""
+        while index >= len(self._batch_ids):
+            batch_id = self._random_bytes(BATCH_ID_SIZE)
+            outstanding.insert(self._tx, self._task.task_pk, batch_id)
+            self._batch_ids.append(batch_id)
+        return self._batch_ids[index]
+
+    def _assign(self, piece: Piece, job_pk: int, bucket: bytes) -> None:
+        chunk_pk, left = self._rests.get(
+            piece.chunk.chunk_pk, (piece.chunk.chunk_pk, piece.chunk.n)
+        )
+        if piece.n == left:
+            chunks.assign(self._tx, chunk_pk, job_pk, bucket)
+            return
+        chunk = chunks.load(self._tx, chunk_pk)
+        rest = Place(chunk.task_pk, chunk.seq, chunk.bucket, chunk.run_at, chunk.attempts)
+        mine = Place(chunk.task_pk, chunk.seq, bucket, chunk.run_at, chunk.attempts, job_pk)
+        keep = bytes([1]) * piece.n + bytes(left - piece.n)
+        _, rest_pk = chunks.split(self._tx, chunk, keep, mine, rest)
+        self._rests[piece.chunk.chunk_pk] = (rest_pk, left - piece.n)
+
+
+def due_tasks(tx: Tx, now: int) -> tuple[Sequence[int], int | None]:
+    """The tasks with chunks that may be assigned, and when (ms) the next deferred one may be."""
+    return chunks.tasks_with_waiting(tx, now), chunks.next_due(tx, now)

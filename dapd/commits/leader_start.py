@@ -1,0 +1,52 @@
+"""The transactions before a Leader's job is sent: request and state are stored, each send is counted.
+
+Section "Leader Initialization"; invariant I3, rules D4, D6.
+"""
+
+from __future__ import annotations
+
+from dapd.commits.leader_refused import expire
+from dapd.datastore import chunks, leader_jobs
+from dapd.datastore.engines import Tx
+from dapd.datastore.leader_jobs import Job
+from dapd.datastore.leases import Lease
+from dapd.protocol.leader import Later
+from dapd.protocol.states import LeaderJob
+
+
+def store(tx: Tx, lease: Lease, request: bytes, leader_state: bytes, now: int, send: bool) -> None:
+    """Store what will be sent. With ``send`` the job stays leased and its first send is counted; else
+    it is released, due now. Raises ``LeaseLost``.
+    """
+    later = Later(LeaderJob.STORED, now, 0, 1 if send else 0)
+    leader_jobs.move(tx, lease, LeaderJob.ASSIGNED, later, keep_lease=send)
+    leader_jobs.store_bodies(tx, lease.pk, request, leader_state)
+
+
+def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | None:
+    """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has expired
+    instead. Raises ``LeaseLost``.
+    """
+    sends = leader_jobs.count_send(tx, lease)
+    job = leader_jobs.load(tx, lease.pk)
+    if chunks.newest_time(tx, lease.pk) < expired_before:  # D6
+        expire(tx, lease, job, sends > 1, now)
+        return None
+    return job
+
+
+def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
+    """A job to be polled; ``None`` if it has expired."""
+    if chunks.newest_time(tx, lease.pk) < expired_before:  # D6
+        return None
+    return leader_jobs.load(tx, lease.pk)
+
+
+def expire_polled(tx: Tx, lease: Lease, now: int) -> None:
+    """End an expired job that the Helper has. Raises ``LeaseLost``."""
+    expire(tx, lease, leader_jobs.load(tx, lease.pk), True, now)
+
+
+def wait(tx: Tx, lease: Lease, old: LeaderJob, later: Later) -> None:
+    """Release the job until it goes on (I5). Raises ``LeaseLost``."""
+    leader_jobs.move(tx, lease, old, later)

@@ -1,0 +1,136 @@
+"""The Leader's aggregation jobs and their bodies. Each move claims the job by its lease (rule D1).
+
+The moves are those of ``dapd.protocol.states``. Left out: leasing (``dapd.datastore.leases``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dapd.datastore.engines import Tx
+from dapd.datastore.leases import Lease
+from dapd.protocol.leader import Later, Standing
+from dapd.protocol.states import LeaderJob, require_move
+
+_Q_INSERT = """
+INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, created_at)
+VALUES (:id, :task_pk, 'leader', 'assigned', :n, :bucket, :run_at, :attempts, :now)
+RETURNING job_pk"""
+_Q_LOAD = """
+SELECT job_pk, id, task_pk, state, n, bucket, attempts, sends, location,
+  CASE WHEN state = 'stored' THEN request END, leader_state
+FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk) WHERE job_pk = :job_pk"""
+_Q_MOVE = """
+UPDATE aggregation_jobs SET state = :new, sends = :sends, location = :location, run_at = :run_at,
+  attempts = :attempts, last_error = :error, crashes = 0,
+  lease_token = CASE WHEN :keep_lease THEN lease_token END,
+  lease_until = CASE WHEN :keep_lease THEN lease_until END
+WHERE job_pk = :job_pk AND state = :old AND lease_token = :token"""
+_Q_COUNT_SEND = """
+UPDATE aggregation_jobs SET sends = sends + 1
+WHERE job_pk = :job_pk AND state = 'stored' AND lease_token = :token RETURNING sends"""
+_Q_STORE_BODIES = """
+INSERT INTO job_bodies (job_pk, request, leader_state) VALUES (:job_pk, :request, :leader_state)"""
+_Q_DELETE_BODIES = "DELETE FROM job_bodies WHERE job_pk = :job_pk"
+
+
+class LeaseLost(Exception):
+    """Another process has taken the job, or its state has changed: nothing may be committed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A row and its bodies; ``request`` only while it is to be sent, ``leader_state`` sealed.
+
+    ``batch_id`` is empty in the time-interval mode."""
+
+    job_pk: int
+    id: bytes
+    task_pk: int
+    state: LeaderJob
+    n: int
+    batch_id: bytes
+    attempts: int
+    sends: int
+    location: str | None
+    request: bytes | None = field(repr=False)
+    leader_state: bytes | None = field(repr=False)
+
+    def standing(self, lease: Lease) -> Standing:
+        """As ``dapd.protocol.leader`` judges it; the lease knows the attempts before this one."""
+        return Standing(self.state, lease.due.attempts, self.sends, self.location)
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be made; ``run_at`` and ``now`` are in ms."""
+
+    id: bytes
+    task_pk: int
+    n: int
+    batch_id: bytes
+    run_at: int
+    now: int
+    attempts: int = 0
+
+
+def insert(tx: Tx, job: NewJob) -> int:
+    row = tx.one(
+        _Q_INSERT,
+        id=job.id,
+        task_pk=job.task_pk,
+        n=job.n,
+        bucket=job.batch_id,
+        run_at=job.run_at,
+        attempts=job.attempts,
+        now=job.now,
+    )
+    assert row is not None
+    return int(row[0])
+
+
+def load(tx: Tx, job_pk: int) -> Job:
+    row = tx.one(_Q_LOAD, job_pk=job_pk)
+    assert row is not None
+    job_pk, job_id, task_pk, state, *rest = row
+    return Job(job_pk, job_id, task_pk, LeaderJob(state), *rest)
+
+
+def move(tx: Tx, lease: Lease, old: LeaderJob, later: Later, *, keep_lease: bool = False) -> None:
+    """Claim the job in state ``old`` and let it go on as ``later`` says. Raises ``LeaseLost``."""
+    require_move(old, later.state)
+    claimed = tx.execute(
+        _Q_MOVE,
+        job_pk=lease.pk,
+        token=lease.token,
+        old=old,
+        new=later.state,
+        sends=later.sends,
+        location=later.location,
+        run_at=later.run_at,
+        attempts=later.attempts,
+        error=later.error,
+        keep_lease=keep_lease,
+    )
+    if claimed != 1:  # D1
+        raise LeaseLost(f"job {lease.pk} is not {old} under this lease")
+
+
+def end(tx: Tx, lease: Lease, job: Job, state: LeaderJob, error: str | None = None) -> None:
+    """Claim the job and end it; its bodies go. Raises ``LeaseLost``."""
+    later = Later(state, 0, job.attempts, job.sends, job.location, error)
+    move(tx, lease, job.state, later)
+    tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
+
+
+def store_bodies(tx: Tx, job_pk: int, request: bytes, leader_state: bytes) -> None:
+    """Keep the exact request and the sealed state until the job ends (I3)."""
+    tx.execute(_Q_STORE_BODIES, job_pk=job_pk, request=request, leader_state=leader_state)
+
+
+def count_send(tx: Tx, lease: Lease) -> int:
+    """Count a send before it happens (rule D4); how many there are then. Raises ``LeaseLost``."""
+    row = tx.one(_Q_COUNT_SEND, job_pk=lease.pk, token=lease.token)
+    if row is None:
+        raise LeaseLost(f"job {lease.pk} is not stored under this lease")
+    return int(row[0])

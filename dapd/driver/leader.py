@@ -1,0 +1,254 @@
+"""One step of a Leader's aggregation job: start it, or exchange with the Helper and commit.
+
+Sections "Leader Initialization" and "Asynchronous Request Handling"; design section 4, rules A5,
+A7, B5, B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the
+peer's permit. Left out: what an answer means (``dapd.protocol.leader``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from dapd.commits import leader_finish as finishing
+from dapd.commits import leader_refused as refusing
+from dapd.commits import leader_start as starting
+from dapd.commits.create_jobs import JOB_ID_SIZE
+from dapd.datastore import Tx, chunks, leader_jobs
+from dapd.datastore.chunks import StoredChunk
+from dapd.datastore.leader_jobs import Job, LeaseLost
+from dapd.driver.desk import Desk
+from dapd.errors import DecodeError
+from dapd.http import Outcome, Processing, Ready, Refused, Unknown
+from dapd.messages.common import MediaType
+from dapd.protocol import leader as rules
+from dapd.protocol.leader import Later, Moment
+from dapd.protocol.states import LeaderJob
+from dapd.reports import leader_finish, leader_start
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+
+
+async def step(context: Context, desk: Desk) -> None:
+    """Step one leased job; its commit ends or releases the lease."""
+    try:
+        match desk.lease.due.state:
+            case LeaderJob.ASSIGNED:
+                await _start(context, desk)
+            case LeaderJob.STORED:
+                await _send(context, desk)
+            case LeaderJob.POLLING:
+                await _poll(context, desk)
+            case state:
+                raise AssertionError(f"a job in state {state} was leased")
+    except LeaseLost as lost:
+        _log.info("lease_lost", job=desk.lease.pk, detail=str(lost))
+
+
+async def _start(context: Context, desk: Desk) -> None:
+    """Compute the request and store it (I3); go on under the same lease if a permit is free."""
+    lease, task = desk.lease, desk.task
+    async with desk.slots:
+        job, held = await context.read(_load, lease.pk)
+        started = await context.compute(
+            leader_start,
+            task.parameters,
+            context.rules(task),
+            context.sealer,
+            job.id,
+            chunks.whole(held),
+        )
+        if not started.verify_inits:  # B6
+            await _finish(context, desk, replace(job, leader_state=started.state), b"")
+            return
+        request = rules.init_request(task.verification_key_id, job.batch_id, started.verify_inits)
+        send = desk.try_permit()
+        await context.run(starting.store, lease, request, started.state, context.now(), send)
+    if not send:
+        context.jobs.ring()
+        return
+    stored = replace(
+        job,
+        state=LeaderJob.STORED,
+        sends=1,
+        request=request,
+        leader_state=started.state,
+    )
+    await _exchange(context, desk, stored)
+
+
+async def _send(context: Context, desk: Desk) -> None:
+    """Send the stored bytes, once more or for the first time (I3, I4)."""
+    now = context.now()
+    mark = desk.task.expired_before_at(now)
+    job = await context.run(starting.count_send, desk.lease, mark, now)
+    if job is None:
+        _warn_expired(desk)
+    else:
+        await _exchange(context, desk, job)
+
+
+async def _poll(context: Context, desk: Desk) -> None:
+    """Ask for the result at the Location (section "Asynchronous Request Handling")."""
+    now = context.now()
+    mark = desk.task.expired_before_at(now)
+    job = await context.read(starting.load_to_poll, desk.lease, mark)
+    if job is None:
+        await context.run(starting.expire_polled, desk.lease, now)
+        _warn_expired(desk)
+        return
+    assert job.location is not None
+    outcome = await context.http.poll(
+        job.location,
+        _token(desk),
+        MediaType.AGGREGATION_JOB_RESP,
+        step=0,  # A5
+    )
+    await _judge(context, desk, job, outcome)
+
+
+async def _exchange(context: Context, desk: Desk, job: Job) -> None:
+    assert job.request is not None
+    outcome = await context.http.create(
+        desk.task.helper_url("aggregation_jobs"),
+        job.request,
+        MediaType.AGGREGATION_JOB_INIT_REQ,
+        _token(desk),
+    )
+    await _judge(context, desk, replace(job, request=None), outcome)
+
+
+async def _judge(context: Context, desk: Desk, job: Job, outcome: Outcome) -> None:
+    """Commit what the answer means; the job's request is not in memory any more."""
+    standing = job.standing(desk.lease)
+    moment = _moment(context)
+    _note_peer(context, desk, outcome)
+    match outcome:
+        case Ready(body, location):
+            await _take(context, desk, replace(job, location=location or job.location), body)
+        case Processing(location, retry_after):
+            later = rules.processing(standing, location, retry_after, moment)
+            await _wait(context, desk, job, later)
+        case Refused():
+            await _refused(context, desk, job, outcome)
+        case Unknown(reason, status, retry_after):
+            _log.warning("exchange_failed", job=job.job_pk, status=status, error=reason)
+            later = rules.unknown(standing, status, retry_after, reason, moment)
+            await _wait(context, desk, job, later)
+        case _:
+            assert_never(outcome)
+
+
+async def _take(context: Context, desk: Desk, job: Job, response: bytes) -> None:
+    """Finish with the Helper's response, then tell it that it may forget the job (A7)."""
+    async with desk.slots:
+        try:
+            await _finish(context, desk, job, response)
+        except DecodeError as error:
+            # B5 fails the job; D4: what the Helper has stored stays unknown, so the same bytes go out again.
+            reason = f"an AggregationJobResp that can't be used: {error}"
+            _alarm(job, reason, rules.likely_cause(None, None))
+            later = rules.misfit(job.standing(desk.lease), reason, _moment(context))
+            await _wait(context, desk, job, later)
+            return
+    if job.location is not None:
+        gone = await context.http.delete(job.location, _token(desk))
+        if not isinstance(gone, Ready):
+            _log.info("delete_failed", job=job.job_pk, answer=repr(gone))
+
+
+async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> None:
+    """Compute and commit. Raises ``DecodeError`` for a response that can't be used."""
+    task = desk.task
+    assert job.leader_state is not None
+    finished = await context.compute(
+        leader_finish,
+        task.parameters,
+        context.sealer,
+        job.id,
+        job.batch_id or None,
+        job.leader_state,
+        response,
+    )
+    result = finishing.Result(
+        finished.outcomes, finished.buckets, bool(response), _retry_at(context)
+    )
+    await context.run(finishing.finish, desk.lease, job, result, context.now())
+    if response and not task.peer_accepted:
+        context.tasks.note_peer_accepted(task)
+    _ring(context)
+
+
+async def _refused(context: Context, desk: Desk, job: Job, refused: Refused) -> None:
+    """Halve the job after a final refusal; after any other send the same bytes again (D4, D5)."""
+    standing = job.standing(desk.lease)
+    reason = f"HTTP {refused.status} {refused.type or ''}: {refused.detail}"
+    cause = rules.likely_cause(refused.status, refused.type)
+    if not rules.refusal_is_final(refused.status, refused.type, job.sends):
+        _alarm(job, reason, cause)
+        await _wait(context, desk, job, rules.misfit(standing, reason, _moment(context)))
+    elif not context.tasks.by_pk(job.task_pk).peer_accepted:
+        _alarm(job, reason, cause)
+        await _wait(context, desk, job, rules.settled(standing, reason, _moment(context)))
+    else:
+        _log.warning("job_refused", job=job.job_pk, reports=job.n, error=reason)
+        ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
+        halves = refusing.Halves(ids, _retry_at(context))
+        await context.run(refusing.halve, desk.lease, job, halves, reason, context.now())
+        _ring(context)
+
+
+async def _wait(context: Context, desk: Desk, job: Job, later: Later) -> None:
+    await context.run(starting.wait, desk.lease, job.state, later)
+    context.jobs.ring()
+
+
+def _load(tx: Tx, job_pk: int) -> tuple[Job, list[StoredChunk]]:
+    return leader_jobs.load(tx, job_pk), chunks.of_job(tx, job_pk)
+
+
+def _note_peer(context: Context, desk: Desk, outcome: Outcome) -> None:
+    """A peer that can't be reached is left alone as a whole (E1)."""
+    if isinstance(outcome, Unknown) and outcome.status is None:
+        limits = context.config.leader
+        desk.peer.unreachable(limits.retry_min, limits.retry_max)
+    else:
+        desk.peer.answered()
+
+
+def _moment(context: Context) -> Moment:
+    limits = context.config.leader
+    return Moment(
+        context.now(), limits.retry_min, limits.retry_max, limits.poll_max, context.jitter()
+    )
+
+
+def _retry_at(context: Context) -> Callable[[int], int]:
+    """When (ms) rows come again that have been in so many jobs (D5)."""
+    return _moment(context).backoff
+
+
+def _ring(context: Context) -> None:
+    """Collections may be ready; rows that come again and batches with room are the creator's."""
+    context.jobs.ring()
+    context.chunks.ring()
+
+
+def _token(desk: Desk) -> str:
+    assert desk.task.aggregator_token is not None, "a Leader's task has a token for its Helper"
+    return desk.task.aggregator_token
+
+
+def _alarm(job: Job, reason: str, cause: str) -> None:
+    _log.error("job_waits", job=job.job_pk, sends=job.sends, error=reason, likely_cause=cause)
+
+
+def _warn_expired(desk: Desk) -> None:
+    _log.error(
+        "job_expired", job=desk.lease.pk, detail="its reports expired before they were aggregated"
+    )

@@ -1,0 +1,58 @@
+"""The states of a Leader's aggregation job and the moves between them, as one table.
+
+Sections "Leader Initialization", "Asynchronous Request Handling"; design section 4. The commits in
+``dapd.commits`` make the moves, and each names the state it moves from (rule D1).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class LeaderJob(StrEnum):
+    """A Leader's aggregation job."""
+
+    ASSIGNED = "assigned"
+    """It holds its chunks; nothing is computed."""
+    STORED = "stored"
+    """The exact request and the verification state are stored; to be sent (I3)."""
+    POLLING = "polling"
+    """The Helper works on it at a known Location."""
+    FINISHED = "finished"
+    """Every report is aggregated, rejected and counted, or waiting for a later job."""
+    ABANDONED = "abandoned"
+    """Refused for good: its reports are in two jobs of half the size, or it was one report (D5)."""
+    EXPIRED = "expired"
+    """Its newest report fell below the watermark first (D6)."""
+
+
+LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
+    LeaderJob.ASSIGNED: frozenset({LeaderJob.STORED, LeaderJob.FINISHED}),
+    LeaderJob.STORED: frozenset(
+        {
+            LeaderJob.STORED,
+            LeaderJob.POLLING,
+            LeaderJob.FINISHED,
+            LeaderJob.ABANDONED,
+            LeaderJob.EXPIRED,
+        }
+    ),
+    LeaderJob.POLLING: frozenset(
+        {
+            LeaderJob.POLLING,
+            LeaderJob.STORED,
+            LeaderJob.FINISHED,
+            LeaderJob.ABANDONED,
+            LeaderJob.EXPIRED,
+        }
+    ),
+    LeaderJob.FINISHED: frozenset(),
+    LeaderJob.ABANDONED: frozenset(),
+    LeaderJob.EXPIRED: frozenset(),
+}
+
+
+def require_move(old: LeaderJob, new: LeaderJob) -> None:
+    """Raise ``ValueError`` for a move that the table lacks: a fault of this program."""
+    if new not in LEADER_MOVES[old]:
+        raise ValueError(f"an aggregation job can't go from {old} to {new}")

@@ -1,0 +1,68 @@
+"""POST /tasks/{task-id}/reports, a plain ASGI function: it is the busiest route.
+
+Section "Upload Request", "Leader Behavior". Left out: what happens to the reports (``dapd.runtime.lane``)
+and the routing (``dapd.server.front``), which also makes a problem document of an ``Abort``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from dapd.errors import Abort
+from dapd.http import message_of
+from dapd.messages.common import MediaType
+from dapd.protocol.task import Task
+from dapd.runtime.context import Context
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+async def upload(
+    context: Context, task: Task, headers: Mapping[str, str], receive: Receive, send: Send
+) -> None:
+    """Answer one ``UploadRequest`` after its reports are stored (I2). Raises ``Abort``."""
+    if message_of(headers.get("content-type")) is not MediaType.UPLOAD_REQ:  # A10
+        raise Abort(None, f"Content-Type must be {MediaType.UPLOAD_REQ}", status=415)
+    body = await _read(headers, receive, context.config.server.max_body_bytes)
+    if body is None:
+        return
+    answer = await context.lane.submit(task, body)
+    if answer.error is not None:
+        offset, reason = answer.error
+        raise Abort("invalidMessage", f"{reason} at byte {offset}")
+    await _respond(send, answer.upload_errors)
+
+
+async def _read(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes | None:
+    """The body; ``None`` if the Client has gone. Raises ``Abort`` with 413."""
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise _too_large(limit)
+    pieces: list[bytes] = []
+    size = 0
+    while True:
+        event = await receive()
+        if event["type"] != "http.request":
+            return None
+        piece = event.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise _too_large(limit)
+        pieces.append(piece)
+        if not event.get("more_body", False):
+            return b"".join(pieces)
+
+
+def _too_large(limit: int) -> Abort:
+    return Abort(None, f"a request may have at most {limit} bytes", status=413)
+
+
+async def _respond(send: Send, upload_errors: bytes) -> None:
+    """Empty if every report was accepted, else the ``UploadErrors``."""
+    headers = [(b"content-length", str(len(upload_errors)).encode())]
+    if upload_errors:
+        headers.append((b"content-type", MediaType.UPLOAD_ERRORS.encode()))
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": upload_errors})
