@@ -22,9 +22,10 @@ import trio
 from dapd import __version__
 from dapd import config as configuration
 from dapd.commits.first_key import ensure_active_key
+from dapd.commits.take_over import check_sealing_keys
 from dapd.config import Config
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
-from dapd.datastore import Datastore, Tx, keys, leases, open_for_daemon
+from dapd.datastore import Datastore, Tx, leases, open_for_daemon
 from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, UsageError
@@ -177,13 +178,7 @@ def _build(
 
 def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], now: int) -> None:
     """A process' first transaction: check the sealing keys (F2), take over the leases (E2)."""
-    if missing := keys.missing_sealing_keys(tx, held):
-        names = ", ".join(key_id.hex() for key_id in missing)
-        raise UsageError(
-            f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
-            "lacks; add that key's file to the list"
-        )
-    keys.note_sealing_key(tx, held[0])
+    check_sealing_keys(tx, held)
     leases.clear_all(tx, now)
     if made := ensure_active_key(tx, sealer, now):
         _log.info("hpke_key_made", config_id=made.config[0])

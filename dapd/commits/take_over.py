@@ -1,0 +1,23 @@
+"""What a process does first with a datastore: its sealing keys fit, and the first one is noted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dapd.datastore import keys
+from dapd.datastore.engines import Tx
+from dapd.errors import UsageError
+
+
+def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
+    """``held`` are the ids of the configured keys; the first one seals from now on (rule F2).
+
+    Raises ``UsageError`` that names every key which the database uses and the config lacks.
+    """
+    if missing := keys.missing_sealing_keys(tx, held):
+        names = ", ".join(key_id.hex() for key_id in missing)
+        raise UsageError(
+            f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
+            "lacks; add that key's file to the list"
+        )
+    keys.note_sealing_key(tx, held[0])
