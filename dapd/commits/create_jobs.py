@@ -1,8 +1,8 @@
 """The transaction that turns a task's waiting chunks into aggregation jobs.
 
-Sections "Leader Initialization", "Batch Buckets" ("Leaders MUST perform these checks before adding a
-report to an aggregation job"), "Leader-selected Batch Mode"; rules C2, C3, C6, C8, D5. Left out:
-how chunks are packed (``dapd.protocol.packing``).
+Sections "Leader Initialization", "Batch Buckets" (a Leader checks "before adding a report to an
+aggregation job"), "Leader-selected Batch Mode"; rules C2, C3, C6, C8, D5. Left out: how chunks are
+packed (``dapd.protocol.packing``).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RandomBytes = Callable[[int], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """How many jobs were made, whether more can be made at once, and when (ms) next at the latest."""
+    """How many jobs were made, whether more can be at once, and when (ms) next at the latest."""
 
     jobs: int
     more: bool

@@ -1,7 +1,7 @@
 """The transactions that end a Leader's job without a result: halved, rejected, expired.
 
-Rules D4, D5, D6. A job that is refused for good was never stored by the Helper, so its reports may go into other
-jobs; one that expired may have been, so its reports are lost and counted.
+Rules D4, D5, D6. A job that is refused for good was never stored by the Helper, so its reports may
+go into other jobs; one that expired may have been, so its reports are lost and counted.
 """
 
 from __future__ import annotations

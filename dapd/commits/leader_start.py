@@ -1,4 +1,4 @@
-"""The transactions before a Leader's job is sent: request and state are stored, each send is counted.
+"""The transactions before a Leader's job is sent: its request is stored, each send is counted.
 
 Section "Leader Initialization"; invariant I3, rules D4, D6.
 """
@@ -15,8 +15,8 @@ from dapd.protocol.states import LeaderJob
 
 
 def store(tx: Tx, lease: Lease, request: bytes, leader_state: bytes, now: int, send: bool) -> None:
-    """Store what will be sent. With ``send`` the job stays leased and its first send is counted; else
-    it is released, due now. Raises ``LeaseLost``.
+    """Store what will be sent, and the state. With ``send`` the job stays leased and its first send
+    is counted; else it is released, due now. Raises ``LeaseLost``.
     """
     later = Later(LeaderJob.STORED, now, 0, 1 if send else 0)
     leader_jobs.move(tx, lease, LeaderJob.ASSIGNED, later, keep_lease=send)
@@ -24,8 +24,8 @@ def store(tx: Tx, lease: Lease, request: bytes, leader_state: bytes, now: int, s
 
 
 def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | None:
-    """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has expired
-    instead. Raises ``LeaseLost``.
+    """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has
+    expired instead. Raises ``LeaseLost``.
     """
     sends = leader_jobs.count_send(tx, lease)
     job = leader_jobs.load(tx, lease.pk)

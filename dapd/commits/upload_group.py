@@ -1,7 +1,7 @@
-"""The transaction of an upload group: what it accepts is stored once, whatever is run again (I1, D1).
+"""The transaction of an upload group: what it accepts is stored once, even if run again (I1, D1).
 
-Section "Upload Request"; rules B1, C2. Left out: all that can be decided without the database, which
-``open_uploads`` has done before.
+Section "Upload Request"; rules B1, C2. Left out: all that can be decided without the database,
+which ``open_uploads`` has done before.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ _REPLAYED = bytes([ReportError.REPORT_REPLAYED])
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An opened group and whose its requests are: ``tasks`` is a task_pk for each request, ``task_pks`` one
-    for each task id. ``key`` names the group for good.
+    """An opened group and whose its requests are; ``key`` names the group for good.
+
+    ``tasks`` is a task_pk for each request, ``task_pks`` one for each task id.
     """
 
     key: bytes
@@ -30,7 +31,7 @@ class Opened:
 
 
 def store(tx: Tx, opened: Opened, max_rows: int, now: int) -> list[UploadAnswer]:
-    """Admit and store the reports of a group; each request's answer. Chunks hold ``max_rows`` at most."""
+    """Admit and store the reports of a group, in chunks of at most ``max_rows``; the answers."""
     parts = opened.group.parts
     seq = upload_groups.claim(tx, opened.key)
     if seq is None:

@@ -19,7 +19,8 @@ from dapd.reports import Chunk, cut_chunk
 _Q_INSERT = """
 INSERT INTO report_chunks
   (task_pk, seq, bucket, n, time_min, time_max, ids, state, job_pk, run_at, attempts)
-VALUES (:task_pk, :seq, :bucket, :n, :time_min, :time_max, :ids, :state, :job_pk, :run_at, :attempts)
+VALUES (:task_pk, :seq, :bucket, :n, :time_min, :time_max, :ids, :state, :job_pk, :run_at,
+  :attempts)
 RETURNING chunk_pk"""
 _Q_INSERT_ROWS = (
     "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
@@ -133,6 +134,7 @@ def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
 
 
 def tasks_with_waiting(tx: Tx, now: int) -> list[int]:
+    """The tasks that have chunks to assign."""
     return [row[0] for row in tx.all(_Q_TASKS, now=now)]
 
 
@@ -153,11 +155,12 @@ def waiting_expired(tx: Tx, task_pk: int, expired_before: int) -> list[tuple[int
 
 
 def assignable(tx: Tx, task_pk: int, now: int) -> list[Waiting]:
-    """Due chunks of open buckets in the order of acceptance; those of closed ones are left alone (C2)."""
+    """Due chunks in the order of acceptance; those of closed batches are left alone (C2)."""
     return [Waiting(*row) for row in tx.all(_Q_ASSIGNABLE, task_pk=task_pk, now=now)]
 
 
 def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
+    """Give a waiting chunk, whole, to a job."""
     tx.execute(_Q_ASSIGN, chunk_pk=chunk_pk, job_pk=job_pk, bucket=bucket)
 
 
@@ -191,6 +194,7 @@ def sizes_of_job(tx: Tx, job_pk: int) -> list[tuple[int, int]]:
 
 
 def load(tx: Tx, chunk_pk: int) -> StoredChunk:
+    """One chunk that is known to be there."""
     row = tx.one(_Q_ONE, chunk_pk=chunk_pk)
     assert row is not None
     return StoredChunk(*row)
@@ -213,7 +217,7 @@ def split(tx: Tx, chunk: StoredChunk, keep: bytes, first: Place, second: Place) 
 
 
 def cut_off(tx: Tx, chunk: StoredChunk, off: bytes, place: Place) -> None:
-    """Move the rows in the mask ``off`` to a chunk of their own; the rest, which is not empty, is decided."""
+    """Move the rows in the mask ``off`` to a chunk of their own; decide the others."""
     cut = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, off)
     rest = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, complement(off))
     assert cut is not None
@@ -233,6 +237,7 @@ def remove(tx: Tx, chunk_pk: int) -> None:
 
 
 def complement(mask: bytes) -> bytes:
+    """A mask of the other rows."""
     return mask.translate(_COMPLEMENT)
 
 

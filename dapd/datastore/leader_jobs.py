@@ -75,6 +75,7 @@ class NewJob:
 
 
 def insert(tx: Tx, job: NewJob) -> int:
+    """Store an assigned job; its key."""
     row = tx.one(
         _Q_INSERT,
         id=job.id,
@@ -90,6 +91,7 @@ def insert(tx: Tx, job: NewJob) -> int:
 
 
 def load(tx: Tx, job_pk: int) -> Job:
+    """A job that a lease refers to."""
     row = tx.one(_Q_LOAD, job_pk=job_pk)
     assert row is not None
     job_pk, job_id, task_pk, state, *rest = row

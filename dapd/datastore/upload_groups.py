@@ -1,4 +1,4 @@
-"""Upload transactions: each claims its key first (rule D1) and takes its place in the order of acceptance.
+"""Upload transactions: each claims its key first (rule D1), which orders what it accepts.
 
 The latest are kept, so that one whose connection was lost in COMMIT finds out that it was stored.
 """

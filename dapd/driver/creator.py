@@ -1,7 +1,7 @@
 """The aggregation job creator: waiting chunks become jobs, task by task.
 
-Woken by uploads, by collections that ask for their batch, and when a report has waited long enough. Left
-out: which chunks go together (``dapd.protocol.packing``).
+Woken by uploads, by collections that ask for their batch, and when a report has waited long
+enough. Left out: which chunks go together (``dapd.protocol.packing``).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ async def run(context: Context) -> None:
         wait = _FALLBACK_POLL
         try:
             wait = await create_due(context)
-        except Exception:
+        except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
             _log.exception("creator_failed", remedy="retried; if it stays, check the database")
         await context.chunks.wait(wait)
         if not context.draining.is_set():

@@ -23,7 +23,7 @@ from dapd.datastore.chunks import StoredChunk
 from dapd.datastore.leader_jobs import Job, LeaseLost
 from dapd.driver.desk import Desk
 from dapd.errors import DecodeError
-from dapd.http import Outcome, Processing, Ready, Refused, Unknown
+from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
 from dapd.messages.common import MediaType
 from dapd.protocol import leader as rules
 from dapd.protocol.leader import Later, Moment
@@ -114,8 +114,10 @@ async def _poll(context: Context, desk: Desk) -> None:
 
 async def _exchange(context: Context, desk: Desk, job: Job) -> None:
     assert job.request is not None
+    endpoint = desk.task.configuration.helper_aggregator_endpoint
+    url = resource_url(endpoint, "tasks", desk.task.id_text, "aggregation_jobs")
     outcome = await context.http.create(
-        desk.task.helper_url("aggregation_jobs"),
+        url,
         job.request,
         MediaType.AGGREGATION_JOB_INIT_REQ,
         _token(desk),
@@ -150,7 +152,7 @@ async def _take(context: Context, desk: Desk, job: Job, response: bytes) -> None
         try:
             await _finish(context, desk, job, response)
         except DecodeError as error:
-            # B5 fails the job; D4: what the Helper has stored stays unknown, so the same bytes go out again.
+            # B5, D4: what the Helper has stored stays unknown, so the same bytes go out again.
             reason = f"an AggregationJobResp that can't be used: {error}"
             _alarm(job, reason, rules.likely_cause(None, None))
             later = rules.misfit(job.standing(desk.lease), reason, _moment(context))

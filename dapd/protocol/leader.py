@@ -1,6 +1,6 @@
 """What a Leader makes of an answer to an aggregation job: final or not, and when to go on.
 
-Sections "Leader Initialization" and "Asynchronous Request Handling"; rules D4, D5, E1, I4. Left out:
+Sections "Leader Initialization", "Asynchronous Request Handling"; rules D4, D5, E1, I4. Left out:
 the exchange itself (``dapd.http``).
 """
 
@@ -113,8 +113,8 @@ def misfit(standing: Standing, reason: str, moment: Moment) -> Later:
 def settled(standing: Standing, reason: str, moment: Moment) -> Later:
     """Refused for good by a Helper that has never accepted a job of this task (rule D5).
 
-    The fault may be the pair's configuration, so the job waits. It is known not to be stored there, so its next
-    send is its first again.
+    The fault may be the pair's configuration, so the job waits. It is known not to be stored there,
+    so its next send is its first again.
     """
     attempts = standing.attempts + 1
     return Later(LeaderJob.STORED, moment.backoff(attempts + _LONG), attempts, 0, error=reason)
@@ -126,7 +126,7 @@ def likely_cause(status: int | None, type: str | None) -> str:
         case ((401 | 403), _):
             return "the aggregator token of this task differs from the Helper's"
         case _, "unrecognizedTask":
-            return "the Helper doesn't know the task, or its endpoint is another server's; add it there"
+            return "the Helper doesn't know the task; add it there, or its endpoint is another's"
         case _, "unrecognizedAggregationJob":
             return "the Helper has lost the job's state; the job is sent again"
         case _, "stepMismatch" | "unsupportedExtension" | "invalidAggregationParameter":

@@ -26,8 +26,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty. Once its cut is
-    fixed, later chunks of that batch are not assigned (rule C3).
+    """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty.
+
+    Once its cut is fixed, later chunks of that batch are not assigned (rule C3).
     """
 
     lo: bytes
@@ -101,7 +102,10 @@ def before_the_cut(chunks: Sequence[Waiting], asked: Sequence[Asked]) -> list[Wa
 
 
 def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
-    """Time-interval jobs: first fit, in the order of acceptance, among the latest few; a chunk above the maximum goes alone."""
+    """Time-interval jobs: first fit among the latest few, in the order of acceptance.
+
+    A chunk above the maximum goes alone (rule D5).
+    """
     bins: list[Packed] = []
     for chunk in before_the_cut(chunks, asked):
         for packed in bins[-_OPEN_JOBS:]:
@@ -120,10 +124,10 @@ def fill(
     batches: tuple[Sequence[int], int],
     now: int,
 ) -> Plan:
-    """Leader-selected jobs: the oldest batch with room takes the oldest reports, cut to fit (C6, D5).
+    """Leader-selected jobs: the oldest batch with room takes the oldest reports, cut to fit (C6).
 
-    ``batches`` are the rooms of the open ones, oldest first, and the target size; a job's batch beyond
-    them is a new one.
+    ``batches`` are the rooms of the open ones, oldest first, and the target size; a job's batch
+    beyond them is a new one.
     """
     jobs: list[Packed] = []
     rooms, target = batches

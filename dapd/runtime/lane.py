@@ -2,7 +2,7 @@
 
 Section "Upload Request"; design section 6. Two stages: the next group is opened while the last one
 waits for the disk. A thread hop or a commit per request would cost more than its cryptography.
-Left out: HTTP (``dapd.server.reports``) and what one transaction stores (``dapd.commits.upload_group``).
+Left out: HTTP (``dapd.server.reports``) and the transaction (``dapd.commits.upload_group``).
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Lane:
                 while group := await self._next_group():
                     try:
                         opened = await _open(context, group)
-                    except Exception as error:
+                    except Exception as error:  # noqa: BLE001 - its requests' answer
                         _fail(group, error)
                     else:
                         await send.send((group, opened))
@@ -109,7 +109,7 @@ class Lane:
         async for group, opened in groups:
             try:
                 answers = await context.run(upload_group.store, opened, max_rows, context.now())
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - its requests' answer
                 _fail(group, error)
                 continue
             for request, answer in zip(group, answers, strict=True):

@@ -1,7 +1,8 @@
 """POST /tasks/{task-id}/reports, a plain ASGI function: it is the busiest route.
 
-Section "Upload Request", "Leader Behavior". Left out: what happens to the reports (``dapd.runtime.lane``)
-and the routing (``dapd.server.front``), which also makes a problem document of an ``Abort``.
+Section "Upload Request", "Leader Behavior". Left out: what happens to the reports
+(``dapd.runtime.lane``) and the routing (``dapd.server.front``), which also makes a problem document
+of an ``Abort``.
 """
 
 from __future__ import annotations
