@@ -10,8 +10,8 @@ collected batches are decided in a transaction and come back as columns of outco
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING
 
 from dapd._native import (
     BucketTotal,
@@ -34,10 +34,6 @@ from dapd._native import (
     seal_reports,
     shard,
 )
-
-if TYPE_CHECKING:  # aliases that only the stub has
-    from dapd._native import Chunk as Chunk
-    from dapd._native import Extensions as Extensions
 
 __all__ = [
     "REPORT_ID_SIZE",
@@ -69,6 +65,11 @@ __all__ = [
 ]
 
 REPORT_ID_SIZE = 16
+# As in the stub, which does not exist at run time.
+Chunk = tuple[int, int, int, bytes, bytes, bytes]
+"""(n, time_min, time_max, ids, lengths, rows) of some accepted reports; times inclusive."""
+Extensions = Sequence[tuple[int, bytes]]
+"""Report extensions: (type, data)."""
 
 
 class ReportError(IntEnum):
