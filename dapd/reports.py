@@ -38,6 +38,8 @@ from dapd._native import (
 __all__ = [
     "REPORT_ID_SIZE",
     "BucketTotal",
+    "Chunk",
+    "Extensions",
     "HelperFinish",
     "HelperJob",
     "HelperVerified",
