@@ -38,18 +38,21 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Until draining, then until the steps under way have ended."""
+        async with trio.open_nursery() as keeper:
+            keeper.start_soon(self._keep_leases)
+            async with trio.open_nursery() as nursery:
+                await self._dispatch_until_draining(nursery)
+            keeper.cancel_scope.cancel()
+
+    async def _dispatch_until_draining(self, nursery: trio.Nursery) -> None:
         context = self._context
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_leases)
-            while not context.draining.is_set():
-                wait = _FALLBACK_POLL
-                try:
-                    wait = await self._dispatch(nursery)
-                except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-                    _log.exception(
-                        "dispatch_failed", remedy="retried; if it stays, check the database"
-                    )
-                await context.jobs.wait(wait)
+        while not context.draining.is_set():
+            wait = _FALLBACK_POLL
+            try:
+                wait = await self._dispatch(nursery)
+            except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+                _log.exception("dispatch_failed", remedy="retried; if it stays, check the database")
+            await context.jobs.wait(wait)
 
     async def _dispatch(self, nursery: trio.Nursery) -> float:
         context = self._context
@@ -111,11 +114,10 @@ class Dispatcher:
             raise
 
     async def _keep_leases(self) -> None:
-        """Renew what is held; ends with the steps once the daemon drains."""
+        """Renew what is held, well before it ends."""
         context = self._context
-        while not (context.draining.is_set() and not self._held):
-            with trio.move_on_after(LEASE_MS / 3000 if not context.draining.is_set() else 0.2):
-                await trio.sleep_forever()
+        while True:
+            await trio.sleep(LEASE_MS / 3000)
             if self._held:
                 await context.run(leases.renew, list(self._held.values()), context.now())
 
