@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dapd.datastore.engines import Tx
 from dapd.protocol.packing import Waiting
-from dapd.reports import Chunk, cut_chunk
+from dapd.reports import cut_chunk
+
+if TYPE_CHECKING:  # an alias that only the stub has
+    from dapd.reports import Chunk
 
 _Q_INSERT = """
 INSERT INTO report_chunks
