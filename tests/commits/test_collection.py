@@ -1,0 +1,385 @@
+"""The transactions of a collection job, on a real SQLite file with really aggregated batches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dapd.commits.batch_total import batch_total
+from dapd.commits.collection_delete import collection_delete
+from dapd.commits.collection_finish import collection_finish, collection_refused
+from dapd.commits.cut import Failed, advance
+from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.datastore import collections
+from dapd.datastore.collections import CollectionJob
+from dapd.datastore.leases import Lease
+from dapd.driver.collection import frozen_batch
+from dapd.errors import Abort
+from dapd.messages.collection import AggregateShareReq, CollectionJobReq, Query
+from dapd.messages.common import BatchMode, Extension, Interval
+from dapd.protocol.batches import time_bucket
+from dapd.protocol.collect import FixCut, Freeze, Move, Wait
+from tests.build import NOW, TIME
+from tests.collecting import KEEP_MS, NEXT_BATCH, QUERY, Aggregators, aggregators, interval_query
+
+LATER = NOW + 60_000
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Aggregators]:
+    async with aggregators(tmp_path) as who:
+        yield who
+
+
+@pytest.fixture
+async def selected(tmp_path: Path) -> AsyncIterator[Aggregators]:
+    async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
+        yield who
+
+
+def move(who: Aggregators, job: CollectionJob) -> Move | Failed | None:
+    return who.store.run_sync(advance, who.lease(job), who.leader, who.clock.at, LATER)
+
+
+def frozen(who: Aggregators, job: CollectionJob) -> Lease:
+    """Freeze a job whose batch is complete."""
+    lease = who.lease(job)
+    made = who.store.run_sync(advance, lease, who.leader, who.clock.at, LATER)
+    assert isinstance(made, Freeze), made
+    total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, made.batch)
+    batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), made.batch, total)
+    assert who.store.run_sync(freeze, lease, who.leader, batch, total.extent, who.clock.at)
+    return lease
+
+
+def finished(who: Aggregators, job: CollectionJob, response: bytes = b"result") -> None:
+    assert who.store.run_sync(collection_finish, frozen(who, job), response)
+
+
+def error_of(who: Aggregators, request: CollectionJobReq) -> str | None:
+    with pytest.raises(Abort) as caught:
+        who.query(request)
+    return caught.value.type
+
+
+async def test_a1_an_identical_request_finds_the_job_whatever_else_would_be_wrong(
+    pair: Aggregators,
+) -> None:
+    """Also when the interval has been collected, which a new request would be refused for."""
+    job = pair.query(QUERY)
+    assert pair.query(QUERY).id == job.id
+    pair.aggregate([1, 0, 1])
+    finished(pair, job)
+    again = pair.query(QUERY)
+    assert (again.id, again.response) == (job.id, b"result")
+
+
+async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
+    """The same request may be tried again after a final refusal."""
+    job = pair.query(QUERY)
+    pair.aggregate([1, 0, 1])
+    pair.store.run_sync(collection_refused, frozen(pair, job), "batchMismatch", "they differ")
+    assert pair.query(QUERY).id != job.id
+    assert pair.job(job).error == "batchMismatch"
+
+
+async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> None:
+    """Before the freeze a job binds nothing, and a new one can be made."""
+    job = pair.query(QUERY)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.state_of(time_bucket(TIME)) is None
+    assert pair.query(QUERY).id != job.id
+
+
+async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) -> None:
+    """Its result goes, the interval stays shut."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(QUERY)
+    finished(pair, job)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.job(job).response is None
+    assert error_of(pair, interval_query(TIME, 2)) == "batchOverlap"
+    assert error_of(pair, QUERY) == "batchOverlap"
+
+
+@pytest.mark.parametrize(("sent", "state"), [(True, "collected"), (False, None)])
+async def test_a6_deleting_a_frozen_job_collects_what_may_have_been_asked_for(
+    pair: Aggregators, sent: bool, state: str | None
+) -> None:
+    """The Helper may have closed the batch, unless nothing was ever sent."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(QUERY)
+    lease = frozen(pair, job)
+    if sent:
+        assert pair.store.run_sync(collections.note_send, lease)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.state_of(time_bucket(TIME)) == state
+    assert not pair.store.run_sync(collections.note_send, lease)
+    assert not pair.store.run_sync(collection_finish, lease, b"too late")
+
+
+async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
+    selected: Aggregators,
+) -> None:
+    """The same bytes give the same batch until DELETE, then the next one."""
+    batches = [selected.open_batch() for _ in range(3)]
+    for batch_id in batches:
+        selected.aggregate([1, 1, 1], batch_id=batch_id)
+    seen = []
+    for batch_id in batches:
+        job = selected.query(NEXT_BATCH)
+        finished(selected, job, batch_id)
+        repeat = selected.query(NEXT_BATCH)
+        assert (repeat.id, repeat.response) == (job.id, batch_id)
+        seen.append(selected.job(job).lo)
+        selected.store.run_sync(collection_delete, selected.leader, job.id)
+    assert seen == batches
+    waits = selected.query(NEXT_BATCH)
+    assert isinstance(move(selected, waits), Wait)
+
+
+async def test_a8_identity_ends_some_time_after_the_result_was_first_served(
+    selected: Aggregators,
+) -> None:
+    """Not after it was made: a Collector that was away still finds it."""
+    selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
+    job = selected.query(NEXT_BATCH)
+    finished(selected, job)
+    selected.clock.at += 10 * KEEP_MS
+    assert selected.query(NEXT_BATCH).id == job.id
+    selected.store.run_sync(collections.note_served, job.pk, selected.clock.at)
+    selected.store.run_sync(collections.note_served, job.pk, selected.clock.at + KEEP_MS)
+    selected.clock.at += KEEP_MS - 1
+    assert selected.query(NEXT_BATCH).id == job.id
+    selected.clock.at += 1
+    assert selected.query(NEXT_BATCH).id != job.id
+    assert selected.job(job).response == b"result"
+
+
+async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) -> None:
+    """Not after a refusal, and not after its job was deleted."""
+    for _ in range(2):
+        selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
+    refused = selected.query(NEXT_BATCH)
+    selected.store.run_sync(collection_refused, frozen(selected, refused), "batchMismatch", "x")
+    deleted = selected.query(NEXT_BATCH)
+    frozen(selected, deleted)
+    selected.store.run_sync(collection_delete, selected.leader, deleted.id)
+    assert selected.job(deleted).lo != selected.job(refused).lo
+    assert isinstance(move(selected, selected.query(NEXT_BATCH)), Wait)
+
+
+async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Aggregators) -> None:
+    """Overlap is a matter of intervals, also one of 2^60 buckets."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(interval_query(TIME - 5, 1 << 60))
+    finished(pair, job)
+    assert pair.state_of(time_bucket(TIME + 1_000_000)) == "collected"
+    assert error_of(pair, interval_query(TIME + (1 << 59), 1)) == "batchOverlap"
+    assert error_of(pair, interval_query(0, TIME - 4)) == "batchOverlap"
+    pair.query(interval_query(0, TIME - 5))
+
+
+async def test_c2_freeze_stores_the_exact_request_and_closes_the_interval(
+    pair: Aggregators,
+) -> None:
+    """What will be sent is in the database before anything is sent."""
+    pair.aggregate([1, 0, 1])
+    pair.aggregate([1], time=TIME + 1)
+    job = pair.query(interval_query(TIME, 10))
+    frozen(pair, job)
+    stored = pair.job(job)
+    assert stored.state == "frozen"
+    assert stored.share_request is not None
+    request = AggregateShareReq.decode(stored.share_request)
+    assert request.collection_job_req == interval_query(TIME, 10)
+    assert request.batch_selector.batch == Interval(TIME, 10)
+    assert request.report_count == 4
+    assert (stored.time_min, stored.time_max) == (TIME, TIME + 1)
+    assert pair.state_of(time_bucket(TIME + 9)) == "closed"
+
+
+async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: Aggregators) -> None:
+    """Whatever was aggregated before: the sums of both sides would differ."""
+    pair.aggregate([1, 0, 1])
+    seq = pair.upload(1)
+    job = pair.query(QUERY)
+    assert move(pair, job) == FixCut(seq)
+    pair.upload(2)
+    assert move(pair, job) == Wait()
+    pair.decide(seq)
+    frozen(pair, job)
+
+
+async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggregators) -> None:
+    """The transaction leaves nothing, and the job is looked at again."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(QUERY)
+    lease = pair.lease(job)
+    made = pair.store.run_sync(advance, lease, pair.leader, NOW, LATER)
+    assert isinstance(made, Freeze)
+    total = pair.store.read_sync(batch_total, pair.leader, pair.pair.sealer, made.batch)
+    batch = frozen_batch(pair.leader, pair.pair.sealer, job, made.batch, total)
+    pair.aggregate([1])
+    with pytest.raises(BatchChangedError):
+        pair.store.run_sync(freeze, lease, pair.leader, batch, total.extent, NOW)
+    assert pair.job(job).state == "waiting"
+    assert pair.state_of(time_bucket(TIME)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "state"), [("invalidBatchSize", None), ("batchOverlap", "collected")]
+)
+async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
+    pair: Aggregators, error: str, state: str | None
+) -> None:
+    """The interval is open again, except where the Helper has collected it."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(QUERY)
+    assert pair.store.run_sync(collection_refused, frozen(pair, job), error, "why")
+    ended = pair.job(job)
+    assert (ended.state, ended.error, ended.detail) == ("failed", error, "why")
+    assert pair.state_of(time_bucket(TIME)) == state
+
+
+async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -> None:
+    """Uploads after the cut don't count, and the cut moves only when it fell short."""
+    job = pair.query(QUERY)
+    assert move(pair, job) == Wait()
+    first = pair.upload(2)
+    assert move(pair, job) == Wait()
+    second = pair.upload(2)
+    assert move(pair, job) == FixCut(second)
+    for _ in range(20):
+        pair.upload(5)
+        assert move(pair, job) == Wait()
+    pair.aggregate([1, 0])
+    pair.decide(first)
+    assert move(pair, job) == Wait()
+    pair.decide(second)  # its reports were rejected: the count is short
+    third = pair.seq
+    assert move(pair, job) == FixCut(third)
+    pair.upload(5)
+    pair.aggregate([1, 1])
+    pair.decide(*range(1, third + 1))
+    pair.upload(5)
+    frozen(pair, job)
+    assert pair.job(job).n == 4
+
+
+async def test_c3_the_creator_is_told_the_cut(pair: Aggregators) -> None:
+    """``waiting`` lists the ranges and cuts of a task's waiting collections."""
+    job = pair.query(QUERY)
+    listed = pair.store.read_sync(collections.waiting, pair.leader.task_pk)
+    assert [(each.lo, each.hi, each.cut) for each in listed] == [(job.lo, job.hi, None)]
+    seq = pair.upload(3)
+    move(pair, job)
+    listed = pair.store.read_sync(collections.waiting, pair.leader.task_pk)
+    assert [each.cut for each in listed] == [seq]
+
+
+async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -> None:
+    """A touch makes the job due, however far its own ``run_at`` is away."""
+    job = pair.query(QUERY)
+    assert move(pair, job) == Wait()
+    with pytest.raises(IndexError):
+        pair.lease(job)
+    pair.upload(3)
+    assert isinstance(move(pair, job), FixCut)
+
+
+async def test_c4_the_leader_checks_in_the_drafts_order(pair: Aggregators) -> None:
+    """Each request has all later faults too; a refused one stores nothing."""
+    extension = (Extension(7, b""),)
+    pair.aggregate([1, 0, 1])
+    finished(pair, pair.query(QUERY))
+    wrong_mode = CollectionJobReq(Query(None), b"p", extension)
+    assert error_of(pair, wrong_mode) == "invalidMessage"
+    bad_parameter = CollectionJobReq(Query(Interval(TIME, 0)), b"p", extension)
+    assert error_of(pair, bad_parameter) == "invalidAggregationParameter"
+    bad_batch = CollectionJobReq(Query(Interval(TIME, 0)), b"", extension)
+    assert error_of(pair, bad_batch) == "batchInvalid"
+    overlap = CollectionJobReq(Query(Interval(TIME, 1)), b"", extension)
+    assert error_of(pair, overlap) == "batchOverlap"
+    extended = CollectionJobReq(Query(Interval(TIME + 1, 1)), b"", extension)
+    assert error_of(pair, extended) == "unsupportedExtension"
+    with pytest.raises(Abort) as caught:
+        pair.query_bytes(QUERY.encode()[:-1])
+    assert caught.value.type == "invalidMessage"
+    assert pair.store.read_sync(collections.waiting, pair.leader.task_pk) == []
+
+
+async def test_c5_a_pending_collection_meets_a_batch_closed_for_another(
+    pair: Aggregators,
+) -> None:
+    """It fails with batchOverlap as soon as the other one freezes."""
+    first, second = pair.query(QUERY), pair.query(interval_query(TIME, 5))
+    assert move(pair, second) == Wait()
+    pair.aggregate([1, 0, 1])
+    frozen(pair, first)
+    assert move(pair, second) == Failed(second.id)
+    assert pair.job(second).error == "batchOverlap"
+
+
+async def test_c6_a_batch_at_its_target_is_taken_before_an_older_one(
+    selected: Aggregators,
+) -> None:
+    """Without waiting for anything, though the older one is ready too."""
+    selected.leader = replace(
+        selected.leader, settings=replace(selected.leader.settings, batch_target_size=5)
+    )
+    older, full = selected.open_batch(), selected.open_batch()
+    selected.aggregate([1, 1, 1], batch_id=older)
+    selected.aggregate([1] * 5, batch_id=full)
+    selected.upload(10)
+    job = selected.query(NEXT_BATCH)
+    frozen(selected, job)
+    assert selected.job(job).lo == full
+
+
+async def test_c6_without_a_full_batch_all_up_to_the_cut_is_decided_first(
+    selected: Aggregators,
+) -> None:
+    """Then the oldest ready batch is taken, however many came since."""
+    selected.leader = replace(
+        selected.leader, settings=replace(selected.leader.settings, batch_target_size=50)
+    )
+    ready = selected.open_batch()
+    selected.aggregate([1, 1, 1], batch_id=ready)
+    seq = selected.upload(2)
+    job = selected.query(NEXT_BATCH)
+    assert move(selected, job) == FixCut(seq)
+    selected.upload(2)
+    assert move(selected, job) == Wait()
+    selected.aggregate([1, 0], batch_id=ready)
+    selected.decide(seq)
+    frozen(selected, job)
+    assert (selected.job(job).lo, selected.job(job).n) == (ready, 5)
+
+
+async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
+    """Each commit claims the job first; once it is done, running it again is refused."""
+    pair.aggregate([1, 0, 1])
+    job = pair.query(QUERY)
+    lease = frozen(pair, job)
+    assert pair.store.run_sync(collection_finish, lease, b"first")
+    assert not pair.store.run_sync(collection_finish, lease, b"second")
+    assert not pair.store.run_sync(collection_refused, lease, "batchMismatch", "")
+    assert pair.store.run_sync(advance, lease, pair.leader, NOW, LATER) is None
+    assert pair.job(job).response == b"first"
+    assert pair.state_of(time_bucket(TIME)) == "collected"
+
+
+async def test_d6_a_query_below_the_mark_is_expired_unless_it_exists(pair: Aggregators) -> None:
+    """The exact resource is still found by its identity."""
+    job = pair.query(QUERY)
+    pair.leader = replace(pair.leader, expired_before=TIME + 1)
+    assert pair.query(QUERY).id == job.id
+    with pytest.raises(Abort) as caught:
+        pair.query(interval_query(TIME, 2))
+    assert (caught.value.type, caught.value.detail) == ("batchInvalid", "expired")
+    assert move(pair, job) == Failed(job.id)
+    assert pair.job(job).detail == "expired"
