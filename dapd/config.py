@@ -186,10 +186,15 @@ def read_toml(path: Path, type: type[T], hint: str) -> T:
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{path}: {error}; mend the TOML there") from error
     except msgspec.ValidationError as error:
-        what, _, where = str(error).partition(" - at `$")
-        key = where.rstrip("`").lstrip(".")
-        place = f"{path}: {key}" if key else str(path)
-        raise UsageError(f"{place}: {what[:1].lower()}{what[1:]}; {hint}") from error
+        raise UsageError(f"{path}: {explain(error)}; {hint}") from error
+
+
+def explain(error: msgspec.ValidationError) -> str:
+    """The key, then what is wrong with it."""
+    what, _, where = str(error).partition(" - at `$")
+    key = where.rstrip("`").lstrip(".")
+    what = what[:1].lower() + what[1:]
+    return f"{key}: {what}" if key else what
 
 
 def read_sealing_keys(config: Config) -> list[bytes]:

@@ -250,8 +250,6 @@ def _draft(source: Path | None, given: dict[str, Any]) -> TaskDraft:
         chosen["vdaf"] = parse_vdaf_spec(spec)
     if info := chosen.pop("task_info", None):
         chosen["task_info"] = b64url_encode(info.encode())
-    if interval := chosen.pop("task_interval", None):
-        chosen["task_interval"] = (interval[0], int(interval[1]))
     draft = read_task_draft(source) if source else TaskDraft()
     return msgspec.structs.replace(draft, role=None, **chosen)
 

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from dapd.config import read_toml
+from dapd.config import explain, read_toml
 from dapd.crypto import HpkeKeypair, hash_token
 from dapd.errors import UsageError
 from dapd.messages.common import TASK_ID_SIZE, BatchMode, HpkeConfig, Role, b64url_encode
@@ -186,7 +186,7 @@ def new_task(
     where it has none. Raises ``UsageError`` that names the key.
     """
     try:
-        full = _completed(draft)
+        full = _completed(_validated(draft))
         files = TaskFiles(
             leader=_narrowed(full, LeaderTask),
             helper=_narrowed(full, HelperTask),
@@ -284,6 +284,14 @@ def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Ta
         ),
         settings=settings,
     )
+
+
+def _validated(draft: TaskDraft) -> TaskDraft:
+    """Msgspec checks what it reads, not what Python code puts together."""
+    try:
+        return msgspec.convert(msgspec.structs.asdict(draft), TaskDraft)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{explain(error)}; {_HINT}") from None
 
 
 def _completed(draft: TaskDraft) -> TaskDraft:

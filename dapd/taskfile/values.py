@@ -154,6 +154,8 @@ def parse_vdaf_spec(text: str) -> dict[str, int | str]:
 def interval_of(value: tuple[Any, Any], precision: int) -> Interval:
     """(start, duration): files speak seconds or ISO 8601, the wire time precisions (rule C7)."""
     start, duration = _seconds(value[0]), value[1]
+    if isinstance(duration, str):  # as the command line gives it
+        duration = _moment(duration)
     if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
         raise Fault("task_interval", "not an interval; write [start, duration], both in seconds")
     if start + duration > MAX_INTEGER:
