@@ -1,0 +1,432 @@
+"""Steps of a Leader's aggregation job against a scripted Helper on a real socket."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dapd.config import Leader
+from dapd.datastore import Tx, tasks
+from dapd.messages.common import BatchMode
+from dapd.protocol.task import TaskSettings
+from dapd.reports import ReportRules
+from tests.build import PRECISION, TIME, Pair, task_pair
+from tests.leaderhouse import House, helper_response, open_house, problem, ready
+from tests.peer import Request, answer
+
+LOCATION = "/helper/somewhere"
+FOREVER = 2**64 - 1
+QUICK_EXPIRY = TaskSettings(report_expiry_age=PRECISION)
+
+
+def honest(pair: Pair, request: Request) -> bytes:
+    if request.method == "DELETE":
+        return answer(204)
+    return ready(helper_response(pair, request.body), Location=LOCATION)
+
+
+async def know_peer(house: House) -> None:
+    """Its Helper has accepted a job of the task before."""
+
+    def note(tx: Tx) -> None:
+        tasks.note_peer_accepted(tx, house.task.task_pk)
+
+    await house.context.run(note)
+    house.context.tasks.note_peer_accepted(house.task)
+
+
+async def test_a_job_is_sent_finished_and_deleted_in_one_step_a7(tmp_path: Path) -> None:
+    """A7: the Leader DELETEs each job after committing its result, at the Location it was given."""
+    task = task_pair()
+    async with open_house(tmp_path, task, honest) as house:
+        await house.upload(5)
+        await house.create()
+        assert await house.step() == 1
+        assert await house.states() == {"finished": 1}
+        assert await house.aggregated() == 5
+        assert await house.counters() == {"upload_accepted": 5, "aggregate_finished": 5}
+        assert [r.method for r in house.helper.requests] == ["POST", "DELETE"]
+        assert house.helper.requests[1].target == LOCATION
+        assert await house.rows("SELECT * FROM job_bodies") == []
+        assert await house.rows("SELECT * FROM chunk_rows") == []
+        assert await house.rows("SELECT state FROM report_chunks") == [("decided",)]
+        assert await house.rows("SELECT peer_accepted FROM tasks") == [(1,)]
+
+
+async def test_i3_request_and_state_are_stored_before_the_first_send(tmp_path: Path) -> None:
+    """I3: when the Helper reads the request, the database holds exactly these bytes; D4: counted."""
+    task = task_pair()
+    seen: list[tuple[bytes, bytes, int]] = []
+    house: House
+
+    def script(pair: Pair, request: Request) -> bytes:
+        if request.method == "POST":
+            look = house.context.datastore.read_sync(
+                lambda tx: tx.one(
+                    "SELECT request, leader_state, sends FROM job_bodies JOIN aggregation_jobs "
+                    "USING (job_pk)"
+                )
+            )
+            assert look is not None
+            seen.append((look[0], request.body, look[2]))
+            assert look[1]
+        return honest(pair, request)
+
+    async with open_house(tmp_path, task, script) as house:
+        await house.upload(3)
+        await house.create()
+        await house.step()
+    assert [(stored == sent, sends) for stored, sent, sends in seen] == [(True, 1)]
+
+
+DISTURBANCES = {
+    "no answer": b"",
+    "a cut body": b"HTTP/1.1 200 X\r\nContent-Length: 100\r\n\r\nhalf",
+    "500": answer(500),
+    "503 without Retry-After": answer(503),
+    "429": answer(429, Retry_After="1"),
+    "a proxy's page": answer(200, b"<html>", Content_Type="text/html"),
+    "a redirect": answer(307, Location="http://127.0.0.1:9/"),
+    "401": answer(401),
+    "404": answer(404),
+    "unrecognizedTask": problem("unrecognizedTask", 404),
+    "unsupportedExtension": problem("unsupportedExtension"),
+    "a foreign Location": answer(201, Location="http://localhost:9/elsewhere"),
+    "no Location": answer(201),
+    "garbage": ready(b"garbage"),
+}
+
+
+@pytest.mark.parametrize("disturbance", DISTURBANCES.values(), ids=DISTURBANCES.keys())
+async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
+    tmp_path: Path, disturbance: bytes
+) -> None:
+    """I4, D4: whatever is no final answer, the stored bytes go out again, and the job ends well."""
+    task = task_pair()
+    replies = [disturbance, disturbance]
+
+    def script(pair: Pair, request: Request) -> bytes:
+        return replies.pop() if replies else honest(pair, request)
+
+    async with open_house(tmp_path, task, script) as house:
+        await know_peer(house)
+        await house.upload(3)
+        await house.create()
+        for _ in range(3):
+            assert await house.step() == 1
+            assert await house.step() == 0, "it waits in the datastore, not in a slot (I5)"
+            house.later()
+        posts = [r.body for r in house.helper.requests if r.method == "POST"]
+        assert len(posts) == 3
+        assert len(set(posts)) == 1
+        assert await house.states() == {"finished": 1}
+        assert await house.aggregated() == 3
+
+
+async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
+    tmp_path: Path,
+) -> None:
+    """B5, D4: a response about other reports fails this exchange; what the Helper did is unknown."""
+    task = task_pair()
+    first: list[bytes] = []
+
+    def script(pair: Pair, request: Request) -> bytes:
+        if request.method == "POST" and not first:
+            first.append(request.body)
+            good = helper_response(pair, request.body)
+            return ready(bytes([good[0] ^ 1]) + good[1:], Location=LOCATION)
+        return honest(pair, request)
+
+    async with open_house(tmp_path, task, script) as house:
+        await know_peer(house)
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        assert await house.states() == {"stored": 1}
+        assert await house.aggregated() == 0
+        house.later()
+        await house.step()
+        assert house.helper.requests[1].body == first[0]
+        assert await house.states() == {"finished": 1}
+
+
+async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_path: Path) -> None:
+    """A5: empty means processing; GET carries step=0, DELETE none; D4: one send."""
+    task = task_pair()
+    body: list[bytes] = []
+
+    def script(pair: Pair, request: Request) -> bytes:
+        match request.method:
+            case "POST":
+                body.append(request.body)
+                return answer(201, Location="job?step=0", Retry_After="7")
+            case "GET" if len(house.helper.requests) < 4:
+                return answer(200, Retry_After="7")
+            case "GET":
+                return ready(helper_response(pair, body[0]))
+            case _:
+                return answer(204)
+
+    async with open_house(tmp_path, task, script) as house:
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        assert await house.rows("SELECT state, run_at, lease_token FROM aggregation_jobs") == [
+            ("polling", house.handclock.at + 7000, None)
+        ]
+        for _ in range(3):
+            house.later(7)
+            await house.step()
+        assert await house.states() == {"finished": 1}
+        assert await house.rows("SELECT sends FROM aggregation_jobs") == [(1,)]
+        root = f"/helper/tasks/{house.task.id_text}"
+        assert [(r.method, r.target) for r in house.helper.requests] == [
+            ("POST", f"{root}/aggregation_jobs"),
+            *[("GET", f"{root}/job?step=0")] * 3,
+            ("DELETE", f"{root}/job"),
+        ]
+
+
+async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(
+    tmp_path: Path,
+) -> None:
+    """E1: 503 with Retry-After is obeyed; the attempts that make back-off grow stay as they were."""
+    task = task_pair()
+    limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
+    async with open_house(
+        tmp_path, task, lambda _, __: answer(503, Retry_After="17"), config=limits
+    ) as house:
+        await house.upload(1)
+        await house.create()
+        for _ in range(3):
+            await house.step()
+            assert await house.rows("SELECT run_at, attempts FROM aggregation_jobs") == [
+                (house.handclock.at + 17_000, 0)
+            ]
+            house.later(17)
+
+
+async def test_e1_other_errors_back_off_exponentially(tmp_path: Path) -> None:
+    """E1: the wait doubles with each unknown outcome, up to its maximum."""
+    task = task_pair()
+    limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=4)
+    async with open_house(tmp_path, task, lambda _, __: answer(500), config=limits) as house:
+        await house.upload(1)
+        await house.create()
+        waits = []
+        for _ in range(4):
+            await house.step()
+            ((run_at,),) = await house.rows("SELECT run_at FROM aggregation_jobs")
+            waits.append(run_at - house.handclock.at)
+            house.later()
+        assert waits == [1000, 2000, 4000, 4000]
+
+
+async def test_e1_a_peer_that_cannot_be_reached_is_left_alone(tmp_path: Path) -> None:
+    """E1: a transport error blocks the peer's permits for a while; an answer frees them."""
+    task = task_pair()
+    async with open_house(tmp_path, task, lambda _, __: b"", config=Leader(retry_min=5)) as house:
+        await house.upload(100)
+        await house.create()
+        await house.step()
+        peer = house.context.peers.at(house.task.configuration.helper_aggregator_endpoint)
+        assert peer.free == 0
+        house.later(5)
+        assert peer.free == 1
+
+
+async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_path: Path) -> None:
+    """D5, D4: invalidMessage at the first send halves; the one culprit is rejected and counted."""
+    task = task_pair()
+    culprit: list[bytes] = []
+
+    def script(pair: Pair, request: Request) -> bytes:
+        if request.method == "POST" and culprit[0] in request.body:
+            return problem("invalidMessage")
+        return honest(pair, request)
+
+    async with open_house(tmp_path, task, script) as house:
+        await know_peer(house)
+        reports = await house.upload(3)
+        reports += await house.upload(4)
+        culprit.append(reports[4][:16])
+        await house.create()
+        while await house.step():
+            house.later()
+        assert await house.aggregated() == 6
+        counts = await house.counters()
+        assert counts["aggregate_finished"] == 6
+        assert counts["aggregate_invalid_message"] == 1
+        assert await house.rows("SELECT DISTINCT state FROM report_chunks") == [("decided",)]
+        assert await house.rows("SELECT count(DISTINCT seq) FROM report_chunks") == [(2,)]
+        assert await house.rows("SELECT sum(length(ids)) FROM report_chunks") == [(7 * 16,)]
+        assert set(await house.states()) == {"finished", "abandoned"}
+
+
+async def test_d5_before_the_helper_ever_accepted_a_job_a_refused_one_waits_whole(
+    tmp_path: Path,
+) -> None:
+    """D5: a pair's wrong configuration must not grind its reports down; D4: the refusal settles the send."""
+    task = task_pair()
+    refusing = [True]
+
+    def script(pair: Pair, request: Request) -> bytes:
+        return problem("invalidMessage") if refusing[0] else honest(pair, request)
+
+    async with open_house(tmp_path, task, script) as house:
+        await house.upload(4)
+        await house.create()
+        for _ in range(3):
+            await house.step()
+            assert await house.rows("SELECT state, sends, n FROM aggregation_jobs") == [
+                ("stored", 0, 4)
+            ]
+            house.later()
+        refusing[0] = False
+        await house.step()
+        assert await house.aggregated() == 4
+
+
+async def test_d4_the_same_refusal_at_the_second_send_is_not_final(tmp_path: Path) -> None:
+    """D4: after a lost answer the Helper may have stored the job, so nothing may be given up."""
+    task = task_pair()
+    replies = [problem("invalidMessage"), b""]
+    async with open_house(tmp_path, task, lambda _, __: replies.pop()) as house:
+        await know_peer(house)
+        await house.upload(4)
+        await house.create()
+        await house.step()
+        house.later()
+        await house.step()
+        assert await house.rows("SELECT state, sends, n FROM aggregation_jobs") == [
+            ("stored", 2, 4)
+        ]
+
+
+async def test_d5_reports_that_were_too_early_come_again_in_a_later_job(tmp_path: Path) -> None:
+    """D5: they get a chunk of their own with a later run_at and their old place in the order."""
+    task = task_pair()
+    mark = [TIME]
+
+    def script(pair: Pair, request: Request) -> bytes:
+        if request.method == "DELETE":
+            return answer(204)
+        rules = ReportRules(
+            too_early_after=mark[0], task_start=0, task_end=FOREVER, expired_before=0
+        )
+        return ready(helper_response(pair, request.body, rules))
+
+    async with open_house(tmp_path, task, script) as house:
+        house.later(-house.handclock.at / 1000 + (TIME + 1) * PRECISION)
+        await house.upload(3, times=[TIME + 1] * 3)
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        assert await house.aggregated() == 2
+        assert await house.rows("SELECT n, state, seq FROM report_chunks ORDER BY seq") == [
+            (3, "waiting", 1),
+            (2, "decided", 2),
+        ]
+        assert "aggregate_report_too_early" not in await house.counters()
+        mark[0] = TIME + 1
+        house.later()
+        await house.create()
+        await house.step()
+        assert await house.aggregated() == 5
+
+
+async def test_b6_a_job_whose_reports_the_leader_rejects_all_needs_no_request(
+    tmp_path: Path,
+) -> None:
+    """B6: nothing to send is finished at once, each rejection counted (D6: below the watermark)."""
+    task = task_pair()
+    async with open_house(tmp_path, task, honest) as house:
+        await house.upload(3)
+        await house.create()
+
+        def expire(tx: Tx) -> None:
+            tx.execute("UPDATE tasks SET expired_before = :mark", mark=TIME + 1)
+
+        await house.context.run(expire)
+        house.context.tasks._put(  # noqa: SLF001
+            (await house.context.read(tasks.all_tasks))[0].unseal(house.pair.sealer)
+        )
+        await house.step()
+        assert house.helper.requests == []
+        assert await house.states() == {"finished": 1}
+        assert (await house.counters())["aggregate_report_dropped"] == 3
+
+
+async def test_i5_fifty_processing_answers_occupy_no_slot(tmp_path: Path) -> None:
+    """I5: with one slot, other jobs start and finish while one job is polled fifty times."""
+    task = task_pair()
+    slow: list[bytes] = []
+    polls: list[int] = []
+    finished_between: list[int] = []
+
+    def script(pair: Pair, request: Request) -> bytes:
+        match request.method:
+            case "POST" if not slow:
+                slow.append(request.body)
+                return answer(201, Location="/helper/slow", Retry_After="0")
+            case "GET" if len(polls) < 50:
+                polls.append(1)
+                return answer(200, Retry_After="0")
+            case "GET":
+                return ready(helper_response(pair, slow[0]))
+            case "POST":
+                finished_between.append(len(polls))
+                return ready(helper_response(pair, request.body))
+            case _:
+                return answer(204)
+
+    config = Leader(min_job_size=1, max_job_size=2, max_wait=0, retry_min=0.001, retry_max=0.001)
+    async with open_house(tmp_path, task, script, config=config, ticking=True) as house:
+        for _ in range(8):
+            await house.upload(2)
+        await house.create()
+
+        async def done() -> bool:
+            return await house.states() == {"finished": 8}
+
+        await house.dispatch(done)
+        assert len(polls) == 50
+        assert await house.aggregated() == 16
+        assert any(at < 50 for at in finished_between)
+
+
+async def test_c6_leader_selected_jobs_name_their_batch_and_fill_it_exactly(
+    tmp_path: Path,
+) -> None:
+    """C6: batches are filled to the target by reports aggregated: a rejected one is made up for."""
+    task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
+    async with open_house(tmp_path, task, honest) as house:
+        await house.upload(6, tamper_with=[0])
+        await house.create()
+        while await house.step():
+            await house.create()
+        sizes = await house.rows("SELECT bucket, sum(n) FROM batch_shares GROUP BY bucket")
+        assert sorted(n for _, n in sizes) == [2, 3]
+        await house.upload(1)
+        await house.create()
+        while await house.step():
+            pass
+        sizes = await house.rows("SELECT bucket, sum(n) FROM batch_shares GROUP BY bucket")
+        assert sorted(n for _, n in sizes) == [2, 4]
+        assert (await house.counters())["aggregate_vdaf_verify_error"] == 1
+
+
+async def test_d6_a_stored_job_is_sent_until_its_newest_report_is_expired(tmp_path: Path) -> None:
+    """D6: then it ends as expired; what the Helper may have aggregated is counted as lost."""
+    task = task_pair(settings=QUICK_EXPIRY)
+    async with open_house(tmp_path, task, lambda _, __: answer(500)) as house:
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        assert await house.states() == {"stored": 1}
+        house.later(3 * PRECISION)
+        await house.step()
+        assert await house.states() == {"expired": 1}
+        assert (await house.counters())["aggregate_lost"] == 2
+        assert len(house.helper.requests) == 1
