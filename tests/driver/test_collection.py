@@ -1,0 +1,269 @@
+"""The collection step against a Helper on a real socket."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from dapd.commits.collection_delete import collection_delete
+from dapd.datastore.collections import CollectionJob
+from dapd.driver import collection
+from dapd.driver.desk import Desk
+from dapd.messages.common import BatchMode, MediaType
+from dapd.protocol.batches import time_bucket
+from dapd.runtime.context import Context
+from tests.build import AGGREGATOR_TOKEN, TIME
+from tests.collecting import (
+    NEXT_BATCH,
+    QUERY,
+    Aggregators,
+    aggregators,
+    context_of,
+    interval_query,
+)
+from tests.peer import Peer, Request, answer
+
+Script = Callable[[Request], bytes]
+PROBLEM = b'{"type": "urn:ietf:params:ppm:dap:error:%s", "detail": "because"}'
+
+
+class Scene:
+    """A Leader with three aggregated reports, and a Helper whose answers are scripted."""
+
+    def __init__(self, who: Aggregators, context: Context, peer: Peer) -> None:
+        self.who = who
+        self.context = context
+        self.peer = peer
+        self.slots = trio.CapacityLimiter(1)
+
+    async def step(self, job: CollectionJob) -> CollectionJob:
+        """Lease and step once, with the permit that the dispatcher would take."""
+        lease = self.who.lease(job)
+        at = self.context.peers.at(self.who.leader.configuration.helper_aggregator_endpoint)
+        desk = Desk(lease, self.who.leader, self.slots, at)
+        if lease.due.state != "waiting":
+            assert desk.try_permit()
+        await collection.step(self.context, desk)
+        if desk.has_permit:
+            at.release()
+        assert self.slots.borrowed_tokens == 0
+        return self.who.job(job)
+
+    def run_at(self, job: CollectionJob) -> float:
+        """When the job is due, in seconds from now; it must not be leased."""
+        row = self.who.store.read_sync(
+            lambda tx: tx.one(
+                "SELECT run_at, lease_token FROM collection_jobs WHERE collection_pk = :pk",
+                pk=job.pk,
+            )
+        )
+        assert row is not None
+        assert row[1] is None
+        run_at: int = row[0]
+        return (run_at - self.who.clock.at) / 1000
+
+
+@asynccontextmanager
+async def scene(
+    path: Path, *answers: Script | bytes, mode: BatchMode = BatchMode.TIME_INTERVAL
+) -> AsyncIterator[Scene]:
+    """The Helper gives ``answers`` in turn, and then its real one."""
+    queue = list(answers)
+    async with trio.open_nursery() as nursery:
+
+        def script(request: Request) -> bytes:
+            given = queue.pop(0) if queue else it.who.helper_answer
+            return given if isinstance(given, bytes) else given(request)
+
+        peer = Peer(script)
+        url = await peer.serve(nursery)
+        async with aggregators(path, mode=mode, helper_url=url) as who, context_of(who) as context:
+            it = Scene(who, context, peer)
+            yield it
+        nursery.cancel_scope.cancel()
+
+
+def refusal(status: int, error: str) -> bytes:
+    return answer(status, PROBLEM % error.encode(), Content_Type="application/problem+json")
+
+
+async def test_i3_a_complete_batch_is_frozen_asked_for_and_finished_in_one_step(
+    tmp_path: Path,
+) -> None:
+    """The Collector gets the exact result; C7: the interval is [min, max + 1)."""
+    async with scene(tmp_path) as it:
+        it.who.aggregate([1, 0, 1])
+        it.who.aggregate([1, 1], time=TIME + 2)
+        request = interval_query(TIME - 1, 10)
+        job = await it.step(it.who.query(request))
+        assert job.state == "finished"
+        assert job.response is not None
+        resp, result = it.who.result(request, job.response)
+        assert (resp.report_count, result) == (5, 4)
+        assert (resp.interval.start, resp.interval.duration) == (TIME, 3)
+        sent = it.peer.requests[0]
+        assert (sent.method, sent.headers["authorization"]) == (
+            "POST",
+            f"Bearer {AGGREGATOR_TOKEN}",
+        )
+        assert sent.target == f"/tasks/{it.who.leader.id_text}/aggregate_shares"
+        assert sent.headers["content-type"] == MediaType.AGGREGATE_SHARE_REQ
+        assert it.who.state_of(time_bucket(TIME + 8)) == "collected"
+        assert job.leader_share is None
+
+
+async def test_c6_a_leader_selected_batch_is_collected(tmp_path: Path) -> None:
+    """Its selector is the batch id, which the Collector never names."""
+    async with scene(tmp_path, mode=BatchMode.LEADER_SELECTED) as it:
+        it.who.aggregate([1, 0, 1], batch_id=it.who.open_batch())
+        job = await it.step(it.who.query(NEXT_BATCH))
+        assert job.response is not None
+        assert it.who.result(NEXT_BATCH, job.response)[1] == 2
+
+
+async def test_i5_a_helper_that_is_processing_is_polled_without_a_slot(tmp_path: Path) -> None:
+    """The Location is stored and polled after Retry-After; meanwhile nobody holds the job."""
+    later = answer(Location="shares/1", Retry_After="7")
+    polled: list[Request] = []
+
+    def ready(request: Request) -> bytes:
+        polled.append(request)
+        return it.who.helper_answer(it.peer.requests[0])
+
+    async with scene(tmp_path, later, later, ready) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        assert (job.state, it.run_at(job)) == ("polling", 7)
+        assert job.location == f"{it.peer.url}/tasks/{it.who.leader.id_text}/shares/1"
+        it.who.clock.at += 7000
+        job = await it.step(job)
+        assert (job.state, it.run_at(job)) == ("polling", 7)
+        it.who.clock.at += 7000
+        job = await it.step(job)
+        assert job.state == "finished"
+        assert [(each.method, each.body) for each in polled] == [("GET", b"")]
+
+
+async def test_i4_an_unknown_outcome_is_retried_with_identical_bytes(tmp_path: Path) -> None:
+    """A cut connection after the Helper's commit: the repeat finds the share by its identity."""
+
+    def committed_and_cut(request: Request) -> bytes:
+        it.who.helper_answer(request)
+        return b""
+
+    async with scene(tmp_path, committed_and_cut) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        assert (job.state, job.sends, it.run_at(job)) == ("frozen", 1, 1)
+        it.who.clock.at += 1000
+        job = await it.step(job)
+        assert (job.state, job.response is not None) == ("finished", True)
+        first, second = it.peer.requests
+        assert first.body == second.body
+
+
+@pytest.mark.parametrize(
+    "unknown",
+    [
+        answer(500),
+        answer(404),
+        refusal(404, "unrecognizedTask"),
+        refusal(400, "invalidAggregationParameter"),
+        answer(401),
+        answer(200, b"x", Content_Type="text/html"),
+        answer(200, b"x", Content_Type=MediaType.AGGREGATE_SHARE.value),
+        answer(200),
+    ],
+)
+async def test_d4_everything_else_is_unknown_and_backs_off(tmp_path: Path, unknown: bytes) -> None:
+    """The batch stays closed, the bytes are sent again, after twice as long each time."""
+    async with scene(tmp_path, unknown, unknown) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        for wait in (1, 2):
+            assert (job.state, it.run_at(job)) == ("frozen", wait)
+            assert it.who.state_of(time_bucket(TIME)) == "closed"
+            it.who.clock.at += wait * 1000
+            job = await it.step(job)
+        assert job.state == "finished"
+        assert len({each.body for each in it.peer.requests}) == 1
+
+
+async def test_e1_a_busy_helper_is_asked_again_when_it_says(tmp_path: Path) -> None:
+    """503 follows Retry-After, and the next failure backs off from the start."""
+    async with scene(tmp_path, answer(503, Retry_After="5"), answer(500)) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        assert it.run_at(job) == 5
+        it.who.clock.at += 5000
+        job = await it.step(job)
+        assert it.run_at(job) == 1
+
+
+async def test_d4_a_location_that_is_gone_is_asked_for_again(tmp_path: Path) -> None:
+    """The Helper lost its resource; the stored bytes make it answer."""
+    later = answer(Location="/shares/1", Retry_After="1")
+    async with scene(tmp_path, later, answer(404)) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        it.who.clock.at += 1000
+        job = await it.step(job)
+        assert (job.state, job.location) == ("frozen", None)
+        it.who.clock.at += 60_000
+        assert (await it.step(job)).state == "finished"
+        assert [each.method for each in it.peer.requests] == ["POST", "GET", "POST"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        ("invalidMessage", None),
+        ("batchInvalid", None),
+        ("invalidBatchSize", None),
+        ("unsupportedExtension", None),
+        ("invalidExtension", None),
+        ("batchMismatch", None),
+        ("batchOverlap", "collected"),
+    ],
+)
+async def test_d4_a_refusal_of_the_share_is_final_at_any_send(
+    tmp_path: Path, error: str, state: str | None
+) -> None:
+    """The job fails with the Helper's error."""
+    async with scene(tmp_path, answer(500), refusal(400, error)) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        it.who.clock.at += 1000
+        job = await it.step(job)
+        assert (job.state, job.error, job.detail, job.sends) == ("failed", error, "because", 2)
+        assert it.who.state_of(time_bucket(TIME)) == state
+
+
+async def test_a6_a_job_deleted_while_it_is_asked_for_stays_deleted(tmp_path: Path) -> None:
+    """The answer that comes after it finds no job to finish."""
+
+    def deleted_meanwhile(request: Request) -> bytes:
+        it.who.store.run_sync(collection_delete, it.who.leader, made.id)
+        return it.who.helper_answer(request)
+
+    async with scene(tmp_path, deleted_meanwhile) as it:
+        it.who.aggregate([1, 0, 1])
+        made = it.who.query(QUERY)
+        job = await it.step(made)
+        assert (job.state, job.response) == ("deleted", None)
+        assert it.who.state_of(time_bucket(TIME)) == "collected"
+
+
+async def test_c3_fixing_the_cut_wakes_the_creator(tmp_path: Path) -> None:
+    """It flushes what stands, without waiting for a timer."""
+    async with scene(tmp_path) as it:
+        it.who.upload(3)
+        job = await it.step(it.who.query(QUERY))
+        assert (job.state, job.cut) == ("waiting", it.who.seq)
+        with trio.fail_after(5):
+            await it.context.chunks.wait(60)
+        assert it.peer.requests == []
