@@ -6,7 +6,7 @@ Section "Task Configuration". Left out: how tasks are written in files (``dapd.t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
@@ -41,10 +41,10 @@ class Task:
     task_id: bytes
     role: Role
     configuration_bytes: bytes
-    verify_key: bytes
+    verify_key: bytes = field(repr=False)  # I9: a repr ends up in tracebacks
     verification_key_id: int
     collector_hpke_config: HpkeConfig
-    aggregator_token: str | None
+    aggregator_token: str | None = field(repr=False)
     aggregator_token_hash: bytes | None
     collector_token_hash: bytes | None
     settings: TaskSettings

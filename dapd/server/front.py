@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 
 from dapd.crypto import token_matches
-from dapd.errors import Abort, DecodeError
+from dapd.errors import Abort
 from dapd.messages.common import b64url_decode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
@@ -76,7 +76,7 @@ async def respond(
 async def _task(context: Context, text: str, resource: str) -> Task:
     try:
         task = await context.tasks.find(b64url_decode(text))
-    except DecodeError:
+    except ValueError:
         task = None
     if task is None:
         raise Abort("unrecognizedTask", "no task with this ID is known here", status=404)

@@ -7,7 +7,7 @@ import math
 from quart import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from dapd.errors import Abort, DecodeError
+from dapd.errors import Abort
 from dapd.http import message_of
 from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import Task
@@ -41,7 +41,7 @@ def resource_id(text: str) -> bytes | None:
     """A 16-byte resource id out of a URL, or ``None`` if it can't be one."""
     try:
         decoded = b64url_decode(text)
-    except DecodeError:
+    except ValueError:
         return None
     return decoded if len(decoded) == 16 else None
 
