@@ -275,7 +275,7 @@ def make_config(
 async def open_context(
     settings: config.Config, *tasks: tuple[Task, Pair]
 ) -> AsyncIterator[Context]:
-    """What a daemon's handlers and steps get, on a datastore that has ``tasks``; no server, no loops.
+    """What a daemon's handlers and steps get, its datastore with ``tasks``; no server, no loops.
 
     What is still at work at the end is cancelled, as by a daemon whose grace is over.
     """
