@@ -32,8 +32,7 @@ SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi ORDER BY share_pk"""
 _Q_SHARES_AFTER = """
 SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
-WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi
-  AND (bucket, job_id) > (:bucket, :job_id)
+WHERE task_pk = :task_pk AND (bucket, job_id) > (:bucket, :job_id) AND bucket < :hi
 ORDER BY bucket, job_id LIMIT :size"""
 _Q_EXTENT = """
 SELECT count(*), COALESCE(max(share_pk), 0) FROM batch_shares
@@ -125,7 +124,7 @@ def contributions_in_pages(
     """The same, by bucket and job, a bounded number of them at a time."""
     bucket, job_id = lo, b""
     while rows := tx.all(
-        _Q_SHARES_AFTER, task_pk=task_pk, lo=lo, hi=hi, bucket=bucket, job_id=job_id, size=size
+        _Q_SHARES_AFTER, task_pk=task_pk, hi=hi, bucket=bucket, job_id=job_id, size=size
     ):
         yield [Contribution(*row) for row in rows]
         bucket, job_id = rows[-1][:2]

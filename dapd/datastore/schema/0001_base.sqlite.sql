@@ -135,6 +135,7 @@ CREATE TABLE outstanding_batches (
     collection_pk INTEGER,                -- the one collection job it is bound to (rule A8)
     UNIQUE (task_pk, batch_id)
 );
+CREATE INDEX outstanding_open ON outstanding_batches (task_pk) WHERE collection_pk IS NULL;
 
 CREATE TABLE collection_jobs (
     collection_pk INTEGER PRIMARY KEY AUTOINCREMENT,
