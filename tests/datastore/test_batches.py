@@ -10,7 +10,6 @@ from dapd.datastore.batches import Contribution
 from dapd.protocol.batches import time_bucket
 from tests.build import add_task, open_store, task_pair
 
-
 LO, HI = time_bucket(1), time_bucket(3)
 
 
