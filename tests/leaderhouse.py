@@ -10,9 +10,8 @@ from pathlib import Path
 
 import trio
 
-from dapd.config import Config
+from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreSection
-from dapd.config import Leader
 from dapd.crypto import Keyring
 from dapd.datastore import Tx, leases
 from dapd.datastore.engines import Row
@@ -112,13 +111,13 @@ class House:
         return Counter(state for (state,) in await self.rows("SELECT state FROM aggregation_jobs"))
 
     async def counters(self) -> dict[str, int]:
-        return dict(await self.rows("SELECT name, value FROM task_counters"))  # type: ignore[arg-type]
+        return dict(await self.rows("SELECT name, value FROM task_counters"))
 
     async def aggregated(self) -> int:
         return int((await self.rows("SELECT COALESCE(sum(n), 0) FROM batch_shares"))[0][0])
 
     async def dispatch(self, until: Callable[[], Awaitable[bool]]) -> None:
-        """Run the real dispatcher with one slot until the condition holds after some announcement."""
+        """Run the real dispatcher with one slot until the condition holds."""
         dispatcher = Dispatcher(self.context, {("aggregation", "leader"): leader.step}, 1)
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:

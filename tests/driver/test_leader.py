@@ -55,7 +55,7 @@ async def test_a_job_is_sent_finished_and_deleted_in_one_step_a7(tmp_path: Path)
 
 
 async def test_i3_request_and_state_are_stored_before_the_first_send(tmp_path: Path) -> None:
-    """I3: when the Helper reads the request, the database holds exactly these bytes; D4: counted."""
+    """I3: when the Helper reads the request, the database holds these very bytes; D4: counted."""
     task = task_pair()
     seen: list[tuple[bytes, bytes, int]] = []
     house: House
@@ -127,7 +127,7 @@ async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
 async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
     tmp_path: Path,
 ) -> None:
-    """B5, D4: a response about other reports fails this exchange; what the Helper did is unknown."""
+    """B5, D4: a response about other reports is no result; what the Helper did is unknown."""
     task = task_pair()
     first: list[bytes] = []
 
@@ -191,7 +191,7 @@ async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_pa
 async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(
     tmp_path: Path,
 ) -> None:
-    """E1: 503 with Retry-After is obeyed; the attempts that make back-off grow stay as they were."""
+    """E1: 503 with Retry-After is obeyed; the attempts that make back-off grow stay."""
     task = task_pair()
     limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
     async with open_house(
@@ -267,7 +267,7 @@ async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_pa
 async def test_d5_before_the_helper_ever_accepted_a_job_a_refused_one_waits_whole(
     tmp_path: Path,
 ) -> None:
-    """D5: a pair's wrong configuration must not grind its reports down; D4: the refusal settles the send."""
+    """D5: a wrong configuration must not grind reports down; D4: the refusal settles the send."""
     task = task_pair()
     refusing = [True]
 
@@ -349,7 +349,7 @@ async def test_b6_a_job_whose_reports_the_leader_rejects_all_needs_no_request(
             tx.execute("UPDATE tasks SET expired_before = :mark", mark=TIME + 1)
 
         await house.context.run(expire)
-        house.context.tasks._put(  # noqa: SLF001
+        house.context.tasks._put(
             (await house.context.read(tasks.all_tasks))[0].unseal(house.pair.sealer)
         )
         await house.step()

@@ -1,0 +1,217 @@
+"""The transaction that makes aggregation jobs, on a real database."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dapd.commits import create_jobs
+from dapd.commits.create_jobs import Created
+from dapd.datastore import Datastore, Tx, batches, chunks, counters
+from dapd.datastore.chunks import Place
+from dapd.datastore.engines import Row
+from dapd.messages.common import BatchMode
+from dapd.protocol.packing import Limits
+from dapd.protocol.task import Task, TaskSettings
+from tests.build import (
+    NOW,
+    PRECISION,
+    TIME,
+    Pair,
+    add_task,
+    leader_chunks,
+    make_reports,
+    open_store,
+    task_pair,
+)
+
+_Q_ASK = """
+INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, request, created_at)
+VALUES (:id, :task_pk, 'waiting', :lo, :hi, :cut, 0, x'', 0)"""
+LIMITS = Limits(min_size=10, max_size=20, max_wait=1000)
+
+
+def bucket(time: int) -> bytes:
+    return time.to_bytes(8, "big")
+
+
+@dataclass
+class Leader:
+    datastore: Datastore
+    task: Task
+    pair: Pair
+    seq: int = 0
+
+    def accept(self, *sizes: int, time: int = TIME) -> None:
+        """One chunk for each size, in this order of acceptance."""
+        for size in sizes:
+            self.seq += 1
+            (chunk,) = leader_chunks(
+                self.pair, make_reports(self.pair, [1] * size, times=[time] * size)
+            )
+            place = Place(
+                self.task.task_pk, self.seq, bucket(time) if self.task.by_time else b"", NOW
+            )
+            self.datastore.run_sync(chunks.insert, place, chunk)
+
+    def create(self, now: int = NOW) -> Created:
+        return self.datastore.run_sync(
+            create_jobs.create, self.task, LIMITS, now, secrets.token_bytes
+        )
+
+    def jobs(self) -> list[int]:
+        return [n for (n,) in self.rows("SELECT n FROM aggregation_jobs ORDER BY job_pk")]
+
+    def rows(self, sql: str) -> list[Row]:
+        def look(tx: Tx) -> list[Row]:
+            return tx.all(sql)
+
+        return self.datastore.read_sync(look)
+
+    def collect(self, lo: bytes, hi: bytes, cut: int | None = None) -> None:
+        """A collection waits for [lo, hi)."""
+        self.datastore.run_sync(
+            lambda tx: tx.execute(
+                _Q_ASK, task_pk=self.task.task_pk, id=secrets.token_bytes(16), lo=lo, hi=hi, cut=cut
+            )
+        )
+
+    def close(self, time: int, state: str) -> None:
+        def close(tx: Tx) -> None:
+            batches.close(
+                tx, self.task.task_pk, bucket(time), bucket(time + 1), state=state, collection_pk=1
+            )
+
+        self.datastore.run_sync(close)
+
+    def counters(self) -> dict[str, int]:
+        return self.datastore.read_sync(counters.of_task, self.task.task_pk)
+
+
+def open_leader(path: Path, pair: Pair) -> Iterator[Leader]:
+    opened = open_store(path / "leader.sqlite")
+    yield Leader(opened.datastore, add_task(opened.datastore, pair.leader, pair), pair)
+    opened.close()
+
+
+@pytest.fixture
+def leader(tmp_path: Path) -> Iterator[Leader]:
+    yield from open_leader(tmp_path, task_pair(settings=TaskSettings(report_expiry_age=86_400)))
+
+
+@pytest.fixture
+def selecting(tmp_path: Path) -> Iterator[Leader]:
+    yield from open_leader(
+        tmp_path, task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=25)
+    )
+
+
+def test_few_reports_wait_for_others_until_the_oldest_has_waited_enough(leader: Leader) -> None:
+    """Issue: between a minimum and a maximum size, smaller once the oldest waited ``max_wait``."""
+    leader.accept(4, 5)
+    assert leader.create() == Created(0, False, NOW + 1000)
+    assert leader.create(NOW + 1000).jobs == 1
+    assert leader.jobs() == [9]
+
+
+def test_jobs_keep_between_the_sizes_and_a_larger_chunk_goes_alone_d5(leader: Leader) -> None:
+    """D5: a chunk above the maximum, stored before it was lowered, goes alone."""
+    leader.accept(8, 25, 8, 8)
+    assert leader.create().jobs == 2
+    assert sorted(leader.jobs()) == [16, 25]
+    assert leader.rows("SELECT n FROM report_chunks WHERE state = 'waiting'") == [(8,)]
+
+
+def test_c3_a_waiting_collection_flushes_its_batch_at_once(leader: Leader) -> None:
+    """C3: small jobs are made for a batch that a collection asks for, not for others."""
+    leader.accept(2)
+    leader.collect(bucket(TIME + 1), bucket(TIME + 2))
+    assert leader.create().jobs == 0
+    leader.collect(bucket(TIME), bucket(TIME + 1))
+    assert leader.create().jobs == 1
+
+
+def test_c3_beyond_the_cut_nothing_of_that_batch_is_assigned(leader: Leader) -> None:
+    """C3: chunks with seq above the cut wait, however many; other batches go on."""
+    leader.accept(1, 2, 15)
+    leader.accept(12, time=TIME + 1)
+    leader.collect(bucket(TIME), bucket(TIME + 1), cut=2)
+    leader.create(NOW + 5000)
+    assert leader.rows("SELECT seq FROM report_chunks WHERE state = 'waiting'") == [(3,)]
+
+
+def test_c2_c8_closed_batches_are_left_alone_and_collected_ones_refused(leader: Leader) -> None:
+    """C2: later chunks of a closed batch wait; once it is collected, they are rejections."""
+    leader.accept(12)
+    leader.close(TIME, "closed")
+    assert leader.create(NOW + 5000).jobs == 0
+    assert leader.counters() == {}
+    leader.datastore.run_sync(batches.settle, 1)
+    assert leader.create(NOW + 5000).jobs == 0
+    assert leader.counters() == {"aggregate_batch_collected": 12}
+    assert leader.rows("SELECT count(*) FROM chunk_rows") == [(0,)]
+    assert leader.rows("SELECT state, length(ids) FROM report_chunks") == [("decided", 12 * 16)]
+
+
+def test_c8_d6_expired_chunks_are_dropped_and_counted(leader: Leader) -> None:
+    """C8: reports below ``expired_before`` are refused by the creator's transaction."""
+    leader.accept(3)
+    leader.accept(4, time=TIME + 1)
+    leader.create(NOW + 1000 * (86_400 + PRECISION))
+    assert leader.counters() == {"aggregate_report_dropped": 3}
+    assert leader.jobs() == [4]
+
+
+def test_a_deferred_chunk_waits_for_its_time_d5(leader: Leader) -> None:
+    """D5: rows that were too early have a later ``run_at``, which even a collection waits for."""
+    leader.accept(3)
+    leader.datastore.run_sync(lambda tx: tx.execute("UPDATE report_chunks SET run_at = 2e12"))
+    leader.collect(bucket(TIME), bucket(TIME + 1))
+    assert leader.create().jobs == 0
+
+
+def test_c6_chunks_are_cut_to_fill_batches_to_the_target(selecting: Leader) -> None:
+    """C6, D5: the oldest batch below its target is filled exactly; slices keep their seq."""
+    selecting.accept(30, 30)
+    selecting.create()
+    assert selecting.rows(
+        "SELECT sum(n) FROM aggregation_jobs GROUP BY bucket ORDER BY min(job_pk)"
+    ) == [(25,), (25,), (10,)]
+    assert max(selecting.jobs()) <= LIMITS.max_size
+    assert selecting.rows("SELECT sum(n), sum(length(ids)) FROM report_chunks GROUP BY seq") == [
+        (30, 480),
+        (30, 480),
+    ]
+    batch = (
+        "SELECT job.bucket = chunk.bucket FROM aggregation_jobs AS job JOIN report_chunks AS chunk"
+    )
+    assert set(selecting.rows(f"{batch} USING (job_pk)")) == {(1,)}
+
+
+def test_c6_the_rest_of_a_batch_goes_to_it_although_it_is_small(selecting: Leader) -> None:
+    """C6: what fills a batch is sent at once; it would else be stuck for ever below the target."""
+    selecting.accept(22)
+    selecting.create()
+    selecting.accept(3)
+    assert selecting.create().jobs == 1
+    assert selecting.rows("SELECT count(*) FROM outstanding_batches") == [(1,)]
+
+
+def test_c6_a_waiting_query_flushes_the_task_up_to_its_cut(selecting: Leader) -> None:
+    """C6, C3: the next batch asks for every waiting chunk of the task, up to its cut."""
+    selecting.accept(2, 3)
+    selecting.collect(b"", b"", cut=1)
+    selecting.create()
+    assert selecting.jobs() == [2]
+
+
+def test_running_it_twice_makes_no_job_twice(leader: Leader) -> None:
+    """I1: a chunk is in one job, however often the creator runs."""
+    leader.accept(12)
+    leader.create()
+    assert leader.create() == Created(0, False, None)
+    assert leader.jobs() == [12]
