@@ -24,11 +24,10 @@ from pathlib import Path
 
 import trio
 
-from dapd.client import fetch_hpke_config
-from dapd.crypto import Keyring, make_sealer
-from dapd.http import DapHttp
+from dapd.crypto import HpkeKeypair, Keyring, make_sealer
+from dapd.http import DapHttp, Ready
 from dapd.messages.aggregation import AggregationJobInitHead
-from dapd.messages.common import HpkeConfig
+from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
 from dapd.reports import (
     HelperJob,
     ReportRules,
@@ -38,8 +37,7 @@ from dapd.reports import (
     seal_reports,
     shard,
 )
-from dapd.crypto import HpkeKeypair
-from dapd.taskfile import HelperTask, new_task, parse_vdaf_spec, write_task_file
+from dapd.taskfile import HelperTask, TaskDraft, new_task, parse_vdaf_spec, write_task_file
 from dapd.vdaf import make_vdaf
 
 SUITE = (0x0020, 0x0001, 0x0001)
@@ -140,7 +138,7 @@ class Connection:
 async def drive(port: int, load: Load, at_once: int) -> float:
     """Send every request, poll until each is answered with its result; the seconds it took."""
     waiting = iter(load.bodies)
-    path = f"/tasks/{load.task.task_id_text}/aggregation_jobs"
+    path = f"/tasks/{b64url_encode(load.task.task_id)}/aggregation_jobs"
     token = load.task.aggregator_auth_token
 
     async def worker() -> None:
@@ -213,23 +211,33 @@ def peak_megabytes(process: subprocess.Popen[bytes]) -> float:
     return int(line.split()[1]) / 1024
 
 
-async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
-    files = new_task(
-        vdaf=parse_vdaf_spec(arguments.vdaf),
-        leader_url="http://127.0.0.1:1/",
-        helper_url=f"http://127.0.0.1:{port}/",
+def make_task(vdaf: str, helper_url: str) -> HelperTask:
+    draft = TaskDraft(
+        vdaf=parse_vdaf_spec(vdaf),
+        leader_aggregator_endpoint="http://127.0.0.1:1/",
+        helper_aggregator_endpoint=helper_url,
         batch_mode="time-interval",
         time_precision=PRECISION,
         min_batch_size=100,
     )
+    return new_task(draft).helper
+
+
+async def hpke_config(http: DapHttp, url: str) -> HpkeConfig:
+    """The Helper's key, once it answers."""
+    while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):
+        await trio.sleep(0.05)
+    return HpkeConfigList.decode(answer.body).configs[0]
+
+
+async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
+    task = make_task(arguments.vdaf, f"http://127.0.0.1:{port}/")
     with tempfile.TemporaryDirectory(prefix="dapd-bench-") as name:
-        with daemon(Path(name), port, mode, [files.helper]) as process:
+        with daemon(Path(name), port, mode, [task]) as process:
             async with DapHttp() as http:
-                key = await fetch_hpke_config(http, f"http://127.0.0.1:{port}/")
+                key = await hpke_config(http, f"http://127.0.0.1:{port}/hpke_config")
             jobs = arguments.reports // arguments.job_size
-            load = await trio.to_thread.run_sync(
-                prepare, files.helper, key, jobs, arguments.job_size
-            )
+            load = await trio.to_thread.run_sync(prepare, task, key, jobs, arguments.job_size)
             seconds = await drive(port, load, arguments.at_once)
             rate = jobs * arguments.job_size / seconds
             print(
@@ -238,17 +246,10 @@ async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
 
 
 def measure_floor(arguments: argparse.Namespace) -> None:
-    files = new_task(
-        vdaf=parse_vdaf_spec(arguments.vdaf),
-        leader_url="http://127.0.0.1:1/",
-        helper_url="http://127.0.0.1:2/",
-        batch_mode="time-interval",
-        time_precision=PRECISION,
-        min_batch_size=100,
-    )
+    task = make_task(arguments.vdaf, "http://127.0.0.1:2/")
     keypair = HpkeKeypair.generate(1, *SUITE)
     cores = os.cpu_count() or 1
-    load = prepare(files.helper, HpkeConfig(*keypair.config), 20 * cores, arguments.job_size)
+    load = prepare(task, HpkeConfig(*keypair.config), 20 * cores, arguments.job_size)
     rate = floor(load, keypair, cores)
     print(f"floor  {rate:10,.0f} reports/s   {1e6 * cores / rate:6.1f} us a report and core")
 

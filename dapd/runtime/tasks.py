@@ -55,14 +55,18 @@ class Tasks:
             if trio.current_time() - self._looked_at >= _AT_MOST_EVERY:
                 await self._load()
 
+    async def reload(self) -> None:
+        """Read the table now."""
+        async with self._lock:
+            await self._load()
+
     async def watch(self, draining: trio.Event) -> None:
         """Read the table whenever another process has committed; looked at once a second."""
         while not draining.is_set():
             version = await self._datastore.changes_elsewhere()
             if version != self._version:
                 self._version = version
-                async with self._lock:
-                    await self._load()
+                await self.reload()
             with trio.move_on_after(_AT_MOST_EVERY):
                 await draining.wait()
 

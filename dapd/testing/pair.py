@@ -1,0 +1,226 @@
+"""The pair itself: two daemons as ``dapd.app`` runs them, tasks, a client and a collector.
+
+Left out: processes of their own (``dapd demo`` starts those) and TLS.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import trio
+
+from dapd.app import Daemon, run_daemon
+from dapd.client import Client, Uploaded
+from dapd.collector import Collector, Query, Result
+from dapd.commits.add_task import add_task
+from dapd.config import Config
+from dapd.messages.common import BatchMode
+from dapd.protocol.task import TaskSettings
+from dapd.runtime.clock import Clock
+from dapd.taskfile import (
+    TaskDraft,
+    TaskFiles,
+    aggregator_task,
+    new_task,
+    parse_vdaf_spec,
+    write_task_files,
+)
+from dapd.vdaf import Measurement
+
+_QUICK: dict[str, dict[str, Any]] = {
+    "leader": {"retry_min": 0.05, "retry_max": 1.0, "max_wait": 0.05},
+    "collection": {"retry_after": 0.05},
+    "disk": {"min_free_bytes": 0},
+}
+"""What differs from a daemon's defaults: a test waits for nothing that it need not wait for."""
+
+
+@dataclass
+class Aggregator:
+    """One of the two, which can be stopped and started again on the same file and port."""
+
+    directory: Path
+    port: int
+    settings: dict[str, dict[str, Any]]
+    clock: Clock | None
+    nursery: trio.Nursery
+    daemon: Daemon | None = None
+    _stop: trio.Event = field(default_factory=trio.Event)
+    _stopped: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def url(self) -> str:
+        """Its base URL."""
+        return f"http://127.0.0.1:{self.port}/"
+
+    async def start(self) -> None:
+        """Serve; returns once it listens."""
+        self._stop, self._stopped = trio.Event(), trio.Event()
+        self.daemon = await self.nursery.start(self._serve)
+
+    async def stop(self) -> None:
+        """Stop in order, as on SIGTERM; returns when its datastore is closed."""
+        self._stop.set()
+        await self._stopped.wait()
+        self.daemon = None
+
+    async def _serve(self, *, task_status: trio.TaskStatus[Daemon]) -> None:
+        try:
+            await run_daemon(
+                self._config(), stop=self._stop, clock=self.clock, task_status=task_status
+            )
+        finally:
+            self._stopped.set()
+
+    def _config(self) -> Config:
+        key = self.directory / "sealing.key"
+        if not key.exists():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            key.touch(mode=0o600)
+            key.write_bytes(base64.urlsafe_b64encode(secrets.token_bytes(32)).rstrip(b"="))
+        tables: dict[str, dict[str, Any]] = {
+            "server": {"listen": f"127.0.0.1:{self.port}"},
+            "datastore": {"path": self.directory / "dapd.sqlite", "sealing_keys": [key]},
+        }
+        for each in (_QUICK, self.settings):
+            for table, values in each.items():
+                tables[table] = {**tables.get(table, {}), **values}
+        return msgspec.convert(tables, Config, dec_hook=lambda _, value: value)
+
+
+@dataclass(frozen=True)
+class PairTask:
+    """One task that both Aggregators have, with what its other parties need."""
+
+    files: TaskFiles
+    pair: Pair
+
+    @property
+    def task_id(self) -> bytes:
+        """32 bytes."""
+        return self.files.client.task_id
+
+    async def upload(
+        self, measurements: Sequence[Measurement], *, time: float | None = None
+    ) -> Uploaded:
+        """Upload as dapd's own client does. ``time`` is seconds since the Epoch, or now."""
+        async with Client(self.files.client, clock=self.pair.seconds) as client:
+            return await client.upload(measurements, time=time)
+
+    async def collect(self, query: Query | None = None) -> Result:
+        """Collect as dapd's own collector does; without a query, all that was made so far.
+
+        That is the next batch, or every interval up to the current one.
+        """
+        asked = query or self.everything()
+        async with (
+            Collector(self.files.collector) as collector,
+            collector.collect(asked) as result,
+        ):
+            return result
+
+    def everything(self) -> Query:
+        """The query for all reports so far."""
+        configuration = self.files.client.configuration
+        if configuration.batch_mode is BatchMode.LEADER_SELECTED:
+            return Query.next_batch()
+        precision = configuration.time_precision
+        return Query.interval(0, (int(self.pair.seconds()) // precision + 1) * precision)
+
+    def write_files(self, directory: Path) -> list[Path]:
+        """``leader.toml``, ``helper.toml``, ``collector.toml`` and ``client.toml``."""
+        return write_task_files(directory, self.files)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A Leader and a Helper that know each other."""
+
+    leader: Aggregator
+    helper: Aggregator
+
+    def seconds(self) -> float:
+        """The time by the pair's clock, since the Epoch."""
+        clock = self.leader.clock
+        return time.time() if clock is None else clock.now() / 1000
+
+    async def new_task(
+        self,
+        vdaf: str = "count",
+        *,
+        batch_mode: Literal["time-interval", "leader-selected"] = "time-interval",
+        min_batch_size: int = 2,
+        time_precision: int = 3600,
+        settings: TaskSettings | None = None,
+        **agreed: Any,
+    ) -> PairTask:
+        """Make a task and give it to both. ``vdaf`` is as in ``dapd task new --vdaf``.
+
+        ``settings`` are local to each side; ``agreed`` are more keys of a task file.
+        """
+        files = new_task(
+            TaskDraft(
+                vdaf=parse_vdaf_spec(vdaf),
+                leader_aggregator_endpoint=self.leader.url,
+                helper_aggregator_endpoint=self.helper.url,
+                batch_mode=batch_mode,
+                min_batch_size=min_batch_size,
+                time_precision=time_precision,
+                **agreed,
+            ),
+            allow_tiny_batches=True,
+        )
+        for side, file in ((self.leader, files.leader), (self.helper, files.helper)):
+            assert side.daemon is not None, "the Aggregator runs"
+            context = side.daemon.context
+            task = aggregator_task(file, settings or TaskSettings())
+            await context.run(add_task, task, context.sealer)
+            await context.tasks.reload()
+        return PairTask(files, self)
+
+
+@asynccontextmanager
+async def running_pair(
+    directory: Path,
+    *,
+    leader: dict[str, dict[str, Any]] | None = None,
+    helper: dict[str, dict[str, Any]] | None = None,
+    clock: Clock | None = None,
+) -> AsyncIterator[Pair]:
+    """A running pair with its files below ``directory``.
+
+    ``leader`` and ``helper`` are tables of a configuration, such as
+    ``{"helper": {"mode": "sync"}}``; what they leave out has a daemon's defaults, but for shorter
+    waits.
+    """
+    async with trio.open_nursery() as nursery:
+        sides = {
+            role: Aggregator(directory / role, _free_port(), settings or {}, clock, nursery)
+            for role, settings in (("leader", leader), ("helper", helper))
+        }
+        pair = Pair(sides["leader"], sides["helper"])
+        await pair.helper.start()
+        await pair.leader.start()
+        try:
+            yield pair
+        finally:
+            with trio.CancelScope(shield=True):
+                for side in (pair.leader, pair.helper):
+                    if side.daemon is not None:
+                        await side.stop()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
