@@ -40,8 +40,9 @@ async def create_due(context: Context) -> float:
     task_pks, next_at = await context.read(due_tasks, now)
     upcoming = [] if next_at is None else [next_at]
     made = 0
-    for task_pk in task_pks:
-        task = context.tasks.by_pk(task_pk)
+    for task in context.tasks.all():
+        if task.task_pk not in task_pks:
+            continue
         created = await context.run(create, task, _limits(context), now, secrets.token_bytes)
         made += created.jobs
         upcoming += [now] if created.more else []
