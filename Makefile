@@ -12,6 +12,9 @@ NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/
 # Python, link where libpython is not installed.
 export PYO3_BUILD_EXTENSION_MODULE := 1
 
+# As maturin sets it: the Rust tests, which call no Python, need no libpython to link with.
+export PYO3_BUILD_EXTENSION_MODULE := 1
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench wheel clean
 
@@ -54,5 +57,5 @@ $(BUILT): pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "no venv module: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
-	$(BIN)/maturin develop --release --locked --extras test,dev
+	PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin develop --release --locked --extras test,dev
 	@touch $@
