@@ -171,6 +171,10 @@ async def _verify_now(context: Context, job: NewJob) -> StoredJob:
         nursery.start_soon(_answer_late, context, job)
         try:
             return await verify_and_commit(context, job.task, job.key, job.request, stored=False)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):  # I8: if it is stored, it is due for the successor
+                await context.run(helper_jobs.let_go, job.key, context.now())
+            raise
         except Exception as error:  # noqa: BLE001 - out of the nursery as itself, not in a group
             failure = error
         finally:

@@ -410,3 +410,18 @@ async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) 
         assert await drive(context) == 1
         finished = await helper.find(context, await task_in(context, pair), received.id)
         assert outcomes(job, finished) == bytes(2)
+
+
+async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its work is cancelled between transactions and its lease given back, as after no crash."""
+    settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
+    job = leader_job(pair, make_reports(pair, [1]))
+    async with open_context(settings, (pair.helper, pair)) as context:
+        gate(context, monkeypatch)
+        received = await helper.create(context, await task_in(context, pair), job.body)
+        assert received.state == "received"
+    async with open_context(settings) as context:
+        leased, _ = await context.run(leases.lease_due, context.now(), list)
+        assert [lease.due.crashes for lease in leased] == [0]
