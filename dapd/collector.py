@@ -16,11 +16,10 @@ Left out: aggregation parameters, which Prio3 has none of, and collection job ex
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, assert_never
@@ -45,18 +44,17 @@ from dapd.messages.collection import AggregateShareAad, CollectionJobReq, Collec
 from dapd.messages.common import (
     BatchMode,
     HpkeCiphertext,
-    Interval,
     MediaType,
     Role,
     b64url_encode,
 )
 from dapd.messages.task import TaskConfiguration
 from dapd.taskfile import CollectorTask, read_task_file
+from dapd.taskfile.values import parse_interval
 from dapd.vdaf import make_vdaf, unshard
 
 T = TypeVar("T")
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _INFO = b"dap-18 aggregate share"
 _FASTEST_POLL = 0.1
 # Where the Leader gives no Retry-After: from one to the other, doubling.
@@ -83,19 +81,18 @@ class CollectionFailed(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which batch: an interval in seconds since the Epoch, or (``None``) the Leader's next one."""
+    """Which batch: (start, duration), or (``None``) the next one that the Leader selects."""
 
-    seconds: tuple[int, int] | None
+    times: tuple[int | str | date, int | str] | None
 
     @classmethod
-    def interval(cls, start: int | str | datetime, duration: int) -> Self:
+    def interval(cls, start: int | str | date, duration: int | str) -> Self:
         """Reports made in the ``duration`` seconds from ``start`` on.
 
-        ``start`` is seconds since the Epoch, a datetime with a zone, or text in ISO 8601, where a
-        date alone is its midnight in UTC. Both must be multiples of the task's time precision.
-        Raises ``ValueError``.
+        ``start`` is seconds since the Epoch, a datetime with a zone, a date (its midnight in UTC),
+        or one of these as text, in ISO 8601. Both must be multiples of the task's time precision.
         """
-        return cls((_seconds(start), duration))
+        return cls((start, duration))
 
     @classmethod
     def next_batch(cls) -> Self:
@@ -105,24 +102,15 @@ class Query:
     def request(self, configuration: TaskConfiguration) -> CollectionJobReq:
         """This query as the task's time precision counts. Raises ``ValueError`` (rule C7)."""
         by_time = configuration.batch_mode is BatchMode.TIME_INTERVAL
-        if by_time != (self.seconds is not None):
+        if by_time != (self.times is not None):
             raise ValueError(
                 "the task's batches are time intervals: ask for one"
                 if by_time
                 else "the task's batches are selected by the Leader: ask for the next one"
             )
-        if self.seconds is None:
+        if self.times is None:
             return CollectionJobReq(collection.Query(None))
-        start, duration = self.seconds
-        precision = configuration.time_precision
-        for name, value in (("start", start), ("duration", duration)):
-            if value % precision:
-                raise ValueError(
-                    f"{name} {value} is no multiple of the task's time precision, {precision} s"
-                )
-        interval = Interval(start // precision, duration // precision)
-        if interval.start < 0 or interval.duration < 1 or interval.end >= 2**64:
-            raise ValueError(f"an interval of {duration} s from {start} holds no reports")
+        interval = parse_interval(*self.times, configuration.time_precision)
         return CollectionJobReq(collection.Query(interval))
 
 
@@ -198,7 +186,7 @@ class Collector:
         request = query.request(self._configuration)
         ready = await self._wait(request.encode())
         yield self._open(request, ready.body)
-        if query.seconds is None and ready.location is not None:  # A8
+        if query.times is None and ready.location is not None:  # A8
             await self._release(ready.location)
 
     async def _wait(self, body: bytes) -> Ready:
@@ -316,18 +304,6 @@ def read_collector_task(path: Path | str) -> CollectorTask:
     if not isinstance(task, CollectorTask):
         raise UsageError(f"{path}: this is not the Collector's file; use collector.toml")
     return task
-
-
-def _seconds(moment: int | str | datetime) -> int:
-    if isinstance(moment, int):
-        return moment
-    if isinstance(moment, str):
-        if moment.isdecimal():
-            return int(moment)
-        moment = datetime.fromisoformat(f"{moment}T00:00Z" if _DATE.fullmatch(moment) else moment)
-    if moment.tzinfo is None:
-        raise ValueError(f"{moment.isoformat()} has no time zone: add one, Z for UTC")
-    return int((moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
 
 
 def _failed(outcome: Refused | Unknown, url: str) -> CollectionFailed:

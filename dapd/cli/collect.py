@@ -58,11 +58,7 @@ def collect(
         raise UsageError("which batch? say either --interval START DURATION or --next-batch")
     task = read_collector_task(task_file)
     try:
-        query = (
-            Query.next_batch()
-            if interval is None
-            else Query.interval(interval[0], int(interval[1]))
-        )
+        query = Query.next_batch() if interval is None else Query.interval(*interval)
         query.request(task.configuration)
     except ValueError as error:
         raise UsageError(f"the batch: {error}") from None

@@ -152,23 +152,32 @@ def parse_vdaf_spec(text: str) -> dict[str, int | str]:
 
 
 def interval_of(value: tuple[Any, Any], precision: int) -> Interval:
-    """(start, duration): files speak seconds or ISO 8601, the wire time precisions (rule C7)."""
-    start, duration = _seconds(value[0]), value[1]
+    """``task_interval`` of a file: (start, duration), as ``parse_interval`` takes them."""
+    try:
+        return parse_interval(value[0], value[1], precision)
+    except ValueError as error:
+        raise Fault("task_interval", str(error)) from None
+
+
+def parse_interval(start: Any, duration: Any, precision: int) -> Interval:
+    """Files and commands speak seconds or ISO 8601, the wire time precisions (rule C7).
+
+    ``start`` is seconds since the Epoch, a date (its midnight in UTC), a time of day with a zone,
+    or one of these as text; ``duration`` is seconds. Raises ``ValueError`` that says what to write.
+    """
+    start = _seconds(start)
     if isinstance(duration, str):  # as the command line gives it
         duration = _moment(duration)
     if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
-        raise Fault("task_interval", "not an interval; write [start, duration], both in seconds")
+        raise ValueError("not an interval; write [start, duration], both in seconds")
     if start + duration > MAX_INTEGER:
-        raise Fault("task_interval", "it ends after 2^63-1 seconds; shorten it")
+        raise ValueError("it ends after 2^63-1 seconds; shorten it")
     if start % precision or duration % precision:
-        raise Fault(
-            "task_interval", f"{[start, duration]} must be multiples of time_precision, {precision}"
-        )
+        raise ValueError(f"{[start, duration]} must be multiples of time_precision, {precision}")
     return Interval(start // precision, duration // precision)
 
 
 def _seconds(value: Any) -> int:
-    """Seconds since the Epoch. A date is its midnight in UTC; a time of day needs a zone."""
     match _moment(value) if isinstance(value, str) else value:
         case datetime() as moment if moment.tzinfo is not None and not moment.microsecond:
             return int(moment.timestamp())
@@ -177,9 +186,7 @@ def _seconds(value: Any) -> int:
         case int() as seconds if not isinstance(seconds, bool):
             return seconds
         case _:
-            raise Fault(
-                "task_interval", "its start must be seconds, a date, or a time with a zone (Z)"
-            )
+            raise ValueError("its start must be seconds, a date, or a time with a zone (Z)")
 
 
 def _moment(text: str) -> int | date | None:
