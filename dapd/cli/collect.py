@@ -93,15 +93,16 @@ def _text(result: Result, configuration: TaskConfiguration) -> str:
     )
     about = f"{result.report_count} reports from {start} to {end}"
     if configuration.vdaf.kind == "histogram" and isinstance(result.value, list):
-        return "\n".join([*_bars(result.value), about])
+        return "\n".join([*bars(result.value), about])
     return f"{format_result(result.value)}\n{about}"
 
 
-def _bars(counts: list[int]) -> Iterator[str]:
+def bars(counts: list[int], width: int = _BAR_WIDTH) -> Iterator[str]:
+    """A histogram's chart: a line for each bucket, with its number, its count and a bar."""
     most = max(counts) or 1
     label, number = len(str(len(counts) - 1)), len(str(most))
     for bucket, count in enumerate(counts):
-        bar = "█" * round(_BAR_WIDTH * count / most)
+        bar = "█" * round(width * count / most)
         yield f"{bucket:>{label}} {count:>{number}} {bar}".rstrip()
 
 

@@ -103,6 +103,7 @@ async def _poll(context: Context, desk: Desk) -> None:
         _warn_expired(desk)
         return
     assert job.location is not None
+    _log.debug("job_polled", job=job.job_pk)
     outcome = await context.http.poll(
         job.location,
         _token(desk),
@@ -114,6 +115,7 @@ async def _poll(context: Context, desk: Desk) -> None:
 
 async def _exchange(context: Context, desk: Desk, job: Job) -> None:
     assert job.request is not None
+    _log.debug("job_sent", job=job.job_pk, reports=job.n, sends=job.sends)
     endpoint = desk.task.configuration.helper_aggregator_endpoint
     url = resource_url(endpoint, "tasks", desk.task.id_text, "aggregation_jobs")
     outcome = await context.http.create(
@@ -134,6 +136,7 @@ async def _judge(context: Context, desk: Desk, job: Job, outcome: Outcome) -> No
         case Ready(body, location):
             await _take(context, desk, replace(job, location=location or job.location), body)
         case Processing(location, retry_after):
+            _log.debug("job_processing", job=job.job_pk, retry_after=retry_after)
             later = rules.processing(standing, location, retry_after, moment)
             await _wait(context, desk, job, later)
         case Refused():
@@ -181,6 +184,8 @@ async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> No
         finished.outcomes, finished.buckets, bool(response), _retry_at(context)
     )
     await context.run(finishing.finish, desk.lease, job, result, context.now())
+    accepted = finished.outcomes.count(0)
+    _log.debug("job_finished", job=job.job_pk, accepted=accepted, rejected=job.n - accepted)
     if response and not task.peer_accepted:
         context.tasks.note_peer_accepted(task)
     _ring(context)

@@ -13,6 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import partial
 
+import structlog
 import trio
 
 from dapd.commits import helper_commit, helper_store
@@ -33,6 +34,7 @@ from dapd.protocol.task import Task
 from dapd.reports import HelperVerified, ReportError
 from dapd.runtime.context import Context
 
+_log = structlog.get_logger()
 _RENEWALS_PER_LEASE = 3
 _REPLAYED_WHERE_KNOWN = bytes([0, ReportError.REPORT_REPLAYED]) + bytes(254)
 
@@ -118,11 +120,14 @@ async def verify_and_commit(
             verified = await context.compute(_verify, context, task, key, request, keyring, known)
             context.rates.note(task, verified.seconds_per_report)
             try:
-                return await context.run(
+                job = await context.run(
                     helper_commit.commit, key, verified, context.now(), stored=stored
                 )
             except VerifyAgainError as disagreement:  # E3
                 known = disagreement.known
+            else:
+                _log.debug("job_verified", task_id=task.id_text, reports=key.n, at_once=not stored)
+                return job
     finally:
         ended(context, key.id)
 
@@ -159,6 +164,7 @@ async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
     """The async path: the driver verifies it."""
     stored = await context.run(helper_store.store, job.key, job.body, context.now())
     if stored.id == job.key.id:
+        _log.debug("job_stored", task_id=job.task.id_text, reports=job.key.n)
         context.rates.begin(stored.id, job.task, job.key.n)
         context.jobs.ring()
     return stored

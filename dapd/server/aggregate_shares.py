@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from functools import partial
 
+import structlog
 from quart import Blueprint, Response, request
 
 from dapd.commits.aggregate_share import ShareRequest, serve
@@ -23,6 +24,8 @@ from dapd.messages.common import MediaType, b64url_encode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.server.requests import body_of, done, ready, resource_id, task_of
+
+_log = structlog.get_logger()
 
 
 def blueprint(context: Context) -> Blueprint:
@@ -74,7 +77,9 @@ async def _created(context: Context, task: Task, body: bytes) -> StoredShare:
         (task.task_pk, "aggregate_share", digest),
         partial(context.run, serve, new, context.sealer, context.now()),
     )
-    return await running.wait()
+    share: StoredShare = await running.wait()
+    _log.info("aggregate_share_made", task_id=task.id_text, reports=message.report_count)
+    return share
 
 
 def _share(task: Task, share: StoredShare) -> Response:
