@@ -21,7 +21,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar, assert_never
 
 import trio
@@ -166,14 +165,9 @@ class Collector:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._owns_http:
-            await self._http.__aexit__(exc_type, exc, traceback)
+            await self._http.aclose()
 
     @asynccontextmanager
     async def collect(self, query: Query) -> AsyncIterator[Result]:
