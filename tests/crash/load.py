@@ -1,0 +1,148 @@
+"""Clients and a Collector that keep on through crashes, and know what the result must be."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from dapd.client import Client
+from dapd.collector import Collector, Query
+from dapd.config import HelperMode
+from dapd.http import Patience
+from dapd.messages.common import BatchMode
+from dapd.taskfile import TaskDraft, TaskFiles, new_task, parse_vdaf_spec
+from tests.processes.daemons import QUICK, DaemonProcess, Wire
+
+BatchModeName = Literal["time-interval", "leader-selected"]
+PRECISION = 60
+_STUBBORN = Patience(attempts=100_000, minimum=0.02, maximum=0.1)
+"""A request of unknown outcome is sent again, byte for byte, until the outcome is known."""
+
+
+@dataclass
+class House:
+    """A Leader and a Helper as processes, with the wires that lead to them."""
+
+    leader: DaemonProcess
+    helper: DaemonProcess
+
+    @property
+    def daemons(self) -> tuple[DaemonProcess, DaemonProcess]:
+        return self.leader, self.helper
+
+    def new_task(self, mode: HelperMode, batch_mode: BatchModeName) -> TaskFiles:
+        """A Sum that both have; before they run."""
+        draft = TaskDraft(
+            vdaf=parse_vdaf_spec("sum:max_measurement=1000"),
+            leader_aggregator_endpoint=self.leader.wire.url,
+            helper_aggregator_endpoint=self.helper.wire.url,
+            batch_mode=batch_mode,
+            min_batch_size=1,
+            time_precision=PRECISION,
+        )
+        files = new_task(draft, allow_tiny_batches=True)
+        self.leader.add(files.leader, batch_target_size=8)
+        self.helper.add(files.helper, mode)
+        return files
+
+
+@asynccontextmanager
+async def open_house(
+    directory: Path, *, leader: str = QUICK, helper: str = QUICK
+) -> AsyncIterator[House]:
+    """The files of both, and their wires; neither is started."""
+    async with trio.open_nursery() as nursery:
+        wires = Wire(), Wire()
+        for wire in wires:
+            await wire.serve(nursery)
+        house = House(
+            DaemonProcess(directory / "leader", nursery, wires[0]),
+            DaemonProcess(directory / "helper", nursery, wires[1]),
+        )
+        house.leader.make(leader)
+        house.helper.make(helper)
+        yield house
+        nursery.cancel_scope.cancel()
+
+
+@dataclass
+class Load:
+    """Rounds of uploads to one task, each collected while the next one is uploaded.
+
+    A round of a time-interval task has an interval of its own, whose result must be the round's;
+    of a leader-selected one, what all batches hold in sum must be what all uploads did.
+    """
+
+    files: TaskFiles
+    chance: random.Random
+    requests: int = 4
+    reports: int = 5
+    uploaded: dict[int, list[int]] = field(default_factory=dict)
+    collected: tuple[int, int] = (0, 0)
+
+    @property
+    def accepted(self) -> tuple[int, int]:
+        """How many reports were accepted, and their sum."""
+        values = [value for values in self.uploaded.values() for value in values]
+        return len(values), sum(values)
+
+    async def run(self, enough: Callable[[], bool]) -> None:
+        """Rounds until it is enough; then all that was uploaded is collected."""
+        before = int(time.time()) // PRECISION * PRECISION - PRECISION
+        number = 0
+        async with (
+            Client(self.files.client, patience=_STUBBORN) as client,
+            Collector(self.files.collector, patience=_STUBBORN) as collector,
+        ):
+            while number == 0 or not enough():
+                interval = before - number * PRECISION
+                async with trio.open_nursery() as nursery:
+                    if number:
+                        nursery.start_soon(self._collect, collector, interval + PRECISION)
+                    for _ in range(self.requests):
+                        nursery.start_soon(self._upload, client, interval)
+                number += 1
+            await self._collect(collector, interval)
+        assert self.collected == self.accepted
+
+    async def _upload(self, client: Client, interval: int) -> None:
+        values = [self.chance.randrange(1000) for _ in range(self.reports)]
+        result = await client.upload(values, time=interval)
+        assert not result.rejected
+        self.uploaded.setdefault(interval, []).extend(values)
+
+    async def _collect(self, collector: Collector, interval: int) -> None:
+        if self.files.client.configuration.batch_mode is BatchMode.LEADER_SELECTED:
+            wanted = self.accepted[0]
+            while self.collected[0] < wanted:
+                await self._collect_one(collector, Query.next_batch())
+            return
+        result = await self._collect_one(collector, Query.interval(interval, PRECISION))
+        assert result == (len(self.uploaded[interval]), sum(self.uploaded[interval]))
+
+    async def _collect_one(self, collector: Collector, query: Query) -> tuple[int, int]:
+        async with collector.collect(query) as result:
+            assert isinstance(result.value, int)
+            found = result.report_count, result.value
+        self.collected = self.collected[0] + found[0], self.collected[1] + found[1]
+        return found
+
+
+def assert_counted_once(house: House, *loads: Load) -> None:
+    """Both Aggregators have counted each accepted report as aggregated, and nothing else."""
+    accepted = sum(load.accepted[0] for load in loads)
+    for daemon in house.daemons:
+        counters = dict(
+            daemon.read("SELECT name, sum(value) FROM task_counters GROUP BY name ORDER BY name")
+        )
+        uploads = {"upload_accepted", "upload_report_replayed"}
+        aggregated = {name: n for name, n in counters.items() if name not in uploads}
+        assert aggregated == {"aggregate_finished": accepted}, daemon.directory.name
+        assert daemon is house.helper or counters["upload_accepted"] == accepted
