@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import structlog
+import trio
 
 from dapd.crypto import token_matches
 from dapd.errors import Abort
@@ -55,7 +56,7 @@ def front(context: Context, inner: App) -> App:
                         await reports.upload(context, task, headers, receive, send)
                         return
                     scope["dapd.task"] = task
-            await inner(scope, receive, send)
+            await inner(scope, receive, _to_the_end(send))
         except Abort as abort:
             status, problem_headers, body = problem_document(abort, task_text)
             await respond(send, status, problem_headers, body)
@@ -71,6 +72,21 @@ async def respond(
     raw.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": raw})
     await send({"type": "http.response.body", "body": body})
+
+
+def _to_the_end(send: Send) -> Send:
+    """``send`` that a cancellation doesn't cut.
+
+    quart-trio cancels a handler that hypercorn tells that its response is complete; hypercorn tells
+    so from within the last ``send``, before it watches the connection as an idle one again. Cut
+    there, the connection has no keep-alive limit, and outlives a stop until grace is over (I8).
+    """
+
+    async def shielded(message: dict[str, Any]) -> None:
+        with trio.CancelScope(shield=True):
+            await send(message)
+
+    return shielded
 
 
 async def _task(context: Context, text: str, resource: str) -> Task:

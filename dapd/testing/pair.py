@@ -26,6 +26,7 @@ from dapd.config import Config
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.clock import Clock
+from dapd.runtime.context import Context
 from dapd.taskfile import (
     TaskDraft,
     TaskFiles,
@@ -61,6 +62,12 @@ class Aggregator:
     def url(self) -> str:
         """Its base URL."""
         return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def context(self) -> Context:
+        """What its server and loops share, such as its database: for tests that look inside."""
+        assert self.daemon is not None, "the Aggregator runs"
+        return self.daemon.context
 
     async def start(self) -> None:
         """Serve; returns once it listens."""
@@ -161,17 +168,19 @@ class Pair:
         min_batch_size: int = 2,
         time_precision: int = 3600,
         settings: TaskSettings | None = None,
+        helper_settings: TaskSettings | None = None,
         **agreed: Any,
     ) -> PairTask:
         """Make a task and give it to both. ``vdaf`` is as in ``dapd task new --vdaf``.
 
-        ``settings`` are local to each side; ``agreed`` are more keys of a task file.
+        ``settings`` are local to each side, the Helper's ``helper_settings`` if given; ``agreed``
+        are more keys of a task file, such as the endpoint of a proxy between the two.
         """
+        agreed.setdefault("leader_aggregator_endpoint", self.leader.url)
+        agreed.setdefault("helper_aggregator_endpoint", self.helper.url)
         files = new_task(
             TaskDraft(
                 vdaf=parse_vdaf_spec(vdaf),
-                leader_aggregator_endpoint=self.leader.url,
-                helper_aggregator_endpoint=self.helper.url,
                 batch_mode=batch_mode,
                 min_batch_size=min_batch_size,
                 time_precision=time_precision,
@@ -179,11 +188,14 @@ class Pair:
             ),
             allow_tiny_batches=True,
         )
-        for side, file in ((self.leader, files.leader), (self.helper, files.helper)):
-            assert side.daemon is not None, "the Aggregator runs"
-            context = side.daemon.context
-            task = aggregator_task(file, settings or TaskSettings())
-            await context.run(add_task, task, context.sealer)
+        for side, file, local in (
+            (self.leader, files.leader, settings),
+            (self.helper, files.helper, helper_settings or settings),
+        ):
+            context = side.context
+            await context.run(
+                add_task, aggregator_task(file, local or TaskSettings()), context.sealer
+            )
             await context.tasks.reload()
         return PairTask(files, self)
 
