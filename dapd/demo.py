@@ -1,0 +1,423 @@
+"""``dapd demo``: two daemons, their tasks, many clients and a collector, all real, on one machine.
+
+Two questions are put to the same people: a histogram in the time-interval batch mode with an
+asynchronous Helper, then a sum in the leader-selected mode with a synchronous one. The collected
+results must equal the truth, which only the demo knows. Left out: what a person sees of it
+(``dapd.cli.demo``).
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import orjson
+import trio
+
+from dapd.client import Client
+from dapd.collector import Collector, Query, Result
+from dapd.errors import PeerError
+from dapd.messages.common import b64url_encode
+from dapd.taskfile import read_task_file
+
+Role = Literal["leader", "helper"]
+
+_PRECISION = 3600
+_MIN_BATCH_SIZE = 100
+_UPLOADS_AT_ONCE = 50
+_START_SECONDS = 30.0
+_TAIL_LINES = 20
+# Two processes' lines are told in the order of their timestamps, this many seconds late.
+_TOLD_LATER = 0.2
+
+
+class DemoFailed(Exception):
+    """Something did not go as promised; the message says what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What everybody is asked. ``draw`` gives one person's answer, an integer measurement."""
+
+    name: str
+    text: str
+    unit: str
+    vdaf: str
+    batch_mode: Literal["time-interval", "leader-selected"]
+    helper_mode: Literal["async", "sync"]
+    draw: Callable[[random.Random], int]
+
+    @property
+    def buckets(self) -> int | None:
+        """How many buckets a histogram has; ``None`` for a sum."""
+        kind, _, parameter = self.vdaf.partition(":length=")
+        return int(parameter) if kind == "histogram" else None
+
+    def truth(self, answers: list[int]) -> int | list[int]:
+        """What must be collected."""
+        if self.buckets is None:
+            return sum(answers)
+        return [answers.count(bucket) for bucket in range(self.buckets)]
+
+
+QUESTIONS = (
+    Question(
+        "sleep",
+        "How many hours did you sleep last night?",
+        "hours",
+        "histogram:length=13",
+        "time-interval",
+        "async",
+        lambda chance: min(max(round(chance.gauss(7, 1.5)), 0), 12),
+    ),
+    Question(
+        "coffee",
+        "How many cups of coffee did you drink today?",
+        "cups",
+        "sum:max_measurement=10",
+        "leader-selected",
+        "sync",
+        lambda chance: sum(chance.random() < 0.25 for _ in range(10)),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a question ended; times are seconds."""
+
+    question: Question
+    truth: int | list[int]
+    result: Result
+    upload_seconds: float
+    collect_seconds: float
+
+    def difference(self, clients: int) -> str | None:
+        """What the collected result has wrong, if anything."""
+        if self.result.report_count != clients:
+            return f"{self.result.report_count} reports were collected, {clients} were uploaded"
+        if self.result.value != self.truth:
+            return f"collected {self.result.value}, but the truth is {self.truth}"
+        return None
+
+
+class View(Protocol):
+    """What the demo tells whoever watches."""
+
+    def setting_up(self) -> None: ...
+
+    def command(self, line: str) -> None: ...
+
+    def ready(self, seconds: float) -> None: ...
+
+    def asking(self, question: Question) -> None: ...
+
+    def log(self, role: Role, line: dict[str, Any]) -> None:
+        """One of the daemon's log lines, as it was parsed from JSON."""
+
+    def progress(self, what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
+        """Something that takes a while; its function is called ``total`` times, if given."""
+
+    def outcome(self, outcome: Outcome) -> None: ...
+
+    def stopped(self, seconds: float) -> None: ...
+
+
+@dataclass
+class Daemon:
+    """One of the two Aggregators as a process of its own."""
+
+    role: Role
+    directory: Path
+    port: int
+    view: View
+    tell: Callable[[Role, dict[str, Any]], None]
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many log lines there were of a (task id, event)."""
+    _process: trio.Process | None = None
+    _listening: trio.Event = field(default_factory=trio.Event)
+    _stopping: bool = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    @property
+    def config(self) -> str:
+        """Its configuration, below the directory."""
+        return f"{self.role}/dapd.toml"
+
+    async def start(self, nursery: trio.Nursery) -> None:
+        """Return once it serves."""
+        self.view.command(f"dapd --config {self.config} &")
+        self._process = await nursery.start(
+            partial(
+                trio.run_process,
+                [sys.executable, "-m", "dapd", "--config", self.config],
+                cwd=self.directory,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+        )
+        nursery.start_soon(self._read_log)
+        with trio.move_on_after(_START_SECONDS) as waiting:
+            await self._listening.wait()
+        if waiting.cancelled_caught:
+            raise DemoFailed(f"the {self.role} does not listen after {_START_SECONDS:.0f} s")
+
+    async def stop(self) -> None:
+        """SIGTERM, and see that it stops as it should (exit status 0)."""
+        assert self._process is not None
+        self._stopping = True
+        self._process.terminate()
+        status = await self._process.wait()
+        if status:
+            raise DemoFailed(f"the {self.role} stopped with exit status {status}")
+
+    async def _read_log(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        rest = b""
+        with (self.directory / self.role / "dapd.log").open("wb") as file:
+            async for data in self._process.stdout:
+                file.write(data)
+                file.flush()
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._take(line)
+        if not self._stopping:
+            status = await self._process.wait()
+            raise DemoFailed(f"the {self.role} ended by itself, with exit status {status}")
+
+    def _take(self, text: bytes) -> None:
+        self.tail.append(text.decode(errors="replace"))
+        try:
+            line = orjson.loads(text)
+        except ValueError:
+            return
+        event = line["event"]
+        self.counts[line.get("task_id", ""), event] += 1
+        if event == "listening":
+            self._listening.set()
+        self.tell(self.role, line)
+
+
+class Demo:
+    """One run, with all its files in ``directory``. ``daemons`` has their logs, also afterwards.
+
+    Args:
+        directory: an empty one.
+        clients: how many people are asked.
+        seed: of the distributions that answers are drawn from.
+        view: who is told what happens.
+    """
+
+    def __init__(self, directory: Path, clients: int, seed: int, view: View) -> None:
+        self._directory = directory
+        self._clients = clients
+        self._random = random.Random(seed)  # noqa: S311 - the same truth again for the same seed
+        self._view = view
+        ports = _free_ports(2)
+        self.leader = Daemon("leader", directory, ports[0], view, self._hear)
+        self.helper = Daemon("helper", directory, ports[1], view, self._hear)
+        self.daemons = (self.leader, self.helper)
+        self._heard: list[tuple[float, Role, dict[str, Any]]] = []
+        self.task_ids: dict[str, str] = {}
+        """Of each question by its name, as base64url."""
+
+    def run(self) -> list[Outcome]:
+        """Raises ``DemoFailed`` for whatever is not as promised."""
+        try:
+            return trio.run(self._run)
+        except (BaseExceptionGroup, PeerError) as error:
+            cause = _cause(error)
+            if isinstance(cause, PeerError):
+                raise DemoFailed(str(cause)) from error
+            raise cause from None
+        finally:
+            self._tell(0)
+
+    async def _run(self) -> list[Outcome]:
+        view, begun = self._view, trio.current_time()
+        view.setting_up()
+        await self._set_up()
+        async with trio.open_nursery() as watch:
+            watch.start_soon(self._tell_on)
+            watch.start_soon(_heed_sigterm)
+            async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as starting:
+                    for daemon in self.daemons:
+                        starting.start_soon(daemon.start, nursery)
+                self._tell(0)
+                view.ready(trio.current_time() - begun)
+                outcomes = [await self._ask(question) for question in QUESTIONS]
+                begun = trio.current_time()
+                for daemon in self.daemons:
+                    await daemon.stop()
+            watch.cancel_scope.cancel()
+        view.stopped(trio.current_time() - begun)
+        return outcomes
+
+    def _hear(self, role: Role, line: dict[str, Any]) -> None:
+        self._heard.append((time.monotonic(), role, line))
+
+    def _tell(self, age: float) -> None:
+        """Tell the view what was heard at least ``age`` seconds ago."""
+        until = time.monotonic() - age
+        due = [each for each in self._heard if each[0] <= until]
+        self._heard = [each for each in self._heard if each[0] > until]
+        for _, role, line in sorted(due, key=lambda each: each[2]["timestamp"]):
+            self._view.log(role, line)
+
+    async def _tell_on(self) -> None:
+        while True:
+            await trio.sleep(_TOLD_LATER / 2)
+            self._tell(_TOLD_LATER)
+
+    async def _set_up(self) -> None:
+        """Tasks, then both Aggregators, by the commands that an operator types."""
+        async with trio.open_nursery() as nursery:
+            for question in QUESTIONS:
+                nursery.start_soon(self._make_task, question)
+        async with trio.open_nursery() as nursery:
+            for daemon in self.daemons:
+                nursery.start_soon(self._prepare, daemon)
+
+    async def _make_task(self, question: Question) -> None:
+        size = min(_MIN_BATCH_SIZE, self._clients)
+        await self._command(
+            f"task new --vdaf {question.vdaf} --batch-mode {question.batch_mode}"
+            f" --time-precision {_PRECISION} --min-batch-size {size}"
+            f" --leader {self.leader.url} --helper {self.helper.url} --out {question.name}"
+        )
+        task = read_task_file(self._directory / question.name / "client.toml")
+        self.task_ids[question.name] = b64url_encode(task.task_id)
+
+    async def _prepare(self, daemon: Daemon) -> None:
+        await self._command(f"init --role {daemon.role} --url {daemon.url} --dir {daemon.role}")
+        with (self._directory / daemon.config).open("a") as file:
+            file.write('\n[log]\nlevel = "debug"\n')
+        for question in QUESTIONS:
+            await self._command(
+                f"--config {daemon.config} task add {question.name}/{daemon.role}.toml"
+            )
+            if setting := self._setting(question, daemon):
+                await self._command(
+                    f"--config {daemon.config} task set {setting} -- {self.task_ids[question.name]}"
+                )
+
+    def _setting(self, question: Question, daemon: Daemon) -> str | None:
+        if daemon is self.helper:  # `dapd init` made it asynchronous
+            return "--helper-mode sync" if question.helper_mode == "sync" else None
+        by_leader = question.batch_mode == "leader-selected"
+        return f"--batch-target-size {self._clients}" if by_leader else None
+
+    async def _command(self, arguments: str) -> None:
+        self._view.command(f"dapd {arguments}")
+        done = await trio.run_process(
+            [sys.executable, "-m", "dapd", *shlex.split(arguments)],
+            cwd=self._directory,
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if done.returncode:
+            said = done.stdout.decode(errors="replace").strip()
+            raise DemoFailed(f"`dapd {arguments}` failed: {said}")
+
+    async def _ask(self, question: Question) -> Outcome:
+        clock = trio.current_time
+        self._view.asking(question)
+        answers = [question.draw(self._random) for _ in range(self._clients)]
+        now = int(time.time())
+        begun = clock()
+        with self._view.progress("uploading", self._clients) as advance:
+            await self._upload(question, answers, now, advance)
+        uploaded = clock()
+        with self._view.progress("collecting", None):
+            result = await self._collect(question, now)
+        ended = clock()
+        truth = question.truth(answers)
+        outcome = Outcome(question, truth, result, uploaded - begun, ended - uploaded)
+        await trio.sleep(_TOLD_LATER)
+        self._tell(0)
+        self._view.outcome(outcome)
+        if difference := outcome.difference(self._clients):
+            raise DemoFailed(f"{question.name}: {difference}")
+        return outcome
+
+    async def _upload(
+        self, question: Question, answers: list[int], now: int, advance: Callable[[], None]
+    ) -> None:
+        """A request for each person's one report, many at once."""
+        remaining: Iterator[int] = iter(answers)
+
+        async def upload_some() -> None:
+            for answer in remaining:
+                uploaded = await client.upload([answer], time=now)
+                if uploaded.rejected:
+                    reason = uploaded.rejected[0].reason
+                    raise DemoFailed(f"{question.name}: the Leader rejects a report: {reason}")
+                advance()
+
+        task = self._directory / question.name / "client.toml"
+        async with Client(task) as client, trio.open_nursery() as nursery:
+            for _ in range(min(_UPLOADS_AT_ONCE, len(answers))):
+                nursery.start_soon(upload_some)
+
+    async def _collect(self, question: Question, now: int) -> Result:
+        query = (
+            Query.interval(now // _PRECISION * _PRECISION, _PRECISION)
+            if question.batch_mode == "time-interval"
+            else Query.next_batch()
+        )
+        # Far above what it takes: a demo that hangs says so.
+        limit = 60 + self._clients / 100
+        file = self._directory / question.name / "collector.toml"
+        try:
+            with trio.fail_after(limit):
+                async with Collector(file) as collector, collector.collect(query) as result:
+                    return result
+        except trio.TooSlowError:
+            raise DemoFailed(f"{question.name}: no result after {limit:.0f} s") from None
+
+
+def _free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+async def _heed_sigterm() -> None:
+    """Else the daemons would outlive the demo."""
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            raise DemoFailed("it was told to end (SIGTERM)")
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first failure, out of the groups that nurseries wrap it in; Ctrl-C before all."""
+    if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
+        return KeyboardInterrupt()
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
