@@ -20,6 +20,8 @@ from dapd.protocol.task import Task
 JOB_ID_SIZE = 16
 _MOST_JOBS = 64
 """Jobs of one transaction, which bounds how long it holds the writer."""
+_MOST_CHUNKS = 20_000
+"""Chunks that one transaction looks at."""
 
 RandomBytes = Callable[[int], bytes]
 
@@ -37,7 +39,7 @@ def create(tx: Tx, task: Task, limits: Limits, now: int, random_bytes: RandomByt
     """Refuse what can't be aggregated any more, make jobs of what is ripe."""
     _refuse(tx, task, now)
     asked = [Asked(each.lo, each.hi, each.cut) for each in collections.waiting(tx, task.task_pk)]
-    waiting = chunks.assignable(tx, task.task_pk, now)
+    waiting = chunks.assignable(tx, task.task_pk, now, _MOST_CHUNKS)
     if task.by_time:
         plan = pack(waiting, asked, limits, now)
         batch_ids: list[bytes] = []
@@ -51,7 +53,8 @@ def create(tx: Tx, task: Task, limits: Limits, now: int, random_bytes: RandomByt
     maker = _Maker(tx, task, now, random_bytes, batch_ids)
     for packed in made:
         maker.make(packed)
-    return Created(len(made), len(made) < len(plan.jobs), plan.next_at)
+    more = len(made) < len(plan.jobs) or (bool(made) and len(waiting) == _MOST_CHUNKS)
+    return Created(len(made), more, plan.next_at)
 
 
 def _refuse(tx: Tx, task: Task, now: int) -> None:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from dapd.datastore.engines import Tx
 from dapd.reports import BucketTotal
 
+# Ranges of a task never overlap: the last one that begins early enough is the only one to ask.
 _Q_STATE = """
-SELECT state FROM collected WHERE task_pk = :task_pk AND lo <= :bucket AND hi > :bucket
-ORDER BY state LIMIT 1"""
+SELECT CASE WHEN hi > :bucket THEN state END FROM collected
+WHERE task_pk = :task_pk AND lo <= :bucket ORDER BY lo DESC LIMIT 1"""
 _Q_OVERLAP = """
-SELECT state, collection_pk FROM collected
-WHERE task_pk = :task_pk AND lo < :hi AND hi > :lo ORDER BY collected_pk LIMIT 1"""
+SELECT CASE WHEN hi > :lo THEN state END, collection_pk FROM collected
+WHERE task_pk = :task_pk AND lo < :hi ORDER BY lo DESC LIMIT 1"""
 _Q_CLOSE = """
 INSERT INTO collected (task_pk, lo, hi, state, collection_pk)
 VALUES (:task_pk, :lo, :hi, :state, :collection_pk)"""
@@ -77,7 +78,7 @@ def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
 def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> Closed | None:
     """The first closed or collected range that shares a bucket with [lo, hi)."""
     row = tx.one(_Q_OVERLAP, task_pk=task_pk, lo=lo, hi=hi)
-    return Closed(*row) if row else None
+    return Closed(*row) if row and row[0] else None
 
 
 def close(

@@ -28,21 +28,23 @@ RETURNING chunk_pk"""
 _Q_INSERT_ROWS = (
     "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
 )
-_Q_TASKS = "SELECT DISTINCT task_pk FROM report_chunks WHERE state = 'waiting' AND run_at <= :now"
+_Q_TASKS = """
+SELECT task_pk FROM tasks WHERE EXISTS (SELECT 1 FROM report_chunks AS chunk
+  WHERE chunk.task_pk = tasks.task_pk AND state = 'waiting' AND run_at <= :now)"""
 _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run_at > :now"
-_Q_COLLECTED = """
+# The state of the range that a chunk's bucket is in; ranges of a task never overlap.
+_SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
+    WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
+_Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
-  AND EXISTS (SELECT 1 FROM collected WHERE collected.task_pk = chunk.task_pk
-    AND lo <= bucket AND hi > bucket AND collected.state = 'collected')"""
+  AND {_SHUT} = 'collected'"""  # noqa: S608 - constants alone
 _Q_EXPIRED = """
 SELECT chunk_pk, n FROM report_chunks
 WHERE task_pk = :task_pk AND state = 'waiting' AND time_max < :expired_before"""
-_Q_ASSIGNABLE = """
+_Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
-WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
-  AND NOT EXISTS (SELECT 1 FROM collected WHERE collected.task_pk = chunk.task_pk
-    AND lo <= bucket AND hi > bucket)
-ORDER BY seq, chunk_pk"""
+WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now AND {_SHUT} IS NULL
+ORDER BY seq, chunk_pk LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
 WHERE chunk_pk = :chunk_pk AND state = 'waiting'"""
@@ -157,9 +159,9 @@ def waiting_expired(tx: Tx, task_pk: int, expired_before: int) -> list[tuple[int
     return [(pk, n) for pk, n in tx.all(_Q_EXPIRED, task_pk=task_pk, expired_before=expired_before)]
 
 
-def assignable(tx: Tx, task_pk: int, now: int) -> list[Waiting]:
+def assignable(tx: Tx, task_pk: int, now: int, limit: int) -> list[Waiting]:
     """Due chunks in the order of acceptance; those of closed batches are left alone (C2)."""
-    return [Waiting(*row) for row in tx.all(_Q_ASSIGNABLE, task_pk=task_pk, now=now)]
+    return [Waiting(*row) for row in tx.all(_Q_ASSIGNABLE, task_pk=task_pk, now=now, limit=limit)]
 
 
 def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:

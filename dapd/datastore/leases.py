@@ -8,7 +8,7 @@ further ahead than its longest legal wait counts as due: the clock went back.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,23 +18,40 @@ Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
 LONGEST_WAIT_MS = 24 * 3600 * 1000
 
-_TABLES: dict[Kind, tuple[str, str, str]] = {
-    "aggregation": (
-        "aggregation_jobs",
-        "job_pk",
-        "'assigned', 'stored', 'polling', 'received'",
-    ),
-    "collection": ("collection_jobs", "collection_pk", "'waiting', 'frozen', 'polling'"),
+COMPUTING = frozenset({"assigned", "received", "waiting"})
+"""States whose next step computes, and needs a slot (rule E1)."""
+EXCHANGING = frozenset({"stored", "polling", "frozen"})
+"""States whose next step asks the peer, and needs its permit."""
+
+_TABLES: dict[Kind, dict[str, str]] = {
+    "aggregation": {
+        "table": "aggregation_jobs",
+        "pk": "job_pk",
+        "computing": "state IN ('assigned', 'received')",
+        "exchanging": "state IN ('stored', 'polling')",
+    },
+    "collection": {
+        "table": "collection_jobs",
+        "pk": "collection_pk",
+        "computing": "state IN ('waiting')",
+        "exchanging": "state IN ('frozen', 'polling')",
+    },
 }
 
-_Q_DUE = """
+# One query for each index: the oldest due jobs, without a sort of all that are due.
+_SELECT_DUE = """
 SELECT {pk}, task_pk, state, run_at, attempts, sends, crashes FROM {table}
-WHERE state IN ({states}) AND (run_at <= :now OR run_at > :now + :longest)
-  AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)
-ORDER BY run_at, {pk} LIMIT :limit"""
+WHERE run_at <= :now
+  AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)"""
+_Q_COMPUTING = _SELECT_DUE + " AND {computing} ORDER BY run_at, {pk} LIMIT :limit"
+_Q_EXCHANGING = (
+    _SELECT_DUE
+    + """ AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"""
+)
+_Q_BEYOND = """
+UPDATE {table} SET run_at = :now WHERE run_at > :now + :longest AND {which}"""
 _Q_NEXT = """
-SELECT min(run_at) FROM {table}
-WHERE state IN ({states}) AND lease_token IS NULL AND run_at > :now"""
+SELECT min(run_at) FROM {table} WHERE {which} AND lease_token IS NULL AND run_at > :now"""
 _Q_LEASE = """
 UPDATE {table} SET lease_token = :token, lease_until = :until, attempts = attempts + 1
 WHERE {pk} = :pk"""
@@ -77,23 +94,42 @@ class Lease:
 
 
 def lease_due(
-    tx: Tx, now: int, choose: Callable[[Sequence[Due]], list[Due]], limit: int = 256
+    tx: Tx,
+    now: int,
+    choose: Callable[[Sequence[Due]], list[Due]],
+    blocked: Collection[int] = (),
+    limit: int = 64,
 ) -> tuple[list[Lease], int | None]:
-    """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known."""
-    due = [
-        Due(kind, *row)
-        for kind in _TABLES
-        for row in tx.all(_sql(_Q_DUE, kind), now=now, longest=LONGEST_WAIT_MS, limit=limit)
-    ]
+    """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known.
+
+    ``blocked`` are tasks whose peer takes no exchange now: however many of their jobs are due, they
+    hide nobody else's (rule E1).
+    """
+    for kind in _TABLES:
+        for which in ("computing", "exchanging"):
+            tx.execute(_sql(_Q_BEYOND, kind, which), now=now, longest=LONGEST_WAIT_MS)
+    due = [job for kind in _TABLES for job in _due(tx, kind, now, blocked, limit)]
     leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]
     for lease in leases:
         tx.execute(
             _sql(_Q_LEASE, lease.due.kind), token=lease.token, until=now + LEASE_MS, pk=lease.pk
         )
-    following = [
-        row[0] for kind in _TABLES if (row := tx.one(_sql(_Q_NEXT, kind), now=now)) and row[0]
-    ]
-    return leases, min(following, default=None)
+    return leases, min(_upcoming(tx, now), default=None)
+
+
+def _due(tx: Tx, kind: Kind, now: int, blocked: Collection[int], limit: int) -> Iterator[Due]:
+    unblocked = _Q_EXCHANGING.replace("{blocked}", ", ".join(map(str, sorted(blocked))))
+    for query in (_Q_COMPUTING, unblocked):
+        for row in tx.all(_sql(query, kind), now=now, longest=LONGEST_WAIT_MS, limit=limit):
+            yield Due(kind, *row)
+
+
+def _upcoming(tx: Tx, now: int) -> Iterator[int]:
+    for kind in _TABLES:
+        for which in ("computing", "exchanging"):
+            row = tx.one(_sql(_Q_NEXT, kind, which), now=now)
+            if row and row[0] is not None:
+                yield row[0]
 
 
 def renew(tx: Tx, leases: Sequence[Lease], now: int) -> None:
@@ -137,6 +173,6 @@ def _age(due: Due) -> tuple[int, int]:
     return due.run_at, due.pk
 
 
-def _sql(template: str, kind: Kind) -> str:
-    table, pk, states = _TABLES[kind]
-    return template.format(table=table, pk=pk, states=states)
+def _sql(template: str, kind: Kind, which: str = "computing") -> str:
+    names = _TABLES[kind]
+    return template.format(**names, which=names[which])

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from dapd.datastore import leases
-from dapd.datastore.leases import LEASE_MS, Due, Lease
+from dapd.datastore.leases import COMPUTING, EXCHANGING, LEASE_MS, Due, Lease
 from dapd.driver.desk import Desk, Step
 from dapd.protocol.retry import backoff_ms
 from dapd.runtime.context import Context
@@ -22,8 +22,6 @@ from dapd.runtime.peers import Peer
 _log = structlog.get_logger()
 _FALLBACK_POLL = 5.0
 _LEASED_AHEAD = 2  # per slot, so that a slot never waits for the leasing commit
-COMPUTING = frozenset({"assigned", "received", "waiting"})
-EXCHANGING = frozenset({"stored", "polling", "frozen"})
 
 
 class Dispatcher:
@@ -56,9 +54,11 @@ class Dispatcher:
 
     async def _dispatch(self, nursery: trio.Nursery) -> float:
         context = self._context
-        chooser = _Chooser(self._peers_by_task(), self._free_slots(), alone=bool(self._held))
+        peers = self._peers_by_task()
+        chooser = _Chooser(peers, self._free_slots(), busy=bool(self._held))
+        blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
         now = context.now()
-        leased, next_run_at = await context.run(leases.lease_due, now, chooser.choose)
+        leased, next_run_at = await context.run(leases.lease_due, now, chooser.choose, blocked)
         for lease in leased:
             self._held[lease.token] = lease
             self._computing += lease.due.state in COMPUTING
@@ -125,10 +125,10 @@ class Dispatcher:
 class _Chooser:
     """Picks among due jobs, oldest first, without more than the slots and permits at hand."""
 
-    def __init__(self, peers: Mapping[int, Peer], slots: int, *, alone: bool) -> None:
+    def __init__(self, peers: Mapping[int, Peer], slots: int, *, busy: bool) -> None:
         self._peers = peers
         self._slots = slots
-        self._busy = alone
+        self._busy = busy
         self._free = {id(peer): peer.free for peer in peers.values()}
         self._taken: Counter[int] = Counter()
 

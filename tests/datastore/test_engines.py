@@ -161,7 +161,7 @@ def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:
         "auto_vacuum": 2,
         "journal_mode": "wal",
         "synchronous": 2,
-        "secure_delete": 1,
+        "secure_delete": 2,
         "foreign_keys": 1,
     }.items():
         row = datastore.run_sync(lambda tx, name=pragma: tx.one(f"PRAGMA {name}"))

@@ -49,14 +49,20 @@ CREATE TABLE report_chunks (
     n INTEGER NOT NULL,
     time_min INTEGER NOT NULL,
     time_max INTEGER NOT NULL,
-    ids BLOB NOT NULL,
     state TEXT NOT NULL CHECK (state IN ('waiting', 'assigned', 'decided')),
     job_pk INTEGER,
     run_at INTEGER NOT NULL,              -- milliseconds; not assigned before
-    attempts INTEGER NOT NULL DEFAULT 0
+    attempts INTEGER NOT NULL DEFAULT 0,
+    ids BLOB NOT NULL                     -- last: what stands behind a large value is slow to read
 );
-CREATE INDEX report_chunks_undecided ON report_chunks (task_pk, state, bucket, seq) WHERE state <> 'decided';
-CREATE INDEX report_chunks_job ON report_chunks (job_pk) WHERE job_pk IS NOT NULL;
+-- These cover the queries of the creator and of collections, so that those never read the ids.
+CREATE INDEX report_chunks_waiting ON report_chunks
+    (task_pk, seq, chunk_pk, bucket, n, run_at, time_max) WHERE state = 'waiting';
+CREATE INDEX report_chunks_due ON report_chunks (run_at, task_pk) WHERE state = 'waiting';
+CREATE INDEX report_chunks_undecided ON report_chunks (task_pk, bucket, state, seq, n)
+    WHERE state IN ('waiting', 'assigned');
+CREATE INDEX report_chunks_job ON report_chunks (job_pk, chunk_pk, state, n, time_max)
+    WHERE job_pk IS NOT NULL;
 
 CREATE TABLE chunk_rows (
     chunk_pk INTEGER PRIMARY KEY,
@@ -79,20 +85,23 @@ CREATE TABLE aggregation_jobs (
     sends INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
     request_hash BLOB,
-    admitted_ids BLOB,
     admitted_min INTEGER,
     admitted_max INTEGER,
-    buckets BLOB,                         -- what the job contributed to, for rule A7
     location TEXT,
     last_error TEXT,
     created_at INTEGER NOT NULL,
+    buckets BLOB,                         -- what the job contributed to, for rule A7
+    admitted_ids BLOB,
     UNIQUE (task_pk, id)
 );
 CREATE UNIQUE INDEX aggregation_jobs_identity ON aggregation_jobs (task_pk, request_hash)
     WHERE request_hash IS NOT NULL;
-CREATE INDEX aggregation_jobs_due ON aggregation_jobs (state, run_at)
-    WHERE state IN ('assigned', 'stored', 'polling', 'received');
-CREATE INDEX aggregation_jobs_open ON aggregation_jobs (task_pk, bucket)
+CREATE INDEX aggregation_jobs_computing ON aggregation_jobs (run_at, job_pk)
+    WHERE state IN ('assigned', 'received');
+CREATE INDEX aggregation_jobs_exchanging ON aggregation_jobs (run_at, job_pk)
+    WHERE state IN ('stored', 'polling');
+CREATE INDEX aggregation_jobs_leased ON aggregation_jobs (lease_until) WHERE lease_token IS NOT NULL;
+CREATE INDEX aggregation_jobs_open ON aggregation_jobs (task_pk, bucket, n)
     WHERE state IN ('assigned', 'stored', 'polling', 'received');
 
 CREATE TABLE job_bodies (
@@ -115,6 +124,7 @@ CREATE TABLE batch_shares (
     share BLOB NOT NULL,                  -- sealed
     UNIQUE (task_pk, bucket, job_id)
 );
+CREATE INDEX batch_shares_counted ON batch_shares (task_pk, bucket, n);
 
 -- Intervals and batches that take no more reports (rule C1). A batch id is the range
 -- from itself to itself followed by a zero byte, so both modes compare alike.
@@ -126,7 +136,9 @@ CREATE TABLE collected (
     state TEXT NOT NULL CHECK (state IN ('closed', 'collected')),
     collection_pk INTEGER
 );
-CREATE INDEX collected_range ON collected (task_pk, lo, hi);
+-- The ranges of a task never overlap, so the last one that begins before a bucket decides.
+CREATE INDEX collected_range ON collected (task_pk, lo, hi, state);
+CREATE INDEX collected_collection ON collected (collection_pk) WHERE collection_pk IS NOT NULL;
 
 CREATE TABLE outstanding_batches (
     batch_pk INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -169,8 +181,11 @@ CREATE TABLE collection_jobs (
 );
 CREATE UNIQUE INDEX collection_jobs_identity ON collection_jobs (task_pk, request_hash)
     WHERE request_hash IS NOT NULL;
-CREATE INDEX collection_jobs_due ON collection_jobs (state, run_at)
-    WHERE state IN ('waiting', 'frozen', 'polling');
+CREATE INDEX collection_jobs_computing ON collection_jobs (run_at, collection_pk)
+    WHERE state IN ('waiting');
+CREATE INDEX collection_jobs_exchanging ON collection_jobs (run_at, collection_pk)
+    WHERE state IN ('frozen', 'polling');
+CREATE INDEX collection_jobs_leased ON collection_jobs (lease_until) WHERE lease_token IS NOT NULL;
 CREATE INDEX collection_jobs_waiting ON collection_jobs (task_pk) WHERE state = 'waiting';
 
 CREATE TABLE aggregate_share_jobs (
