@@ -90,6 +90,7 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     request_timeout: _Positive = 60.0
     retry_min: _Positive = 1.0
     retry_max: _Day = 600.0
+    poll_min: _Positive = 0.05
     poll_max: _Day = 300.0
 
     @property
@@ -103,7 +104,7 @@ class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     identity unless the Collector deletes it (rule A8).
     """
 
-    retry_after: _Positive = 1.0
+    retry_after: _Short = 0.0
     poll_hold: _Short = 5.0
     leader_selected_keep: _Day = 3600.0
 

@@ -217,7 +217,7 @@ async def _ask_later(context: Context, desk: Desk, later: _Later) -> None:
 def _wait_ms(context: Context, attempts: int, retry_after: float | None) -> int:
     limits = context.config.leader
     if retry_after is not None:
-        return int(min(retry_after, limits.poll_max) * 1000)
+        return int(min(max(retry_after, limits.poll_min), limits.poll_max) * 1000)
     return backoff_ms(attempts, limits.retry_min, limits.retry_max, context.jitter())
 
 

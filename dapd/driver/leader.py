@@ -231,7 +231,12 @@ def _note_peer(context: Context, desk: Desk, outcome: Outcome) -> None:
 def _moment(context: Context) -> Moment:
     limits = context.config.leader
     return Moment(
-        context.now(), limits.retry_min, limits.retry_max, limits.poll_max, context.jitter()
+        now=context.now(),
+        minimum=limits.retry_min,
+        maximum=limits.retry_max,
+        poll_min=limits.poll_min,
+        poll_max=limits.poll_max,
+        jitter=context.jitter(),
     )
 
 

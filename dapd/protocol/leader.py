@@ -50,14 +50,15 @@ class Moment:
     now: int
     minimum: float
     maximum: float
+    poll_min: float
     poll_max: float
     jitter: float
 
     def backoff(self, attempt: int) -> int:
         return self.now + backoff_ms(attempt, self.minimum, self.maximum, self.jitter)
 
-    def as_told(self, retry_after: float, longest: float) -> int:
-        return self.now + int(1000 * min(max(retry_after, self.minimum), longest))
+    def as_told(self, retry_after: float, shortest: float, longest: float) -> int:
+        return self.now + int(1000 * min(max(retry_after, shortest), longest))
 
 
 def init_request(verification_key_id: int, batch_id: bytes, verify_inits: bytes) -> bytes:
@@ -77,7 +78,7 @@ def processing(
 ) -> Later:
     """The Helper works on it: poll as it says, or ever more slowly (I5)."""
     if retry_after is not None:
-        run_at = moment.as_told(retry_after, moment.poll_max)
+        run_at = moment.as_told(retry_after, moment.poll_min, moment.poll_max)
         return Later(LeaderJob.POLLING, run_at, 0, standing.sends, location)
     polls = (standing.attempts if standing.state is LeaderJob.POLLING else 0) + 1
     run_at = min(moment.backoff(polls), moment.now + int(1000 * moment.poll_max))
@@ -93,7 +94,7 @@ def unknown(
         run_at = (
             moment.backoff(max(attempts, 1))
             if retry_after is None
-            else moment.as_told(retry_after, moment.maximum)
+            else moment.as_told(retry_after, moment.minimum, moment.maximum)
         )
     else:
         attempts += 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from quart import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -56,7 +54,8 @@ def ready(body: bytes, content: MediaType, location: str | None = None) -> Respo
 
 def processing(location: str, retry_after: float) -> Response:
     """Not ready: empty, with where and when to ask again; alike for POST and GET (rule A4)."""
-    seconds = max(1, math.ceil(retry_after))
+    # Rounded down to "at once" where the answer is near: the GET is held until it is there.
+    seconds = round(retry_after)
     response = Response(b"", status=200)
     response.headers.pop("Content-Type", None)
     response.headers["Location"] = location

@@ -39,7 +39,6 @@ from dapd.vdaf import Measurement
 
 _QUICK: dict[str, dict[str, Any]] = {
     "leader": {"retry_min": 0.05, "retry_max": 1.0, "max_wait": 0.05},
-    "collection": {"retry_after": 0.05},
     "disk": {"min_free_bytes": 0},
 }
 """What differs from a daemon's defaults: a test waits for nothing that it need not wait for."""

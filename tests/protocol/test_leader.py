@@ -10,7 +10,7 @@ from dapd.protocol import leader
 from dapd.protocol.leader import Moment, Standing
 from dapd.protocol.states import LEADER_MOVES, LeaderJob, require_move
 
-MOMENT = Moment(now=1_000_000, minimum=1, maximum=600, poll_max=60, jitter=0)
+MOMENT = Moment(now=1_000_000, minimum=1, maximum=600, poll_min=0.25, poll_max=60, jitter=0)
 STORED = Standing(LeaderJob.STORED, 3, 1)
 POLLING = Standing(LeaderJob.POLLING, 3, 1, "http://h/job")
 TYPES = [
@@ -40,7 +40,7 @@ def test_d4_only_413_and_invalid_message_at_the_first_send_are_final() -> None:
     assert not leader.refusal_is_final(400, "invalidMessage", 2)
 
 
-@pytest.mark.parametrize(("told", "seconds"), [(0, 1), (7, 7), (10**9, 60)])
+@pytest.mark.parametrize(("told", "seconds"), [(0, 0.25), (7, 7), (10**9, 60)])
 def test_a_retry_after_is_followed_within_bounds(told: float, seconds: int) -> None:
     """Section "Asynchronous Request Handling": Retry-After decides, bounded on both sides."""
     later = leader.processing(STORED, "http://h/job", told, MOMENT)

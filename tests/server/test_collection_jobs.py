@@ -96,7 +96,7 @@ async def test_a4_not_ready_is_empty_with_location_and_retry_after(tmp_path: Pat
     async with served(tmp_path) as it:
         first = await it.post()
         assert isinstance(first, Processing)
-        assert first.retry_after == 1
+        assert first.retry_after == 0
         path = f"/leader/tasks/{it.who.leader.id_text}/collection_jobs/"
         assert first.location.startswith(it.url + path)
         assert await it.post() == first  # A1

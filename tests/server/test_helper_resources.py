@@ -113,7 +113,7 @@ async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: Pai
             assert (response.status_code, response.content) == (200, b"")
             assert response.headers["Location"] == location
             assert location.endswith("?step=0")
-            assert int(response.headers["Retry-After"]) >= 1
+            assert response.headers["Retry-After"].isdecimal()
         await peer.drive()
         assert job.finish((await peer.http.get(location)).content) == bytes(2)
 
