@@ -29,7 +29,7 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
         known = stored.unseal(sealer)
         if known.role is not task.role:
             raise UsageError(
-                f"task {task.id_text} exists here with the role of its {known.role.name.capitalize()}; "
+                f"task {task.id_text} is here already, as its {known.role.name.capitalize()}; "
                 "one process can't be both Aggregators of a task"
             )
         differing = [

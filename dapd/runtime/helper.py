@@ -118,7 +118,8 @@ async def verify_and_commit(
         known = None
         while True:
             verified = await context.compute(_verify, context, task, key, request, keyring, known)
-            context.rates.note(task, verified.seconds_per_report)
+            if verified.seconds_per_report:  # else every report was known, and nothing measured
+                context.rates.note(task, verified.seconds_per_report)
             try:
                 job = await context.run(
                     helper_commit.commit, key, verified, context.now(), stored=stored

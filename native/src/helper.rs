@@ -176,7 +176,10 @@ impl Work {
         });
         let verified = known.iter().filter(|outcome| **outcome == 0).count();
         HelperVerified {
-            seconds_per_report: all.spent.as_secs_f64() / verified.max(1) as f64,
+            seconds_per_report: match verified {
+                0 => 0.0,
+                _ => all.spent.as_secs_f64() / verified as f64,
+            },
             work: self,
             owner,
             outcomes: all.outcomes,
