@@ -1,4 +1,4 @@
-"""How fast one dapd Helper verifies and aggregates, sync and async, beside what its cryptography costs.
+"""How fast a dapd Helper verifies and aggregates, beside what its cryptography costs.
 
     python bench/helper.py --reports 200000
 
@@ -95,6 +95,8 @@ def prepare(task: HelperTask, helper: HpkeConfig, jobs: int, job_size: int) -> L
 
 @dataclass(frozen=True)
 class Answer:
+    """One HTTP response."""
+
     status: int
     headers: dict[str, str]
     body: bytes
@@ -160,7 +162,7 @@ async def drive(port: int, load: Load, at_once: int) -> float:
 
 
 def floor(load: Load, keypair: HpkeKeypair, threads: int) -> float:
-    """Reports per second of the verification alone, jobs on all cores; of one thread's core each."""
+    """Reports per second of the verification alone, each job on all cores."""
     rules = ReportRules(too_early_after=2**62, task_start=0, task_end=2**64 - 1, expired_before=0)
     sealer = make_sealer([secrets.token_bytes(32)])
     offset = len(AggregationJobInitHead(load.task.verification_key_id, b"", ()).encode())
@@ -206,12 +208,14 @@ def daemon(
 
 
 def peak_megabytes(process: subprocess.Popen[bytes]) -> float:
+    """The most memory that the daemon has had so far."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def make_task(vdaf: str, helper_url: str) -> HelperTask:
+    """A new task, as its Helper gets it."""
     draft = TaskDraft(
         vdaf=parse_vdaf_spec(vdaf),
         leader_aggregator_endpoint="http://127.0.0.1:1/",
@@ -225,27 +229,30 @@ def make_task(vdaf: str, helper_url: str) -> HelperTask:
 
 async def hpke_config(http: DapHttp, url: str) -> HpkeConfig:
     """The Helper's key, once it answers."""
-    while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):
+    # Another process gives no event to wait for.
+    while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):  # noqa: ASYNC110
         await trio.sleep(0.05)
     return HpkeConfigList.decode(answer.body).configs[0]
 
 
 async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
+    """Start a Helper in ``mode``, prepare its requests, send them, print the rate."""
     task = make_task(arguments.vdaf, f"http://127.0.0.1:{port}/")
-    with tempfile.TemporaryDirectory(prefix="dapd-bench-") as name:
-        with daemon(Path(name), port, mode, [task]) as process:
-            async with DapHttp() as http:
-                key = await hpke_config(http, f"http://127.0.0.1:{port}/hpke_config")
-            jobs = arguments.reports // arguments.job_size
-            load = await trio.to_thread.run_sync(prepare, task, key, jobs, arguments.job_size)
-            seconds = await drive(port, load, arguments.at_once)
-            rate = jobs * arguments.job_size / seconds
-            print(
-                f"{mode:6} {rate:10,.0f} reports/s   {seconds:6.1f} s   peak {peak_megabytes(process):.0f} MB"
-            )
+    with (
+        tempfile.TemporaryDirectory(prefix="dapd-bench-") as name,
+        daemon(Path(name), port, mode, [task]) as process,
+    ):
+        async with DapHttp() as http:
+            key = await hpke_config(http, f"http://127.0.0.1:{port}/hpke_config")
+        jobs = arguments.reports // arguments.job_size
+        load = await trio.to_thread.run_sync(prepare, task, key, jobs, arguments.job_size)
+        seconds = await drive(port, load, arguments.at_once)
+        rate, peak = jobs * arguments.job_size / seconds, peak_megabytes(process)
+        print(f"{mode:6} {rate:10,.0f} reports/s   {seconds:6.1f} s   peak {peak:.0f} MB")
 
 
 def measure_floor(arguments: argparse.Namespace) -> None:
+    """What the cryptography alone allows on this machine, now."""
     task = make_task(arguments.vdaf, "http://127.0.0.1:2/")
     keypair = HpkeKeypair.generate(1, *SUITE)
     cores = os.cpu_count() or 1
@@ -255,6 +262,7 @@ def measure_floor(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """The program."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -265,9 +273,8 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=18080)
     parser.add_argument("--modes", nargs="*", default=["sync", "async"])
     arguments = parser.parse_args()
-    print(
-        f"{arguments.vdaf}: {arguments.reports:,} reports, jobs of {arguments.job_size}, {arguments.at_once} at a time"
-    )
+    jobs = f"jobs of {arguments.job_size}, {arguments.at_once} at a time"
+    print(f"{arguments.vdaf}: {arguments.reports:,} reports, {jobs}")
     measure_floor(arguments)
     for mode in arguments.modes:
         trio.run(measure, mode, arguments.port, arguments)
