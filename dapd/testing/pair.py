@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import secrets
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import structlog
 import trio
 
 from dapd.app import Daemon, run_daemon
@@ -211,8 +213,10 @@ async def running_pair(
 
     ``leader`` and ``helper`` are tables of a configuration, such as
     ``{"helper": {"mode": "sync"}}``; what they leave out has a daemon's defaults, but for shorter
-    waits.
+    waits. Both log to standard error unless the program has configured structlog.
     """
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     async with trio.open_nursery() as nursery:
         sides = {
             role: Aggregator(directory / role, _free_port(), settings or {}, clock, nursery)

@@ -1,0 +1,185 @@
+"""What the documents show works: their commands and programs are run as they stand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from dapd.config import minimal_config
+from dapd.messages.common import HpkeConfig, b64url_decode
+from dapd.taskfile import read_task_file
+from dapd.taskfile.values import check_pair
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+
+
+@dataclass(frozen=True)
+class Block:
+    language: str
+    text: str
+    line: int
+
+
+def blocks(document: str) -> list[Block]:
+    text = (ROOT / document).read_text()
+    return [
+        Block(found[1], found[2], text.count("\n", 0, found.start()) + 1)
+        for found in _FENCE.finditer(text)
+    ]
+
+
+def examples(document: str, *, tests: bool) -> list[pytest.ParameterSet]:
+    """The Python blocks that are tests, or those that are programs."""
+    return [
+        pytest.param(block.text, id=f"line-{block.line}")
+        for block in blocks(document)
+        if block.language == "python" and tests == ("def test_" in block.text)
+    ]
+
+
+def shell(script: str, directory: Path) -> str:
+    """What it prints, once it has succeeded."""
+    run = subprocess.run(
+        ["bash", "-euc", script],
+        cwd=directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def environment() -> dict[str, str]:
+    """As after ``source .venv/bin/activate``."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """Each shell block in one shell, each Python block as a program, on ports that are free."""
+    script = []
+    for block in blocks("README.md"):
+        if block.language == "python":
+            script.append(f"python - <<'END'\n{block.text}END")
+        elif block.language == "sh" and not block.text.startswith(("make ", "source ")):
+            script.append(block.text)
+    text = "\n".join([*script, "wait"])
+    for port in ("8081", "8082"):
+        text = text.replace(port, str(free_port()))
+    said = shell(text, tmp_path)
+    assert "Uploaded 3 reports, 0 rejected." in said
+    assert "3 accepted" in said
+    assert "3 3 █" in said, "the chart"
+    assert "value=[0, 1, 0, 3, 0, 0, 0, 1, 0, 1], report_count=6" in said
+    assert said.count('"event":"stopped"') == 2
+
+
+def test_the_targets_that_documents_name_exist() -> None:
+    """``make demo`` and its like, wherever a document says so."""
+    named = {
+        target
+        for document in DOCUMENTS
+        for target in re.findall(r"(?:`|^ *)make ([a-z]+)", document.read_text(), re.MULTILINE)
+    }
+    assert {"demo", "test", "lint"} <= named
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert named <= set(targets)
+
+
+def test_the_readmes_helper_is_what_init_writes_and_starts(tmp_path: Path) -> None:
+    """The smallest asynchronous Helper, under 15 lines, serves and stops in order."""
+    [text] = [block.text for block in blocks("README.md") if block.language == "toml"]
+    written = minimal_config("helper", "https://helper.example/")
+    assert len(text.splitlines()) < 15
+    assert tomllib.loads(text) == tomllib.loads(written)
+    assert written.endswith(text)
+    (tmp_path / "dapd.toml").write_text(text.replace(":8080", ":0"))
+    (tmp_path / "state").mkdir()
+    (tmp_path / "keys").mkdir()
+    key = tmp_path / "keys/sealing-1.key"
+    key.touch(mode=0o600)
+    key.write_bytes(base64.urlsafe_b64encode(bytes(range(32))).rstrip(b"="))
+    command = [sys.executable, "-m", "dapd", "--config", "dapd.toml"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        for line in daemon.stdout:
+            if json.loads(line)["event"] == "listening":
+                daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait() == 0
+
+
+@pytest.mark.parametrize("text", examples("docs/testing-your-client.md", tests=True))
+def test_an_example_of_a_test_passes(text: str, tmp_path: Path) -> None:
+    """Under pytest as a user runs it, with the plugin loaded by itself."""
+    (tmp_path / "test_example.py").write_text(text)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"\b1 passed", run.stdout)
+
+
+@pytest.mark.parametrize("text", examples("docs/testing-your-client.md", tests=False))
+def test_an_example_of_a_program_runs(text: str, tmp_path: Path) -> None:
+    """It prints what it says, or stands until Ctrl-C, while ``dapd upload`` works against it."""
+    program = [sys.executable, "-c", text]
+    with subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        if "sleep_forever" not in text:
+            assert running.stdout.read() == "2 of 3\n"
+            assert running.wait() == 0
+            return
+        try:
+            files = [running.stdout.readline().strip() for _ in range(4)]
+            assert files[-1] == "task/client.toml"
+            upload = ["dapd", "upload", "--task", "task/client.toml", "40", "2"]
+            subprocess.run(upload, cwd=tmp_path, env=environment(), check=True)
+        finally:
+            running.send_signal(signal.SIGINT)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_the_commands_of_the_task_document_make_tasks_and_keys(tmp_path: Path) -> None:
+    """``dapd task new`` as shown; and openssl makes a key pair that goes into a task file."""
+    new, openssl = (block.text for block in blocks("docs/tasks.md") if block.language == "")
+    shell(new, tmp_path)
+    assert read_task_file(tmp_path / "task/leader.toml").task_id
+    private_key, config = shell(openssl, tmp_path).split()
+    check_pair(HpkeConfig.decode(b64url_decode(config)), b64url_decode(private_key))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    """Every relative link names a file of the project."""
+    for link in _LINK.findall(document.read_text()):
+        if "://" not in link:
+            assert (document.parent / link).exists(), link
