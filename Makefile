@@ -8,11 +8,8 @@ CARGO  := cargo
 NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/.cargo/config.toml) \
           $(shell find native/src -name '*.rs' 2>/dev/null)
 
-# What maturin sets too: pyo3 is built once for all targets, and the cargo tests, which call no
-# Python, link where libpython is not installed.
-export PYO3_BUILD_EXTENSION_MODULE := 1
-
-# As maturin sets it: the Rust tests, which call no Python, need no libpython to link with.
+# As maturin sets it: PyO3 is built once for all targets, and the Rust tests, which call no Python,
+# need no libpython to link with.
 export PYO3_BUILD_EXTENSION_MODULE := 1
 
 .DEFAULT_GOAL := help
