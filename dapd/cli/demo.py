@@ -161,9 +161,10 @@ class _Screen:
         text = Text("  ")
         text.append(role, style="red" if trouble else _COLOURS[role])
         text.append(f" {line['timestamp'][11:23]} ", style="dim")
-        text.append(f"{event:21}")
+        text.append(f"{event:20} ")
         about = " ".join(f"{key}={value}" for key, value in line.items() if key not in _UNSAID)
         text.append(about, style="dim")
+        text.rstrip()
         self._console.print(text, soft_wrap=True)
 
     @contextmanager
