@@ -38,8 +38,9 @@ format: $(BUILT) ## Rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(CARGO) fmt --manifest-path native/Cargo.toml
 
-bench: $(BUILT) ## Reports per second of the Helper, beside the crypto floor
+bench: $(BUILT) ## Reports per second of a Helper and of uploads, beside the crypto floor
 	$(BIN)/python bench/helper.py
+	$(BIN)/python bench/upload.py
 
 wheel: $(BUILT) ## A wheel in dist/ that installs where there is no Rust
 	$(BIN)/maturin build --release --locked --out dist

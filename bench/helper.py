@@ -13,21 +13,18 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trio
+from common import PRECISION, SUITE, Connection, daemon, hpke_config, make_task, peak_megabytes
 
 from dapd.crypto import HpkeKeypair, Keyring, make_sealer
-from dapd.http import DapHttp, Ready
+from dapd.http import DapHttp
 from dapd.messages.aggregation import AggregationJobInitHead
-from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
+from dapd.messages.common import HpkeConfig, MediaType, b64url_encode
 from dapd.reports import (
     HelperJob,
     ReportRules,
@@ -37,11 +34,11 @@ from dapd.reports import (
     seal_reports,
     shard,
 )
-from dapd.taskfile import HelperTask, TaskDraft, new_task, parse_vdaf_spec, write_task_file
+from dapd.taskfile import HelperTask
 from dapd.vdaf import make_vdaf
 
-SUITE = (0x0020, 0x0001, 0x0001)
-PRECISION = 3600
+INIT = MediaType.AGGREGATION_JOB_INIT_REQ
+NOBODY = "http://127.0.0.1:1/"
 
 
 @dataclass(frozen=True)
@@ -93,50 +90,6 @@ def prepare(task: HelperTask, helper: HpkeConfig, jobs: int, job_size: int) -> L
     return Load(task, parameters, bodies, job_size)
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One HTTP response."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-
-class Connection:
-    """Just enough HTTP/1.1 to cost little."""
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-
-    async def ask(self, method: str, path: str, token: str, body: bytes = b"") -> Answer:
-        head = (
-            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
-            "Content-Type: application/ppm-dap;message=aggregation-job-init-req\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
-        )
-        await self._stream.send_all(head.encode() + body)
-        while (end := self._buffer.find(b"\r\n\r\n")) < 0:
-            await self._more()
-        status, *lines = self._buffer[:end].decode("latin-1").split("\r\n")
-        headers = {
-            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
-        }
-        size = int(headers.get("content-length", "0"))
-        del self._buffer[: end + 4]
-        while len(self._buffer) < size:
-            await self._more()
-        content = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return Answer(int(status.split()[1]), headers, content)
-
-    async def _more(self) -> None:
-        received = await self._stream.receive_some(1 << 20)
-        if not received:
-            raise ConnectionError("the daemon closed the connection")
-        self._buffer += received
-
-
 async def drive(port: int, load: Load, at_once: int) -> float:
     """Send every request, poll until each is answered with its result; the seconds it took."""
     waiting = iter(load.bodies)
@@ -146,9 +99,9 @@ async def drive(port: int, load: Load, at_once: int) -> float:
     async def worker() -> None:
         connection = Connection(await trio.open_tcp_stream("127.0.0.1", port))
         for body in waiting:
-            answer = await connection.ask("POST", path, token, body)
+            answer = await connection.ask("POST", path, INIT, body, token)
             while answer.status == 200 and not answer.body:
-                answer = await connection.ask("GET", answer.headers["location"], token)
+                answer = await connection.ask("GET", answer.headers["location"], INIT, token=token)
             if answer.status != 200:
                 raise RuntimeError(f"{answer.status}: {answer.body.decode(errors='replace')}")
             if len(answer.body) < 17 * load.job_size:
@@ -177,70 +130,12 @@ def floor(load: Load, keypair: HpkeKeypair, threads: int) -> float:
     return len(bodies) * load.job_size / (time.perf_counter() - start)
 
 
-@contextmanager
-def daemon(
-    directory: Path, port: int, mode: str, tasks: list[HelperTask]
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A Helper with ``tasks``, in ``mode``."""
-    command = [sys.executable, "-m", "dapd"]
-    url = f"http://127.0.0.1:{port}/"
-    subprocess.run(
-        [*command, "init", "--role", "helper", "--url", url, "--dir", str(directory)],
-        check=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
-    config = directory / "dapd.toml"
-    text = config.read_text().replace('mode = "async"', f'mode = "{mode}"')
-    config.write_text(text)
-    for number, task in enumerate(tasks):
-        file = directory / f"task-{number}.toml"
-        write_task_file(file, task)
-        subprocess.run(
-            [*command, "--config", str(config), "task", "add", str(file)],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([*command, "--config", str(config)], stdout=log, stderr=log)
-        try:
-            yield process
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def peak_megabytes(process: subprocess.Popen[bytes]) -> float:
-    """The most memory that the daemon has had so far."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
-
-
-def make_task(vdaf: str, helper_url: str) -> HelperTask:
-    """A new task, as its Helper gets it."""
-    draft = TaskDraft(
-        vdaf=parse_vdaf_spec(vdaf),
-        leader_aggregator_endpoint="http://127.0.0.1:1/",
-        helper_aggregator_endpoint=helper_url,
-        batch_mode="time-interval",
-        time_precision=PRECISION,
-        min_batch_size=100,
-    )
-    return new_task(draft).helper
-
-
-async def hpke_config(http: DapHttp, url: str) -> HpkeConfig:
-    """The Helper's key, once it answers."""
-    # Another process gives no event to wait for.
-    while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):  # noqa: ASYNC110
-        await trio.sleep(0.05)
-    return HpkeConfigList.decode(answer.body).configs[0]
-
-
 async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
     """Start a Helper in ``mode``, prepare its requests, send them, print the rate."""
-    task = make_task(arguments.vdaf, f"http://127.0.0.1:{port}/")
+    task = make_task(arguments.vdaf, NOBODY, f"http://127.0.0.1:{port}/").helper
     with (
         tempfile.TemporaryDirectory(prefix="dapd-bench-") as name,
-        daemon(Path(name), port, mode, [task]) as process,
+        daemon(Path(name), "helper", port, task, mode) as process,
     ):
         async with DapHttp() as http:
             key = await hpke_config(http, f"http://127.0.0.1:{port}/hpke_config")
@@ -253,7 +148,7 @@ async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
 
 def measure_floor(arguments: argparse.Namespace) -> None:
     """What the cryptography alone allows on this machine, now."""
-    task = make_task(arguments.vdaf, "http://127.0.0.1:2/")
+    task = make_task(arguments.vdaf, NOBODY, NOBODY).helper
     keypair = HpkeKeypair.generate(1, *SUITE)
     cores = os.cpu_count() or 1
     load = prepare(task, HpkeConfig(*keypair.config), 20 * cores, arguments.job_size)
