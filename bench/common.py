@@ -44,7 +44,12 @@ class Connection:
         self._buffer = bytearray()
 
     async def ask(
-        self, method: str, path: str, message: MediaType, body: bytes = b"", token: str | None = None
+        self,
+        method: str,
+        path: str,
+        message: MediaType,
+        body: bytes = b"",
+        token: str | None = None,
     ) -> Answer:
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"

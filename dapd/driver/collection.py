@@ -38,6 +38,7 @@ from dapd.protocol.collect import (
     Wait,
     encrypt_aggregate_share,
 )
+from dapd.protocol.leader import likely_cause
 from dapd.protocol.retry import backoff_ms
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
@@ -133,7 +134,7 @@ async def _exchange(context: Context, desk: Desk) -> None:
         )
     else:
         return
-    _note_peer(context, desk, outcome)
+    desk.note_peer(context, outcome)
     await _take(context, desk, job, outcome)
 
 
@@ -152,12 +153,15 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
             _ended(context, job)
         case Refused(status, error, detail):
             reason = f"HTTP {status} {error or ''}: {detail}"
-            _log.error("aggregate_share_refused", reason=reason, likely=_likely(status, error))
+            _log.error(
+                "aggregate_share_refused", reason=reason, likely_cause=likely_cause(status, error)
+            )
             attempts = desk.lease.due.attempts + 1
             wait = _wait_ms(context, attempts, None)
             # Whatever the Location stood for, the stored bytes find the share by its identity.
             await _ask_later(context, desk, _Later(None, wait, attempts, reason))
-        case Unknown(reason, retry_after=retry_after):
+        case Unknown(reason, status, retry_after):
+            _log.warning("exchange_failed", collection=job.pk, status=status, error=reason)
             attempts = desk.lease.due.attempts + (0 if outcome.busy else 1)  # E1
             wait = _wait_ms(context, max(attempts, 1), retry_after)
             await _ask_later(context, desk, _Later(job.location, wait, attempts, reason))
@@ -224,21 +228,3 @@ def _wait_ms(context: Context, attempts: int, retry_after: float | None) -> int:
 def _ended(context: Context, job: CollectionJob) -> None:
     context.finished.announce(("collection", job.id))
     context.chunks.ring()  # its batch is collected or open again: later chunks move on (C2)
-
-
-def _note_peer(context: Context, desk: Desk, outcome: Outcome) -> None:
-    if isinstance(outcome, Unknown) and outcome.status is None:
-        limits = context.config.leader
-        desk.peer.unreachable(limits.retry_min, limits.retry_max)  # E1
-        _log.warning("helper_unreachable", reason=outcome.reason)
-    else:
-        desk.peer.answered()
-
-
-def _likely(status: int, error: str | None) -> str:
-    """What an operator should look at first."""
-    if status in {401, 403}:
-        return "the task's aggregator_auth_token differs from the Helper's"
-    if error == "unrecognizedTask":
-        return "the Helper does not have this task; add it there"
-    return "helper_aggregator_endpoint is wrong, or something in front of the Helper refuses"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from dapd.datastore.leases import Lease
+from dapd.http import Outcome, Unknown
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
@@ -31,6 +32,14 @@ class Desk:
     def try_permit(self) -> bool:
         self.has_permit = self.has_permit or self.peer.try_acquire()
         return self.has_permit
+
+    def note_peer(self, context: Context, outcome: Outcome) -> None:
+        """A peer that can't be reached is left alone as a whole (rule E1)."""
+        if isinstance(outcome, Unknown) and outcome.status is None:
+            limits = context.config.leader
+            self.peer.unreachable(limits.retry_min, limits.retry_max)
+        else:
+            self.peer.answered()
 
 
 Step = Callable[[Context, Desk], Awaitable[None]]

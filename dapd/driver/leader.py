@@ -131,7 +131,7 @@ async def _judge(context: Context, desk: Desk, job: Job, outcome: Outcome) -> No
     """Commit what the answer means; the job's request is not in memory any more."""
     standing = job.standing(desk.lease)
     moment = _moment(context)
-    _note_peer(context, desk, outcome)
+    desk.note_peer(context, outcome)
     match outcome:
         case Ready(body, location):
             await _take(context, desk, replace(job, location=location or job.location), body)
@@ -217,15 +217,6 @@ async def _wait(context: Context, desk: Desk, job: Job, later: Later) -> None:
 
 def _load(tx: Tx, job_pk: int) -> tuple[Job, list[StoredChunk]]:
     return leader_jobs.load(tx, job_pk), chunks.of_job(tx, job_pk)
-
-
-def _note_peer(context: Context, desk: Desk, outcome: Outcome) -> None:
-    """A peer that can't be reached is left alone as a whole (E1)."""
-    if isinstance(outcome, Unknown) and outcome.status is None:
-        limits = context.config.leader
-        desk.peer.unreachable(limits.retry_min, limits.retry_max)
-    else:
-        desk.peer.answered()
 
 
 def _moment(context: Context) -> Moment:
