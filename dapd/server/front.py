@@ -56,7 +56,7 @@ def front(context: Context, inner: App) -> App:
                         await reports.upload(context, task, headers, receive, send)
                         return
                     scope["dapd.task"] = task
-            await inner(scope, receive, _to_the_end(send))
+            await inner(scope, *_uncut(receive, send))
         except Abort as abort:
             status, problem_headers, body = problem_document(abort, task_text)
             await respond(send, status, problem_headers, body)
@@ -74,19 +74,27 @@ async def respond(
     await send({"type": "http.response.body", "body": body})
 
 
-def _to_the_end(send: Send) -> Send:
-    """``send`` that a cancellation doesn't cut.
+def _uncut(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """``receive`` and ``send`` for quart-trio: no "disconnect" once the last ``send`` has begun.
 
-    quart-trio cancels a handler that hypercorn tells that its response is complete; hypercorn tells
-    so from within the last ``send``, before it watches the connection as an idle one again. Cut
-    there, the connection has no keep-alive limit, and outlives a stop until grace is over (I8).
+    hypercorn tells a handler that its response is complete from within the last ``send``, and
+    quart-trio cancels the handler then, which cuts hypercorn short before it watches the connection
+    as an idle one again: without a keep-alive limit it would outlive a stop until grace is over.
     """
+    ending = False
 
-    async def shielded(message: dict[str, Any]) -> None:
-        with trio.CancelScope(shield=True):
-            await send(message)
+    async def uncut_receive() -> dict[str, Any]:
+        event = await receive()
+        if ending:
+            await trio.sleep_forever()  # until the handler, which has returned, ends its nursery
+        return event
 
-    return shielded
+    async def uncut_send(message: dict[str, Any]) -> None:
+        nonlocal ending
+        ending = message["type"] == "http.response.body" and not message.get("more_body", False)
+        await send(message)
+
+    return uncut_receive, uncut_send
 
 
 async def _task(context: Context, text: str, resource: str) -> Task:

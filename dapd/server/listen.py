@@ -2,7 +2,7 @@
 
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
 #225: one websocket upgrade with trailing bytes). Here each connection is an island: what it raises
-is logged, and ends that connection alone.
+is logged, and ends that connection alone. Left out: TLS and HTTP/2, which a proxy in front adds.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import errno
 from collections.abc import Callable
 from typing import Any
 
+import h11
 import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from hypercorn.utils import wrap_app
+from hypercorn.utils import parse_socket_addr, wrap_app
 
 from dapd.errors import UsageError
 
@@ -55,7 +58,7 @@ class Server:
         await self._context.terminated.set()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        server = TCPServer(
+        server = _Connection(
             self._app,
             self._config,
             self._context,
@@ -66,6 +69,45 @@ class Server:
             await server.run()
         except* Exception as group:  # noqa: BLE001 - the edge that makes a connection an island
             _log.warning("connection_failed", error=repr(group.exceptions[0]))
+
+
+class _Http1(H11Protocol):
+    """No switch to HTTP/2 in clear text: what follows such a switch may leave a task of hypercorn's
+    waiting for ever, to whoever can connect.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """An upgrade that a server doesn't want is ignored (RFC 9110, section 7.8)."""
+
+
+class _Connection(TCPServer):
+    """hypercorn's, without TLS and the choice of a protocol, and without waiting for the next
+    request of a peer that has gone until the keep-alive time is over.
+    """
+
+    async def run(self) -> None:
+        socket = self.stream.socket
+        try:
+            async with TaskGroup() as self._task_group:
+                self.protocol = _Http1(  # type: ignore[assignment]
+                    self.app,
+                    self.config,
+                    self.context,
+                    self._task_group,
+                    ConnectionState(self.state),
+                    False,
+                    parse_socket_addr(socket.family, socket.getpeername()),
+                    parse_socket_addr(socket.family, socket.getsockname()),
+                    self.protocol_send,
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()  # the other end has closed: nothing more can come
+        except OSError:
+            pass  # it has gone
+        finally:
+            await self._close()
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:

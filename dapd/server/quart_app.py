@@ -31,7 +31,11 @@ def build(context: Context) -> QuartTrio:
     @app.errorhandler(HTTPException)
     async def refused(error: HTTPException) -> Response:
         status = error.code or 500
-        return _problem(Abort(None, error.description or error.name, status=status))
+        allowed = dict(error.get_headers()).get("Allow")
+        headers = {"Allow": allowed} if allowed else {}
+        return _problem(
+            Abort(None, error.description or error.name, status=status, headers=headers)
+        )
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:

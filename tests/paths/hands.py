@@ -32,6 +32,7 @@ from dapd.reports import (
     parse_upload_errors,
     seal_reports,
     shard,
+    split_ids,
 )
 from dapd.runtime.clock import Clock
 from dapd.taskfile import aggregator_task
@@ -176,9 +177,10 @@ class Hands:
         chunks = [
             chunk[3:] for part in group.parts for chunk in part.chunks(bytes(part.count), 1000)
         ]
-        assert sum(len(ids) for ids, _, _ in chunks) == 16 * len(reports), "this Leader opens all"
+        ids = split_ids(b"".join(column for column, _, _ in chunks))
+        assert len(ids) == len(reports), "this Leader opens all"
         started = leader_start(task.parameters, _ANY_TIME, leader.sealer, _JOB, chunks)
-        return Job(self, task, started, batch_id)
+        return Job(self, task, started, batch_id, ids)
 
     async def counters(self, side: Aggregator) -> dict[str, int]:
         """One side's counters of this task."""
@@ -200,25 +202,26 @@ class Hands:
 
 @dataclass
 class Job:
-    """An aggregation job of the test's own."""
+    """An aggregation job of the test's own; ``ids`` are in the order of its columns."""
 
     hands: Hands
     task: Task
     started: LeaderStart
     batch_id: bytes
+    ids: list[bytes]
 
     @property
     def request(self) -> bytes:
         """The ``AggregationJobInitReq``."""
         return init_request(0, self.batch_id, self.started.verify_inits)
 
-    async def send(self) -> Outcome:
-        """POST it to the Helper, once."""
+    async def send(self, body: bytes | None = None) -> Outcome:
+        """POST it to the Helper, once; or another body in its place."""
         url = resource_url(
             self.hands.pair.helper.url, "tasks", self.hands.id_text, "aggregation_jobs"
         )
         return await self.hands.http.create(
-            url, self.request, MediaType.AGGREGATION_JOB_INIT_REQ, self.token
+            url, body or self.request, MediaType.AGGREGATION_JOB_INIT_REQ, self.token
         )
 
     async def run(self) -> LeaderFinish:

@@ -16,7 +16,13 @@ from tests.paths.hands import Hands, at_noon, hand_pair
 from tests.paths.proxy import Action, Answer, Cut, LoseAnswer, Pass, Proxy, answer
 from tests.peer import Request
 
-IMPATIENT = {"retry_min": 0.001, "retry_max": 0.01, "max_wait": 0, "min_job_size": 1}
+IMPATIENT = {
+    "retry_min": 0.001,
+    "poll_min": 0.001,
+    "retry_max": 0.01,
+    "max_wait": 0,
+    "min_job_size": 1,
+}
 RESOURCES = {"aggregation_jobs", "aggregate_shares"}
 
 

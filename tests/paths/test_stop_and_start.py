@@ -58,7 +58,7 @@ async def test_held_requests_are_answered_when_the_daemon_stops(tmp_path: Path) 
         first, second = answers
         assert (first.status, first.body) == (200, b"")
         assert first.headers["location"] == second.headers["location"]
-        assert int(first.headers["retry-after"]) >= 1
+        assert first.headers["retry-after"].isdecimal()
 
         await pair.leader.start()
         await hands.upload(hands.seal([1], "the other one"))
