@@ -44,7 +44,7 @@ def arm(moment: str, function: str) -> None:
         die_if_changed()
         return result
 
-    Datastore.run_sync = dying  # type: ignore[method-assign]
+    Datastore.run_sync = dying  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

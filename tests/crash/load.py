@@ -55,9 +55,12 @@ class House:
 
 @asynccontextmanager
 async def open_house(
-    directory: Path, *, leader: str = QUICK, helper: str = QUICK
+    directory: Path, *, settings: str = QUICK, helper_server: str = ""
 ) -> AsyncIterator[House]:
-    """The files of both, and their wires; neither is started."""
+    """The files of both, and their wires; neither is started.
+
+    ``helper_server`` are more lines of the Helper's ``[server]``.
+    """
     async with trio.open_nursery() as nursery:
         wires = Wire(), Wire()
         for wire in wires:
@@ -66,8 +69,8 @@ async def open_house(
             DaemonProcess(directory / "leader", nursery, wires[0]),
             DaemonProcess(directory / "helper", nursery, wires[1]),
         )
-        house.leader.make(leader)
-        house.helper.make(helper)
+        house.leader.make(settings)
+        house.helper.make(settings, helper_server)
         yield house
         nursery.cancel_scope.cancel()
 
@@ -84,6 +87,8 @@ class Load:
     chance: random.Random
     requests: int = 4
     reports: int = 5
+    earlier: int = 0
+    """How many time precisions its intervals lie back."""
     uploaded: dict[int, list[int]] = field(default_factory=dict)
     collected: tuple[int, int] = (0, 0)
 
@@ -95,7 +100,7 @@ class Load:
 
     async def run(self, enough: Callable[[], bool]) -> None:
         """Rounds until it is enough; then all that was uploaded is collected."""
-        before = int(time.time()) // PRECISION * PRECISION - PRECISION
+        before = int(time.time()) // PRECISION * PRECISION - (1 + self.earlier) * PRECISION
         number = 0
         async with (
             Client(self.files.client, patience=_STUBBORN) as client,

@@ -34,9 +34,6 @@ format = "json"
 [disk]
 min_free_bytes = 0
 
-[collection]
-retry_after = 0.05
-
 [leader]
 retry_min = 0.02
 retry_max = 0.2
@@ -112,15 +109,18 @@ class DaemonProcess:
     def database(self) -> Path:
         return self.directory / "state" / "dapd.sqlite"
 
-    def make(self, settings: str = QUICK) -> None:
-        """The files that ``dapd init`` makes, with ``settings``."""
+    def make(self, settings: str = QUICK, server: str = "") -> None:
+        """The files that ``dapd init`` makes, with ``settings``; ``server`` are more lines of
+        ``[server]``.
+        """
         for name in ("state", "keys"):
             (self.directory / name).mkdir(parents=True)
         key = self.directory / "keys" / "sealing-1.key"
         key.touch(mode=0o600)
         key.write_text(b64url_encode(os.urandom(32)))
         self.config.write_text(
-            '[server]\nlisten = "127.0.0.1:0"\n\n[datastore]\npath = "state/dapd.sqlite"\n'
+            f'[server]\nlisten = "127.0.0.1:0"\n{server}\n\n'
+            '[datastore]\npath = "state/dapd.sqlite"\n'
             f'sealing_keys = ["keys/sealing-1.key"]\n{settings}'
         )
 
