@@ -14,10 +14,11 @@ import trio
 from dapd.crypto import Sealer
 from dapd.datastore import Datastore
 from dapd.datastore import tasks as table
+from dapd.errors import DatastoreError
 from dapd.protocol.task import Task
 
 _log = structlog.get_logger()
-_AT_MOST_EVERY = 1.0
+_LOOK_EVERY = 1.0
 
 
 class Tasks:
@@ -28,12 +29,11 @@ class Tasks:
         self._sealer = sealer
         self._by_id: dict[bytes, Task] = {}
         self._by_pk: dict[int, Task] = {}
-        self._looked_at = -_AT_MOST_EVERY
         self._lock = trio.Lock()
         self._version: int | None = None
 
     async def find(self, task_id: bytes) -> Task | None:
-        """The task with this id, or ``None`` if the database has none (looked at once a second)."""
+        """The task with this id, or ``None`` if the database has none at this moment."""
         if task_id not in self._by_id:
             await self.refresh()
         return self._by_id.get(task_id)
@@ -50,10 +50,12 @@ class Tasks:
         self._put(replace(task, peer_accepted=True))
 
     async def refresh(self) -> None:
-        """Read the table, single flight and at most once a second."""
+        """Read the table if another process has committed since it was last read (rule E5)."""
         async with self._lock:
-            if trio.current_time() - self._looked_at >= _AT_MOST_EVERY:
+            version = await self._datastore.changes_elsewhere()
+            if version != self._version:
                 await self._load()
+                self._version = version
 
     async def reload(self) -> None:
         """Read the table now."""
@@ -63,15 +65,14 @@ class Tasks:
     async def watch(self, draining: trio.Event) -> None:
         """Read the table whenever another process has committed; looked at once a second."""
         while not draining.is_set():
-            version = await self._datastore.changes_elsewhere()
-            if version != self._version:
-                self._version = version
-                await self.reload()
-            with trio.move_on_after(_AT_MOST_EVERY):
+            try:
+                await self.refresh()
+            except DatastoreError as error:
+                _log.error("tasks_unread", error=str(error))
+            with trio.move_on_after(_LOOK_EVERY):
                 await draining.wait()
 
     async def _load(self) -> None:
-        self._looked_at = trio.current_time()
         for sealed in await self._datastore.read(table.all_tasks):
             known = self._by_id.get(sealed.task_id)
             try:
