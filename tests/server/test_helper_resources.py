@@ -43,6 +43,25 @@ def pair() -> Pair:
     return task_pair()
 
 
+def reading_all(app: Any) -> Any:
+    """Read what ``app`` leaves unread: httpx2 would leave its body's generator to the collector."""
+
+    async def read_all(scope: Any, receive: Any, send: Any) -> None:
+        more = True
+
+        async def read() -> Any:
+            nonlocal more
+            event = await receive()
+            more = event.get("more_body", False)
+            return event
+
+        await app(scope, read, send)
+        while more:
+            await read()
+
+    return read_all
+
+
 class Peer:
     """The Leader's side of the wire, without a wire."""
 
@@ -51,7 +70,7 @@ class Peer:
         self.context = context
         self.tasks = f"/helper/tasks/{b64url_encode(pair.helper.task_id)}"
         self.http = httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(app=cast("Any", app)),
+            transport=httpx2.ASGITransport(app=reading_all(cast("Any", app))),
             base_url="http://helper",
             headers={"Authorization": f"Bearer {AGGREGATOR_TOKEN}"},
         )
