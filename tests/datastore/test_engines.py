@@ -164,5 +164,4 @@ def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:
         "secure_delete": 2,
         "foreign_keys": 1,
     }.items():
-        row = datastore.run_sync(lambda tx, name=pragma: tx.one(f"PRAGMA {name}"))
-        assert row == (value,), pragma
+        assert datastore.run_sync(Tx.one, f"PRAGMA {pragma}") == (value,), pragma

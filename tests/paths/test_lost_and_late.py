@@ -13,7 +13,7 @@ import trio
 from dapd.http import DapHttp
 from dapd.testing import Pair
 from tests.paths.hands import Hands, at_noon, hand_pair
-from tests.paths.proxy import Action, Answer, Cut, LoseAnswer, Pass, Proxy, answer
+from tests.paths.proxy import Action, Answer, Cut, Hold, LoseAnswer, Pass, Proxy, answer
 from tests.peer import Request
 
 IMPATIENT = {
@@ -164,6 +164,24 @@ async def test_a_helper_that_is_processing_occupies_no_slot(tmp_path: Path) -> N
             if slow_hands.id_text in each.request.target
         )
         assert first.body == second.body
+
+
+async def test_e1_a_helper_that_hangs_delays_nobody_else(tmp_path: Path) -> None:
+    """E1: it holds its own permits; with one slot, a task of another Helper is collected."""
+    async with proxied_pair(tmp_path, "sync", slots=1, permits_per_peer=2) as (pair, http, proxy):
+        released = trio.Event()
+        proxy.script = lambda _: Hold(released)
+        hanging = await pair.new_task("count", helper_aggregator_endpoint=proxy.url)
+        other = await pair.new_task("count")
+        hands = Hands(hanging, http)
+        for n in range(4):
+            await hands.upload(hands.seal([1, 1], f"hanging {n}"))
+        await Hands(other, http).upload(Hands(other, http).seal([1, 0], "other"))
+        assert (await other.collect(at_noon())).value == 1
+        assert not proxy.exchanges
+        assert await hands.counters(pair.helper) == {}
+        released.set()
+        assert (await hanging.collect(at_noon())).value == 8
 
 
 def job_of(raw: bytes) -> str:
