@@ -156,12 +156,17 @@ def test_a_migration_that_fails_leaves_nothing(
 
 def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:
     """Commits survive power loss, space can go back, deleted content is overwritten."""
+
+    def pragma(tx: Tx, name: str) -> object:
+        row = tx.one(f"PRAGMA {name}")
+        return row and row[0]
+
     datastore = open_new(tmp_path)
-    for pragma, value in {
+    for name, value in {
         "auto_vacuum": 2,
         "journal_mode": "wal",
         "synchronous": 2,
         "secure_delete": 2,
         "foreign_keys": 1,
     }.items():
-        assert datastore.run_sync(Tx.one, f"PRAGMA {pragma}") == (value,), pragma
+        assert datastore.run_sync(pragma, name) == value, name
