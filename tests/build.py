@@ -16,8 +16,9 @@ import trio
 
 from dapd import config
 from dapd.crypto import HpkeKeypair, Keyring, Sealer, hash_token, make_sealer
-from dapd.datastore import Datastore, keys, open_for_daemon
+from dapd.datastore import Datastore, Tx, batches, keys, open_for_daemon
 from dapd.datastore import tasks as task_table
+from dapd.datastore.batches import Contribution
 from dapd.datastore.opening import Opened
 from dapd.http import DapHttp
 from dapd.messages.aggregation import AggregationJobInitHead, leader_selected_batch_id_extension
@@ -314,6 +315,12 @@ async def open_context(
             nursery.cancel_scope.cancel()
     finally:
         opened.close()
+
+
+def contributions(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> list[Contribution]:
+    """What the buckets of [lo, hi) got."""
+    pages = batches.contributions_in_pages(tx, task_pk, lo, hi)
+    return [part for page in pages for part in page]
 
 
 def _lost(message: str) -> None:

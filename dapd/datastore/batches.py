@@ -28,9 +28,6 @@ _Q_REOPEN = "DELETE FROM collected WHERE collection_pk = :collection_pk AND stat
 _Q_ADD_SHARE = """
 INSERT INTO batch_shares (task_pk, bucket, job_id, n, checksum, time_min, time_max, share)
 VALUES (:task_pk, :bucket, :job_id, :n, :checksum, :time_min, :time_max, :share)"""
-_Q_SHARES = """
-SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
-WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi ORDER BY share_pk"""
 _Q_SHARES_AFTER = """
 SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
 WHERE task_pk = :task_pk AND (bucket, job_id) > (:bucket, :job_id) AND bucket < :hi
@@ -112,11 +109,6 @@ def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[Buck
             time_max=total.time_max,
             share=total.share,
         )
-
-
-def contributions(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> list[Contribution]:
-    """What the buckets of [lo, hi) got, in the order of the commits."""
-    return [Contribution(*row) for row in tx.all(_Q_SHARES, task_pk=task_pk, lo=lo, hi=hi)]
 
 
 def contributions_in_pages(

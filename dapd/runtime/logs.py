@@ -9,8 +9,6 @@ from typing import Any
 import orjson
 import structlog
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 def configure(level: str, form: str) -> None:
     """``form`` is "json", "human" or "auto": for people where standard output is a terminal."""

@@ -20,7 +20,7 @@ from dapd.messages.common import b64url_decode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.server import reports
-from dapd.server.problems import problem_document
+from dapd.server.problems import FAILED, problem_document
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -58,10 +58,16 @@ def front(context: Context, inner: App) -> App:
                     scope["dapd.task"] = task
             await inner(scope, *_uncut(receive, send))
         except Abort as abort:
-            status, problem_headers, body = problem_document(abort, task_text)
-            await respond(send, status, problem_headers, body)
+            await _refuse(send, abort, task_text)
+        except Exception:  # noqa: BLE001 - the edge: logged once, and the daemon goes on
+            _log.exception("request_failed", route=scope["path"])
+            await _refuse(send, FAILED, task_text)
 
     return app
+
+
+async def _refuse(send: Send, abort: Abort, task_text: str | None) -> None:
+    await respond(send, *problem_document(abort, task_text))
 
 
 async def respond(

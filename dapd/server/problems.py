@@ -24,6 +24,9 @@ TITLES = {
 }
 """The eleven error types of the draft's table; only these carry its URN."""
 
+FAILED = Abort(None, "the server failed; the same request may be sent again", status=500)
+"""What an exception of ours becomes, once it is logged."""
+
 Headers = list[tuple[str, str]]
 
 

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from dapd.errors import Abort
 from dapd.runtime.context import Context
 from dapd.server import aggregate_shares, aggregation_jobs, collection_jobs, hpke_config
-from dapd.server.problems import problem_document
+from dapd.server.problems import FAILED, problem_document
 
 _log = structlog.get_logger()
 
@@ -40,9 +40,7 @@ def build(context: Context) -> QuartTrio:
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
         _log.error("request_failed", route=request.path, exc_info=error)
-        return _problem(
-            Abort(None, "the server failed; the same request may be sent again", status=500)
-        )
+        return _problem(FAILED)
 
     return app
 

@@ -298,7 +298,7 @@ def _completed(draft: TaskDraft) -> TaskDraft:
     if draft.vdaf is None:
         raise _missing("vdaf")
     fresh: dict[str, Callable[[], str]] = {
-        "task_id": lambda: b64url_encode(secrets.token_bytes(TASK_ID_SIZE)),
+        "task_id": _fresh_task_id,
         "task_info": lambda: b64url_encode(b"dapd"),
         "vdaf_verify_key": lambda: b64url_encode(secrets.token_bytes(VERIFY_KEY_SIZE)),
         "aggregator_auth_token": lambda: secrets.token_urlsafe(32),
@@ -319,6 +319,13 @@ def _completed(draft: TaskDraft) -> TaskDraft:
         made["collector_hpke_config"] = b64url_encode(HpkeConfig(*keypair.config).encode())
         made["collector_hpke_private_key"] = b64url_encode(keypair.private_key)
     return msgspec.structs.replace(draft, **made)
+
+
+def _fresh_task_id() -> str:
+    """One that a shell does not take for an option."""
+    while (text := b64url_encode(secrets.token_bytes(TASK_ID_SIZE))).startswith("-"):
+        pass
+    return text
 
 
 def _own_keys(party: type[TaskFile]) -> list[str]:

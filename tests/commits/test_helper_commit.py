@@ -28,6 +28,7 @@ from tests.build import (
     LeaderJob,
     Pair,
     add_task,
+    contributions,
     leader_job,
     make_reports,
     open_store,
@@ -105,7 +106,7 @@ def aggregated(store: Datastore, task: Task) -> int:
 def plain_share(store: Datastore, pair: Pair, task: Task, job_id: bytes) -> bytes:
     (part,) = (
         part
-        for part in store.read_sync(batches.contributions, task.task_pk, LO, HI)
+        for part in store.read_sync(contributions, task.task_pk, LO, HI)
         if part.job_id == job_id
     )
     return pair.sealer.open(batch_share_aad(task.task_id, job_id, part.bucket), part.share)
@@ -245,7 +246,7 @@ def test_i7_a_collected_batch_id_takes_no_more(store: Datastore) -> None:
     batch = batch_id_range(batch_id)
     store.run_sync(batches.close, task.task_pk, *batch, state="collected", collection_pk=None)
     assert outcomes(job, commit(store, pair, task, job)) == bytes([COLLECTED] * 2)
-    assert store.read_sync(batches.contributions, task.task_pk, *batch) == []
+    assert store.read_sync(contributions, task.task_pk, *batch) == []
 
 
 def test_a6_a_job_deleted_before_its_commit_admits_nothing(

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from dapd.crypto import batch_share_aad
-from dapd.datastore import batches
 from dapd.datastore import keys as key_table
 from dapd.messages.common import b64url_encode
 from dapd.protocol.batches import time_bucket
 from dapd.testing.pair import Aggregator
+from tests.build import contributions
 from tests.paths.hands import NOON, Hands, at_noon, hand_pair
 
 
@@ -24,7 +24,7 @@ async def shares_of(hands: Hands, side: Aggregator) -> list[bytes]:
     """The plain aggregate shares that the jobs of ``NOON`` contributed."""
     context = side.context
     lo, hi = time_bucket(NOON), time_bucket(NOON + 1)
-    rows = await context.read(batches.contributions, await hands.task_pk(side), lo, hi)
+    rows = await context.read(contributions, await hands.task_pk(side), lo, hi)
     shares = []
     for row in rows:
         assert row.share[0] == 1, "sealed: 0x01, key id, nonce, ciphertext (F2)"

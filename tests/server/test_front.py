@@ -1,0 +1,47 @@
+"""The front of the server: what becomes of a failure of our own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from dapd.errors import DatastoreError
+from dapd.protocol.task import Task
+from dapd.server.front import front
+from tests.build import make_config, open_context, task_pair
+
+
+async def test_our_own_failure_is_a_500_problem_and_one_log_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Errors are blame plus remedy: the Client may send the same request again."""
+    sent: list[dict[str, Any]] = []
+
+    async def broken(task_id: bytes) -> Task | None:
+        raise DatastoreError("the disk is gone")
+
+    async def receive() -> dict[str, Any]:
+        raise AssertionError("the body is not read")
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def inner(*_: object) -> None:
+        raise AssertionError("no handler is reached")
+
+    pair = task_pair()
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        monkeypatch.setattr(context.tasks, "find", broken)
+        path = f"/tasks/{'A' * 43}/reports"
+        scope = {"type": "http", "method": "POST", "path": path, "headers": []}
+        with structlog.testing.capture_logs() as logs:
+            await front(context, inner)(scope, receive, send)
+    start, body = sent
+    problem = json.loads(body["body"])
+    assert start["status"] == problem["status"] == 500
+    assert (problem["type"], "again" in problem["detail"]) == ("about:blank", True)
+    assert [line["event"] for line in logs] == ["request_failed"]
