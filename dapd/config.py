@@ -110,9 +110,14 @@ class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[reports]``. ``early_leeway``: how far ahead of this clock a report may be."""
+    """``[reports]``. ``early_leeway``: how far ahead of this clock a report may be.
+
+    ``max_replay_ids`` bounds the replay index, whose ids never go for tasks without an expiry age
+    (rule E4).
+    """
 
     early_leeway: _Short = 300.0
+    max_replay_ids: _Ages = 100_000_000
 
 
 class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

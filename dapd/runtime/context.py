@@ -18,6 +18,7 @@ from dapd.runtime.clock import Clock
 from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
+from dapd.runtime.logs import Seldom
 from dapd.runtime.peers import Peers
 from dapd.runtime.rates import Rates
 from dapd.runtime.tasks import Tasks
@@ -48,6 +49,7 @@ class Context:
     jobs: Wake = field(default_factory=Wake)
     chunks: Wake = field(default_factory=Wake)
     finished: Finished = field(default_factory=Finished)
+    seldom: Seldom = field(default_factory=Seldom)
     draining: trio.Event = field(default_factory=trio.Event)
 
     async def run(

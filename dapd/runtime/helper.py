@@ -33,6 +33,7 @@ from dapd.protocol.helper import (
 from dapd.protocol.task import Task
 from dapd.reports import HelperVerified, ReportError
 from dapd.runtime.context import Context
+from dapd.runtime.replay_room import require_replay_room
 
 _log = structlog.get_logger()
 _RENEWALS_PER_LEASE = 3
@@ -62,6 +63,7 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
     running = context.work.joined(identity)  # A2
     if running is None:
         context.disk.require_space()  # E4
+        require_replay_room(context, task)
         job = NewJob(task, _new_key(task, digest, found), body, found, identity)
         handle = _verify_now if _runs_at_once(context, job) else _store_for_later
         running = context.work.start(identity, partial(handle, context, job))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 from typing import Any
 
 import orjson
 import structlog
+import trio
 
 
 def configure(level: str, form: str) -> None:
@@ -34,6 +36,21 @@ def configure(level: str, form: str) -> None:
     handler = _Forward()
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
+
+
+class Seldom:
+    """Says whether a line that may come often is due again."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}
+
+    def due(self, name: str, seconds: float) -> bool:
+        """Whether ``name`` was not due in the last so many seconds. Within Trio."""
+        now = trio.current_time()
+        if now - self._last.get(name, -math.inf) < seconds:
+            return False
+        self._last[name] = now
+        return True
 
 
 class _Forward(logging.Handler):

@@ -15,6 +15,7 @@ from dapd.http import message_of
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
+from dapd.runtime.replay_room import require_replay_room
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -26,6 +27,7 @@ async def upload(
     """Answer one ``UploadRequest`` after its reports are stored (I2). Raises ``Abort``."""
     if message_of(headers.get("content-type")) is not MediaType.UPLOAD_REQ:  # A10
         raise Abort(None, f"Content-Type must be {MediaType.UPLOAD_REQ}", status=415)
+    require_replay_room(context, task)  # E4
     body = await _read(headers, receive, context.config.server.max_body_bytes)
     if body is None:
         return

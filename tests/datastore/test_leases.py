@@ -16,19 +16,26 @@ NOW = 1_000_000_000
 @pytest.fixture
 def datastore(tmp_path: Path) -> Datastore:
     made = open_new(tmp_path)
-    made.run_sync(_add_job)
+    made.run_sync(add_job)
     return made
 
 
-def _add_job(tx: Tx) -> None:
+def add_job(tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW) -> None:
+    """A job of a task, which is made if it is not there."""
     tx.execute(
-        "INSERT INTO tasks (task_id, role, dap_version, configuration, verification_key_id,"
-        " verify_key, collector_hpke_config) VALUES (x'01', 'leader', 'dap-18', x'', 0, x'', x'')"
+        "INSERT INTO tasks (task_pk, task_id, role, dap_version, configuration,"
+        " verification_key_id, verify_key, collector_hpke_config)"
+        " VALUES (:task_pk, :task_id, 'leader', 'dap-18', x'', 0, x'', x'')"
+        " ON CONFLICT DO NOTHING",
+        task_pk=task_pk,
+        task_id=bytes([task_pk]),
     )
     tx.execute(
         "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, created_at)"
-        " VALUES (x'0a', 1, 'leader', 'assigned', 5, x'', :now, :now)",
-        now=NOW,
+        " VALUES (randomblob(16), :task_pk, 'leader', :state, 5, x'', :run_at, :run_at)",
+        task_pk=task_pk,
+        state=state,
+        run_at=run_at,
     )
 
 

@@ -1,0 +1,76 @@
+"""What the dispatcher picks: slots, permits, age, and the job that may kill the process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dapd.datastore import leases
+from dapd.datastore.leases import Due
+from dapd.driver.dispatcher import _Chooser
+from dapd.runtime.peers import Peer
+from tests.build import StillClock
+from tests.datastore.test_engines import open_new
+from tests.datastore.test_leases import NOW, add_job
+
+
+def peer(permits: int = 8) -> Peer:
+    return Peer(permits, StillClock(), lambda: 0.0)
+
+
+def job(pk: int, state: str, *, task_pk: int = 1, crashes: int = 0) -> Due:
+    return Due("aggregation", pk, task_pk, state, pk, 0, 0, crashes)
+
+
+def pks(chosen: list[Due]) -> list[int]:
+    return [each.pk for each in chosen]
+
+
+def test_e1_computing_jobs_are_bounded_by_slots_and_exchanges_are_not() -> None:
+    """A full set of slots keeps no exchange waiting, nor the other way round."""
+    chooser = _Chooser({1: peer()}, 1, busy=False)
+    due = [job(1, "assigned"), job(2, "received"), job(3, "stored"), job(4, "polling")]
+    assert pks(chooser.choose(due)) == [1, 3, 4]
+
+
+def test_e1_exchanges_are_bounded_by_their_own_peers_permits() -> None:
+    """A peer without a permit delays nobody else; its oldest due job goes first."""
+    chooser = _Chooser({1: peer(1), 2: peer(2)}, 0, busy=False)
+    due = [job(1, "stored"), job(2, "stored"), *(job(n, "polling", task_pk=2) for n in (3, 4, 5))]
+    assert pks(chooser.choose(due)) == [1, 3, 4]
+
+
+def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
+    """After the back-off one exchange finds out whether it is back."""
+    clock = StillClock()
+    failing = Peer(8, clock, lambda: 0.0)
+    failing.unreachable(1, 60)
+    assert failing.free == 0
+    clock.time += 1000
+    chooser = _Chooser({1: failing}, 0, busy=False)
+    assert pks(chooser.choose([job(1, "stored"), job(2, "stored")])) == [1]
+    failing.answered()
+    assert failing.free == 8
+
+
+def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
+    """Nothing runs beside it, so that the next crash names the culprit."""
+    suspect, other = job(1, "assigned", crashes=2), job(2, "assigned")
+    assert pks(_Chooser({1: peer()}, 4, busy=False).choose([suspect, other])) == [1]
+    assert pks(_Chooser({1: peer()}, 4, busy=True).choose([suspect, other])) == [2]
+    assert pks(_Chooser({1: peer()}, 4, busy=False).choose([other, suspect])) == [2]
+
+
+def test_a_job_of_a_task_that_is_not_loaded_yet_waits() -> None:
+    """A command may have added the task a moment ago."""
+    assert _Chooser({1: peer()}, 4, busy=False).choose([job(1, "assigned", task_pk=9)]) == []
+
+
+def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> None:
+    """However many of its jobs are due and older, the others are found."""
+    datastore = open_new(tmp_path)
+    for task_pk in (1, 2):
+        datastore.run_sync(add_job, task_pk, "stored", NOW - 1000)
+    for _ in range(20):
+        datastore.run_sync(add_job, 1, "stored", NOW - 2000)
+    seen, _ = datastore.run_sync(leases.lease_due, NOW, list, [1], 5)
+    assert [lease.due.task_pk for lease in seen] == [2]
