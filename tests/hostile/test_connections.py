@@ -16,9 +16,10 @@ import trio
 from dapd.datastore import Tx
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq, Query
 from dapd.messages.common import Interval, MediaType
+from dapd.reports import ReportError
 from dapd.testing.pair import Aggregator
 from tests.paths import raw
-from tests.paths.hands import DEADLINE, NOON, Hands, at_noon, hand_pair, make_ids, until
+from tests.paths.hands import DEADLINE, NOON, Hands, at_noon, hand_pair, until
 
 HALF_OPEN = 200
 INIT, SHARE = MediaType.AGGREGATION_JOB_INIT_REQ, MediaType.AGGREGATE_SHARE_REQ
@@ -137,18 +138,23 @@ async def test_uploads_whose_clients_hang_up_are_stored_once_or_not_at_all(tmp_p
         assert (result.report_count, result.value) == (48, 48)
 
 
-async def test_an_upload_whose_client_waits_for_no_answer_is_stored(tmp_path: Path) -> None:
-    """A2: read whole and queued, it is stored, though the connection is gone by then."""
+async def test_half_open_connections_to_the_helper_stop_no_collection(tmp_path: Path) -> None:
+    """Hundreds that have sent half a head, or half a job with the right token, and say no more."""
     async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
-        read = pair.leader.context.lane.submit
-        queued = trio.Event()
-        async with no_commit(pair.leader):
-            stream = await trio.open_tcp_stream("127.0.0.1", pair.leader.port)
-            await stream.send_all(upload(hands, hands.seal([1, 1], "no answer wanted")))
-            async with trio.open_nursery() as nursery:
-                # Its turn in the lane comes after that of the upload that was sent before it.
-                nursery.start_soon(_submitted, read, hands, pair.leader, queued)
-                await queued.wait()
+        task = await pair.new_task("count")
+        hands = Hands(task, http)
+        job = hands.start_job(hands.seal([1] * 20, "never whole"))
+        whole = post(hands, "aggregation_jobs", INIT, job.request)
+        halves = whole[:40], whole[: -len(job.request) // 2]
+        stalled = []
+        for number in range(HALF_OPEN):
+            stream = await trio.open_tcp_stream("127.0.0.1", pair.helper.port)
+            await stream.send_all(halves[number % 2])
+            stalled.append(stream)
+        assert await hands.upload(hands.seal([1, 0, 1], "meanwhile")) == []
+        assert (await task.collect(at_noon())).value == 2
+        for stream in stalled:
             await reset(stream)
-        await hands.until_counted(pair.leader, "upload_accepted", 2)
+        counted = await hands.counters(pair.helper)
+        assert counted["aggregate_finished"] == 3, "half a job is no job"
+        assert (await job.run()).outcomes == bytes([ReportError.BATCH_COLLECTED] * 20)
