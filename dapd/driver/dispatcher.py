@@ -32,7 +32,6 @@ class Dispatcher:
         self._steps = steps
         self._slots = trio.CapacityLimiter(slots)
         self._held: dict[bytes, Lease] = {}
-        self._computing = 0
 
     async def run(self) -> None:
         """Until draining, then until the steps under way have ended."""
@@ -61,14 +60,18 @@ class Dispatcher:
         leased, next_run_at = await context.run(leases.lease_due, now, chooser.choose, blocked)
         for lease in leased:
             self._held[lease.token] = lease
-            self._computing += lease.due.state in COMPUTING
             nursery.start_soon(self._step, lease)
         unblocked = context.peers.next_unblocked(now)
         upcoming = [at for at in (next_run_at, unblocked) if at is not None]
         return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
 
     def _free_slots(self) -> int:
-        return self._slots.total_tokens * _LEASED_AHEAD - self._computing  # type: ignore[return-value]
+        """Not what was leased to compute, but what computes or is about to: a step that has gone on
+        to its exchange needs no slot any more (I5).
+        """
+        now = self._slots.statistics()
+        leased_ahead = int(now.total_tokens) * _LEASED_AHEAD
+        return leased_ahead - now.borrowed_tokens - now.tasks_waiting
 
     def _peers_by_task(self) -> dict[int, Peer]:
         return {task.task_pk: self._peer(task.task_pk) for task in self._context.tasks.all()}
@@ -92,7 +95,6 @@ class Dispatcher:
             if desk.has_permit:
                 desk.peer.release()
             del self._held[lease.token]
-            self._computing -= due.state in COMPUTING
             context.jobs.ring()
 
     async def _guarded(self, step: Step, desk: Desk) -> None:

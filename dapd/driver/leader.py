@@ -69,8 +69,8 @@ async def _start(context: Context, desk: Desk) -> None:
         request = rules.init_request(task.verification_key_id, job.batch_id, started.verify_inits)
         send = desk.try_permit()
         await context.run(starting.store, lease, request, started.state, context.now(), send)
+    context.jobs.ring()  # a slot is free
     if not send:
-        context.jobs.ring()
         return
     stored = replace(
         job,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import trio
+
 from dapd.datastore import leases
 from dapd.datastore.leases import Due
-from dapd.driver.dispatcher import _Chooser
+from dapd.driver.desk import Desk
+from dapd.driver.dispatcher import Dispatcher, _Chooser
+from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
-from tests.build import StillClock
+from tests.build import StillClock, make_config, open_context, task_pair
 from tests.datastore.test_engines import open_new
 from tests.datastore.test_leases import NOW, add_job
 
@@ -74,3 +78,31 @@ def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> 
         datastore.run_sync(add_job, 1, "stored", NOW - 2000)
     seen, _ = datastore.run_sync(leases.lease_due, NOW, list, [1], 5)
     assert [lease.due.task_pk for lease in seen] == [2]
+
+
+async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path) -> None:
+    """However many go on from their start to a Helper that hangs, the next one starts."""
+    pair = task_pair()
+    held, all_started = trio.Event(), trio.Event()
+    started: list[int] = []
+
+    async def start_then_hang(context: Context, desk: Desk) -> None:
+        async with desk.slots:
+            started.append(desk.lease.pk)
+        context.jobs.ring()
+        if len(started) == 5:
+            all_started.set()
+        await held.wait()
+        await context.run(leases.release, desk.lease, NOW + leases.LEASE_MS)
+
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        for _ in range(5):
+            await context.run(add_job)
+        dispatcher = Dispatcher(context, {("aggregation", "leader"): start_then_hang}, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dispatcher.run)
+            with trio.fail_after(30):
+                await all_started.wait()
+            context.drain()
+            held.set()
+    assert sorted(started) == [1, 2, 3, 4, 5]
