@@ -18,6 +18,7 @@ _log = structlog.get_logger()
 def build(context: Context) -> QuartTrio:
     """An ASGI application that expects paths without a prefix and ``scope["dapd.task"]``."""
     app = QuartTrio("dapd", static_folder=None)
+    app.url_map.merge_slashes = False  # a resource has one URL; no redirect to it from others
     app.config["MAX_CONTENT_LENGTH"] = context.config.server.max_body_bytes
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None

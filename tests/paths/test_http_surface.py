@@ -175,7 +175,7 @@ async def test_a10_problem_documents_say_what_is_wrong(tmp_path: Path, resource:
 
 
 async def test_unknown_routes_are_404(tmp_path: Path) -> None:
-    """``about:blank``, never a traceback."""
+    """``about:blank``, never a traceback, and no redirect to what they resemble."""
     async with surface(tmp_path) as s:
         for side in (s.pair.leader, s.pair.helper):
             for path in (
@@ -185,6 +185,9 @@ async def test_unknown_routes_are_404(tmp_path: Path) -> None:
                 f"/tasks/{s.hands.id_text}",
                 "/hpke_config/more",
                 "//",
+                s.path("aggregation_jobs") + "//0",
+                "/hpke_config/",
+                "//hpke_config//",
                 "/%00%ff",
                 "/tasks/%2f/..",
             ):
