@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore import batches, chunks, collections, leases
+from dapd.datastore import batches, chunks, collections, leases, outstanding
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
 from dapd.protocol.batches import BucketRange, time_bucket
-from dapd.protocol.collect import Backlog, FixCut, Freeze, Move, interval_move, next_batch_move
+from dapd.protocol.collect import FixCut, Freeze, Move, interval_move, next_batch_move
 from dapd.protocol.task import Task
 
 
@@ -50,11 +50,11 @@ def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None) -> Move:
     """What the job should do next, given everything in the database."""
     minimum = task.configuration.min_batch_size
     if task.by_time:
-        backlog = Backlog(*chunks.batch_progress(tx, task.task_pk, job.lo, job.hi, cut))
+        backlog = chunks.backlog(tx, task.task_pk, job.lo, job.hi, cut)
         aggregated = batches.aggregated(tx, task.task_pk, job.lo, job.hi)
         return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
-    backlog = Backlog(*chunks.batch_progress(tx, task.task_pk, b"", b"", cut))
-    open_batches = collections.open_batches(tx, task.task_pk)
+    backlog = chunks.backlog(tx, task.task_pk, b"", b"", cut)
+    open_batches = outstanding.open_batches(tx, task.task_pk)
     return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
 
 

@@ -33,8 +33,10 @@ class Opened:
 def store(tx: Tx, opened: Opened, max_rows: int, now: int) -> list[UploadAnswer]:
     """Admit and store the reports of a group, in chunks of at most ``max_rows``; the answers."""
     parts = opened.group.parts
-    if not parts and not any(answer.outcomes for answer in opened.group.answers([])):
-        return opened.group.answers([])  # none of it parses: uploads are open to all, so no write
+    if not parts:
+        answers = opened.group.answers([])
+        if not any(answer.outcomes for answer in answers):
+            return answers  # none of it parses: uploads are open to all, so no write
     seq = upload_groups.claim(tx, opened.key)
     if seq is None:
         return opened.group.answers(_by_part(parts, upload_groups.stored(tx, opened.key)))

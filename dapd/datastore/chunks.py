@@ -10,14 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
 
 from dapd.datastore.engines import Tx
+from dapd.protocol.collect import Backlog
 from dapd.protocol.packing import Waiting
-from dapd.reports import cut_chunk
-
-if TYPE_CHECKING:  # an alias that only the stub has
-    from dapd.reports import Chunk
+from dapd.reports import Chunk, cut_chunk
 
 _Q_INSERT = """
 INSERT INTO report_chunks
@@ -68,13 +65,13 @@ _Q_ONE = """
 SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
 FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk) WHERE chunk_pk = :chunk_pk"""
 _Q_NEWEST_TIME = "SELECT max(time_max) FROM report_chunks WHERE job_pk = :job_pk"
-_Q_PROGRESS = """
+_Q_BACKLOG = """
 SELECT COALESCE(sum(CASE WHEN state = 'waiting' THEN n END), 0),
   COALESCE(sum(CASE WHEN state = 'assigned' THEN n END), 0),
   COALESCE(sum(CASE WHEN :cut IS NULL OR seq <= :cut THEN n END), 0),
   COALESCE(max(seq), 0)
 FROM report_chunks WHERE task_pk = :task_pk AND state IN ('waiting', 'assigned')"""
-_Q_PROGRESS_OF_RANGE = f"{_Q_PROGRESS} AND bucket >= :lo AND bucket < :hi"
+_Q_BACKLOG_OF_RANGE = f"{_Q_BACKLOG} AND bucket >= :lo AND bucket < :hi"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +90,6 @@ class StoredChunk:
     ids: bytes
     lengths: bytes
     rows: bytes
-
-
-class Progress(NamedTuple):
-    """Reports of a batch that are not decided yet; ``newest_seq`` is 0 if there is none."""
-
-    waiting: int
-    assigned: int
-    undecided_up_to_cut: int
-    newest_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +242,13 @@ def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
     return [(chunk.ids, chunk.lengths, chunk.rows) for chunk in chunks]
 
 
-def batch_progress(tx: Tx, task_pk: int, lo: bytes, hi: bytes, cut: int | None) -> Progress:
+def backlog(tx: Tx, task_pk: int, lo: bytes, hi: bytes, cut: int | None) -> Backlog:
     """Undecided reports of [lo, hi), or of the whole task if ``hi`` is empty (leader-selected,
     unbound); without a cut, all of them are up to it.
     """
     if hi:
-        row = tx.one(_Q_PROGRESS_OF_RANGE, task_pk=task_pk, cut=cut, lo=lo, hi=hi)
+        row = tx.one(_Q_BACKLOG_OF_RANGE, task_pk=task_pk, cut=cut, lo=lo, hi=hi)
     else:
-        row = tx.one(_Q_PROGRESS, task_pk=task_pk, cut=cut)
+        row = tx.one(_Q_BACKLOG, task_pk=task_pk, cut=cut)
     assert row is not None
-    return Progress(*row)
+    return Backlog(*row)

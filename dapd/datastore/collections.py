@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
-from dapd.protocol.collect import OpenBatch
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
 leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
@@ -59,14 +58,6 @@ UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NU
 WHERE collection_pk = :pk"""
 _Q_NOTE_SERVED = """
 UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
-_Q_OPEN_BATCHES = """
-SELECT b.batch_id,
-  (SELECT COALESCE(sum(s.n), 0) FROM batch_shares s
-   WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id),
-  EXISTS (SELECT 1 FROM aggregation_jobs j WHERE j.task_pk = b.task_pk AND j.bucket = b.batch_id
-          AND j.state IN ('assigned', 'stored', 'polling', 'received'))
-FROM outstanding_batches b WHERE b.task_pk = :task_pk AND b.collection_pk IS NULL
-ORDER BY b.batch_pk"""
 _Q_BIND = """
 UPDATE outstanding_batches SET collection_pk = :pk
 WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
@@ -257,14 +248,6 @@ def delete(tx: Tx, pk: int) -> None:
 def note_served(tx: Tx, pk: int, now: int) -> None:
     """The result is about to be served; the first time counts (rule A8)."""
     tx.execute(_Q_NOTE_SERVED, pk=pk, now=now)
-
-
-def open_batches(tx: Tx, task_pk: int) -> list[OpenBatch]:
-    """The leader-selected batches of a task that no collection job has, oldest first."""
-    return [
-        OpenBatch(batch_id, aggregated, bool(unfinished))
-        for batch_id, aggregated, unfinished in tx.all(_Q_OPEN_BATCHES, task_pk=task_pk)
-    ]
 
 
 def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:

@@ -61,7 +61,7 @@ class Tx:
 
 
 class Datastore:
-    """The SQLite engine. Open it with ``dapd.datastore.open_datastore``."""
+    """The SQLite engine. Opened by ``dapd.datastore.opening``."""
 
     def __init__(self, path: Path, on_lost: Callable[[str], None]) -> None:
         self.path = path

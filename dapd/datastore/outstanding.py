@@ -6,7 +6,7 @@ Left out: binding one to a collection job (``dapd.datastore.collections``).
 from __future__ import annotations
 
 from dapd.datastore.engines import Tx
-from dapd.protocol.packing import Open
+from dapd.protocol.batches import OpenBatch
 
 _Q_OPEN = """
 SELECT b.batch_id,
@@ -20,9 +20,9 @@ ORDER BY b.batch_pk"""
 _Q_INSERT = "INSERT INTO outstanding_batches (task_pk, batch_id) VALUES (:task_pk, :batch_id)"
 
 
-def open_batches(tx: Tx, task_pk: int) -> list[Open]:
+def open_batches(tx: Tx, task_pk: int) -> list[OpenBatch]:
     """The batches that may take more reports, oldest first."""
-    return [Open(*row) for row in tx.all(_Q_OPEN, task_pk=task_pk)]
+    return [OpenBatch(*row) for row in tx.all(_Q_OPEN, task_pk=task_pk)]
 
 
 def insert(tx: Tx, task_pk: int, batch_id: bytes) -> None:

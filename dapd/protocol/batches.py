@@ -10,6 +10,7 @@ A bucket is 8 big-endian bytes of time or a 32-byte batch id; a batch is a half-
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -33,6 +34,24 @@ class ShareRequestBatch(NamedTuple):
 
     selected: BucketRange
     closed: BucketRange
+
+
+@dataclass(frozen=True, slots=True)
+class OpenBatch:
+    """A leader-selected batch that no collection job has: what it holds, and what may join it."""
+
+    batch_id: bytes
+    aggregated: int
+    in_flight: int
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some job may still add to it."""
+        return self.in_flight > 0
+
+    def room(self, target: int) -> int:
+        """Full by reports aggregated, not assigned: rejected ones make room again (rule C6)."""
+        return max(0, target - self.aggregated - self.in_flight)
 
 
 def time_bucket(time: int) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dapd.crypto import hpke_seal
 from dapd.messages.collection import CollectionJobReq
 from dapd.messages.common import HpkeCiphertext, Role
-from dapd.protocol.batches import BucketRange, batch_id_range
+from dapd.protocol.batches import BucketRange, OpenBatch, batch_id_range
 from dapd.protocol.task import Task
 
 FINAL_REFUSALS = frozenset(
@@ -43,15 +43,6 @@ class Backlog:
     assigned: int
     undecided: int
     newest_seq: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpenBatch:
-    """A leader-selected batch that no collection job has; ``unfinished``: some job adds to it."""
-
-    batch_id: bytes
-    aggregated: int
-    unfinished: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,19 +49,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """A leader-selected batch that may take more: what it holds, and what is on its way to it."""
-
-    batch_id: bytes
-    aggregated: int
-    in_flight: int
-
-    def room(self, target: int) -> int:
-        """Full by reports aggregated, not assigned: rejected ones make room again (rule C6)."""
-        return max(0, target - self.aggregated - self.in_flight)
-
-
-@dataclass(frozen=True, slots=True)
 class Piece:
     """The next ``n`` reports of a chunk."""
 

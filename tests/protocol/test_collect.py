@@ -6,13 +6,12 @@ import pytest
 
 from dapd.messages.collection import AggregateShareAad, CollectionJobReq, Query
 from dapd.messages.common import Interval
-from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
+from dapd.protocol.batches import BucketRange, OpenBatch, batch_id_range, time_bucket
 from dapd.protocol.collect import (
     Backlog,
     FixCut,
     Freeze,
     Move,
-    OpenBatch,
     Wait,
     encrypt_aggregate_share,
     interval_move,

@@ -7,7 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapd.protocol.packing import Asked, Limits, Open, Packed, Waiting, fill, pack
+from dapd.protocol.batches import OpenBatch
+from dapd.protocol.packing import Asked, Limits, Packed, Waiting, fill, pack
 
 NOW = 1_000_000
 LIMITS = Limits(min_size=10, max_size=20, max_wait=1000)
@@ -79,6 +80,6 @@ def test_c6_batches_are_never_overfilled_and_filled_in_order(
 
 def test_c6_a_batch_is_full_by_reports_aggregated_not_assigned() -> None:
     """C6: what is on its way takes room; what was rejected gives it back."""
-    assert Open(b"", 5, 5).room(10) == 0
-    assert Open(b"", 8, 0).room(10) == 2
-    assert Open(b"", 12, 0).room(10) == 0
+    assert OpenBatch(b"", 5, 5).room(10) == 0
+    assert OpenBatch(b"", 8, 0).room(10) == 2
+    assert OpenBatch(b"", 12, 0).room(10) == 0
