@@ -25,21 +25,15 @@ from dapd.commits.first_key import ensure_active_key
 from dapd.commits.take_over import check_sealing_keys
 from dapd.config import Config
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
-from dapd.datastore import Datastore, Tx, leases, open_for_daemon
+from dapd.datastore import Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, UsageError
 from dapd.http import DapHttp
-from dapd.runtime import logs
-from dapd.runtime.clock import Clock, SystemClock
-from dapd.runtime.context import Context
-from dapd.runtime.disk import Disk
-from dapd.runtime.keyrings import Keyrings
-from dapd.runtime.lane import Lane
-from dapd.runtime.peers import Peers
-from dapd.runtime.rates import Rates
-from dapd.runtime.tasks import Tasks
-from dapd.runtime.work import Work
+from dapd.protocol.task import Instant
+from dapd.runtime import clock_watch, logs
+from dapd.runtime.clock import Clock, SafeClock, SystemClock
+from dapd.runtime.context import Context, Outside, make_context
 from dapd.server import quart_app
 from dapd.server.front import front
 from dapd.server.listen import Server, open_listeners
@@ -64,6 +58,7 @@ async def watch_tasks(context: Context) -> None:
 
 
 LOOPS: list[Callable[[Context], Awaitable[None]]] = [
+    clock_watch.run,
     watch_tasks,
     creator.run,
     dispatch,
@@ -128,12 +123,17 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
         if opened.migrated:
             _log.info("datastore_migrated", path=str(datastore.path), applied=opened.migrated)
         held = [sealing_key_id(key) for key in sealing_keys]
-        await datastore.run(_take_over, sealer, held, clock.now())
+        longest_stop = int(config.clock.longest_stop * 1000)
+        stored = await datastore.read(safe_clock.load)
+        safe = SafeClock(clock, stored, longest_stop)
+        await datastore.run(_take_over, sealer, held, Instant(clock.now(), safe.now()))
         async with (
             DapHttp(timeout=config.leader.request_timeout) as http,
             trio.open_nursery() as nursery,
         ):
-            context = _build(config, clock, datastore, sealer, http, nursery)
+            jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing
+            outside = Outside(clock, safe, jitter)
+            context = make_context(config, outside, datastore, sealer, http, nursery)
             await context.tasks.refresh()
             await context.keyrings.refresh()
             nursery.start_soon(context.lane.run, context)
@@ -143,44 +143,11 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
         opened.close()
 
 
-def _build(
-    config: Config,
-    clock: Clock,
-    datastore: Datastore,
-    sealer: Sealer,
-    http: DapHttp,
-    nursery: trio.Nursery,
-) -> Context:
-    jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing
-    disk = Disk(datastore.path, config.disk.min_free_bytes)
-    uploads = config.leader
-    return Context(
-        config=config,
-        clock=clock,
-        datastore=datastore,
-        sealer=sealer,
-        tasks=Tasks(datastore, sealer),
-        keyrings=Keyrings(datastore, sealer),
-        peers=Peers(config.leader.permits_per_peer, clock, jitter),
-        http=http,
-        work=Work(nursery, config.helper.max_running),
-        disk=disk,
-        lane=Lane(
-            uploads.upload_queue,
-            uploads.upload_group_requests,
-            uploads.upload_group_bytes,
-            disk,
-        ),
-        rates=Rates(),
-        jitter=jitter,
-    )
-
-
-def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], now: int) -> None:
+def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
     """A process' first transaction: check the sealing keys (F2), take over the leases (E2)."""
     check_sealing_keys(tx, held)
-    leases.clear_all(tx, now)
-    if made := ensure_active_key(tx, sealer, now):
+    leases.clear_all(tx, at.now)
+    if made := ensure_active_key(tx, sealer, at.safe):
         _log.info("hpke_key_made", config_id=made.config[0])
 
 

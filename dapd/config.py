@@ -32,6 +32,7 @@ _Short = Annotated[float, Meta(ge=0, le=3600)]
 _Positive = Annotated[float, Meta(ge=0.001, le=3600)]
 _Day = Annotated[float, Meta(ge=0.001, le=86_400)]
 _Month = Annotated[int, Meta(ge=0, le=31 * 86_400)]
+_Year = Annotated[int, Meta(ge=0, le=366 * 86_400)]
 _Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 
 
@@ -120,6 +121,40 @@ class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     max_replay_ids: _Ages = 100_000_000
 
 
+class Clock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[clock]``. After a stop longer than ``longest_stop`` nothing expires until an operator has
+    confirmed the time with ``dapd clock accept`` (rule D6).
+    """
+
+    longest_stop: Annotated[int, Meta(ge=3600, le=366 * 86_400)] = 7 * 86_400
+
+
+class Gc(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[gc]``. A round of the garbage collector every ``interval``; a task is deleted as a whole
+    once its interval ended longer ago than ``ended_task_retention``.
+    """
+
+    interval: _Positive = 60.0
+    ended_task_retention: Annotated[int, Meta(ge=86_400, le=100 * 366 * 86_400)] = 90 * 86_400
+
+
+class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[keys]``. How long an HPKE key is ``pending`` before it is published, long enough to be in
+    two backups and in every cache, and how long it is ``active`` then.
+    """
+
+    pending: _Year = 2 * 86_400
+    active: Annotated[int, Meta(ge=3600, le=10 * 366 * 86_400)] = 84 * 86_400
+
+
+class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[admin]``. ``socket`` is where commands reach the running daemon; ``None`` puts it beside
+    the database.
+    """
+
+    socket: Path | None = None
+
+
 class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[disk]``. Below ``min_free_bytes`` uploads and new Helper jobs are refused (rule E4)."""
 
@@ -160,6 +195,10 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     leader: Leader = field(default_factory=Leader)
     collection: Collection = field(default_factory=Collection)
     reports: Reports = field(default_factory=Reports)
+    clock: Clock = field(default_factory=Clock)
+    gc: Gc = field(default_factory=Gc)
+    keys: Keys = field(default_factory=Keys)
+    admin: Admin = field(default_factory=Admin)
     disk: Disk = field(default_factory=Disk)
     defaults: Defaults = field(default_factory=Defaults)
     log: Log = field(default_factory=Log)

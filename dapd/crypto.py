@@ -18,6 +18,7 @@ from dapd._native import HpkeKeypair, Keyring, Sealer, hpke_seal, hpke_supported
 
 __all__ = [
     "SEALING_KEY_SIZE",
+    "TOKEN_HASH_SIZE",
     "HpkeKeypair",
     "Keyring",
     "Sealer",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 SEALING_KEY_SIZE = 32
+TOKEN_HASH_SIZE = 32
 _FORMAT = 1
 _KEY_ID_SIZE = 8
 _NONCE_SIZE = 12
@@ -104,6 +106,7 @@ def hash_token(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-def token_matches(token: str, token_hash: bytes) -> bool:
-    """Whether ``token`` is the one stored as ``token_hash``, in constant time (rule A9)."""
-    return hmac.compare_digest(hash_token(token), token_hash)
+def token_matches(token: str, hashes: Sequence[bytes]) -> bool:
+    """Whether ``token`` is one of those stored as ``hashes``, each in constant time (rule A9)."""
+    presented = hash_token(token)
+    return any(hmac.compare_digest(presented, stored) for stored in hashes)

@@ -45,14 +45,8 @@ from dapd.reports import (
     seal_reports,
     shard,
 )
-from dapd.runtime.context import Context
-from dapd.runtime.disk import Disk
-from dapd.runtime.keyrings import Keyrings
-from dapd.runtime.lane import Lane
-from dapd.runtime.peers import Peers
-from dapd.runtime.rates import Rates
-from dapd.runtime.tasks import Tasks
-from dapd.runtime.work import Work
+from dapd.runtime.clock import Clock, SafeClock
+from dapd.runtime.context import Context, Outside, make_context
 
 if TYPE_CHECKING:
     from dapd.reports import Chunk
@@ -117,16 +111,14 @@ def task_pair(
         verification_key_id=0,
         collector_hpke_config=HpkeConfig(*collector_key.config),
         aggregator_token=AGGREGATOR_TOKEN,
-        aggregator_token_hash=None,
-        collector_token_hash=hash_token(COLLECTOR_TOKEN),
+        inbound_token_hashes=(hash_token(COLLECTOR_TOKEN),),
         settings=settings or TaskSettings(),
     )
     helper = replace(
         leader,
         role=Role.HELPER,
         aggregator_token=None,
-        aggregator_token_hash=hash_token(AGGREGATOR_TOKEN),
-        collector_token_hash=None,
+        inbound_token_hashes=(hash_token(AGGREGATOR_TOKEN),),
     )
     return Pair(
         leader,
@@ -245,12 +237,22 @@ def batch_extension(batch_id: bytes | None) -> tuple[Extension, ...]:
 
 @dataclass
 class StillClock:
-    """A wall clock that stands until a test moves it."""
+    """Both clocks stand until a test moves them: ``time`` alone is a jump, ``advance`` is time that
+    passes.
+    """
 
     time: int = NOW
+    passed: int = 0
 
     def now(self) -> int:
         return self.time
+
+    def elapsed(self) -> int:
+        return self.passed
+
+    def advance(self, seconds: float) -> None:
+        self.time += int(seconds * 1000)
+        self.passed += int(seconds * 1000)
 
 
 def make_config(
@@ -272,6 +274,11 @@ def make_config(
     )
 
 
+def still(clock: Clock) -> Outside:
+    """The world of a test: its own clock, and no chance."""
+    return Outside(clock, SafeClock(clock, None, 0), lambda: 0.0)
+
+
 @asynccontextmanager
 async def open_context(
     settings: config.Config, *tasks: tuple[Task, Pair]
@@ -285,30 +292,9 @@ async def open_context(
     sealer = make_sealer(config.read_sealing_keys(settings))
     for task, pair in tasks:
         add_task(datastore, task, pair)
-    disk = Disk(datastore.path, settings.disk.min_free_bytes)
-    limits = settings.leader
     try:
         async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
-            context = Context(
-                config=settings,
-                clock=clock,
-                datastore=datastore,
-                sealer=sealer,
-                tasks=Tasks(datastore, sealer),
-                keyrings=Keyrings(datastore, sealer),
-                peers=Peers(limits.permits_per_peer, clock, lambda: 0.0),
-                http=http,
-                work=Work(nursery, settings.helper.max_running),
-                disk=disk,
-                lane=Lane(
-                    limits.upload_queue,
-                    limits.upload_group_requests,
-                    limits.upload_group_bytes,
-                    disk,
-                ),
-                rates=Rates(),
-                jitter=lambda: 0.0,
-            )
+            context = make_context(settings, still(clock), datastore, sealer, http, nursery)
             await context.tasks.refresh()
             await context.keyrings.refresh()
             yield context

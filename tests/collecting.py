@@ -18,6 +18,7 @@ from dapd.commits.aggregate_share import ShareRequest
 from dapd.commits.collection_create import collection_create
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreConfig
+from dapd.config import Disk as DiskConfig
 from dapd.crypto import Keyring
 from dapd.datastore import Datastore, Tx, batches, chunks, collections, leases, outstanding
 from dapd.datastore.chunks import Place
@@ -35,19 +36,12 @@ from dapd.messages.collection import (
 from dapd.messages.common import BatchMode, HpkeCiphertext, Interval, MediaType, Role
 from dapd.messages.task import TaskConfiguration
 from dapd.protocol.batches import time_bucket
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 from dapd.reports import HelperJob, leader_finish
-from dapd.runtime.context import Context
-from dapd.runtime.disk import Disk
-from dapd.runtime.keyrings import Keyrings
-from dapd.runtime.lane import Lane
-from dapd.runtime.peers import Peers
-from dapd.runtime.rates import Rates
-from dapd.runtime.tasks import Tasks
-from dapd.runtime.work import Work
+from dapd.runtime.context import Context, make_context
 from dapd.vdaf import unshard
 from tests import build
-from tests.build import ANY_TIME, NOW, TIME, Pair
+from tests.build import ANY_TIME, NOW, TIME, Pair, still
 from tests.peer import Request, answer
 
 KEEP_MS = 3_600_000
@@ -67,6 +61,12 @@ class HandClock:
 
     def now(self) -> int:
         return self.at
+
+    def elapsed(self) -> int:
+        return self.at
+
+    def instant(self) -> Instant:
+        return Instant(self.at, self.at)
 
 
 @dataclass
@@ -141,7 +141,12 @@ class Aggregators:
 
     def query_bytes(self, body: bytes) -> CollectionJob:
         return self.store.run_sync(
-            collection_create, self.leader, body, secrets.token_bytes(16), self.clock.at, KEEP_MS
+            collection_create,
+            self.leader,
+            body,
+            secrets.token_bytes(16),
+            self.clock.instant(),
+            KEEP_MS,
         )
 
     def job(self, job: CollectionJob) -> CollectionJob:
@@ -172,7 +177,7 @@ class Aggregators:
                 message,
             ),
             self.pair.sealer,
-            NOW,
+            Instant(NOW, NOW),
         )
         return answer(
             body=share.response,
@@ -230,24 +235,11 @@ async def context_of(who: Aggregators) -> AsyncIterator[Context]:
     config = Config(
         datastore=DatastoreConfig(path=path, sealing_keys=(path,)),
         leader=Leader(retry_min=1.0, retry_max=64.0),
+        disk=DiskConfig(min_free_bytes=0),
     )
-    clock, sealer, disk = who.clock, who.pair.sealer, Disk(path, 0)
+    clock, sealer = who.clock, who.pair.sealer
     async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
-        context = Context(
-            config=config,
-            clock=clock,
-            datastore=who.store,
-            sealer=sealer,
-            tasks=Tasks(who.store, sealer),
-            keyrings=Keyrings(who.store, sealer),
-            peers=Peers(4, clock, lambda: 0.0),
-            http=http,
-            work=Work(nursery, 8),
-            lane=Lane(8, 8, 1 << 20, disk),
-            disk=disk,
-            rates=Rates(),
-            jitter=lambda: 0.0,
-        )
+        context = make_context(config, still(clock), who.store, sealer, http, nursery)
         await context.tasks.refresh()
         yield context
         nursery.cancel_scope.cancel()

@@ -12,6 +12,7 @@ import trio
 
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreSection
+from dapd.config import Disk as DiskSection
 from dapd.crypto import Keyring
 from dapd.datastore import Tx, leases
 from dapd.datastore.engines import Row
@@ -24,15 +25,8 @@ from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
 from dapd.reports import HelperJob, ReportRules
-from dapd.runtime.context import Context
-from dapd.runtime.disk import Disk
-from dapd.runtime.keyrings import Keyrings
-from dapd.runtime.lane import Lane
-from dapd.runtime.peers import Peers
-from dapd.runtime.rates import Rates
-from dapd.runtime.tasks import Tasks
-from dapd.runtime.work import Work
-from tests.build import ANY_TIME, NOW, Pair, add_task, make_reports, open_store
+from dapd.runtime.context import Context, make_context
+from tests.build import ANY_TIME, NOW, Pair, add_task, make_reports, open_store, still
 from tests.peer import Peer, Request, answer
 
 Script = Callable[[Pair, Request], bytes]
@@ -49,6 +43,9 @@ class HandClock:
     def now(self) -> int:
         return self.at
 
+    def elapsed(self) -> int:
+        return self.at
+
 
 class TrioClock:
     """Starts at ``NOW`` and goes as trio's does."""
@@ -57,7 +54,10 @@ class TrioClock:
         self._start = trio.current_time()
 
     def now(self) -> int:
-        return NOW + int((trio.current_time() - self._start) * 1000)
+        return NOW + self.elapsed()
+
+    def elapsed(self) -> int:
+        return int((trio.current_time() - self._start) * 1000)
 
 
 @dataclass
@@ -146,30 +146,12 @@ async def open_house(
             pair = at(pair, await helper.serve(nursery))
             datastore = opened.datastore
             task = add_task(datastore, pair.leader, pair)
-            disk = Disk(datastore.path, 0)
-            context = Context(
-                config=Config(
-                    datastore=DatastoreSection(path=datastore.path, sealing_keys=(path,)),
-                    leader=config,
-                ),
-                clock=clock,
-                datastore=datastore,
-                sealer=pair.sealer,
-                tasks=Tasks(datastore, pair.sealer),
-                keyrings=Keyrings(datastore, pair.sealer),
-                peers=Peers(8, clock, lambda: 0.0),
-                http=http,
-                work=Work(nursery, 8),
-                disk=disk,
-                lane=Lane(
-                    config.upload_queue,
-                    config.upload_group_requests,
-                    config.upload_group_bytes,
-                    disk,
-                ),
-                rates=Rates(),
-                jitter=lambda: 0.0,
+            settings = Config(
+                datastore=DatastoreSection(path=datastore.path, sealing_keys=(path,)),
+                leader=config,
+                disk=DiskSection(min_free_bytes=0),
             )
+            context = make_context(settings, still(clock), datastore, pair.sealer, http, nursery)
             await context.tasks.refresh()
             await context.keyrings.refresh()
             nursery.start_soon(context.lane.run, context)

@@ -15,7 +15,7 @@ from dapd.errors import UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 # Unset by default: their line in the example shows a value that is none.
-UNSET = {("defaults", "helper_mode"), ("defaults", "batch_target_size")}
+UNSET = {("defaults", "helper_mode"), ("defaults", "batch_target_size"), ("admin", "socket")}
 DATASTORE = '[datastore]\npath = "d.sqlite"\nsealing_keys = ["k"]\n'
 
 

@@ -489,8 +489,7 @@ class TestAggregatorTask:
         task = aggregator_task(files.leader, TaskSettings())
         assert task.role is Role.LEADER
         assert task.aggregator_token == files.leader.aggregator_auth_token
-        assert task.aggregator_token_hash is None
-        assert task.collector_token_hash == hash_token(files.leader.collector_auth_token)
+        assert task.inbound_token_hashes == (hash_token(files.leader.collector_auth_token),)
         assert task.configuration == files.leader.configuration
 
     def test_i9_the_helper_checks_its_token(self, files: TaskFiles) -> None:
@@ -498,8 +497,7 @@ class TestAggregatorTask:
         task = aggregator_task(files.helper, TaskSettings(helper_mode="async"))
         assert task.role is Role.HELPER
         assert task.aggregator_token is None
-        assert task.aggregator_token_hash == hash_token(files.helper.aggregator_auth_token)
-        assert task.collector_token_hash is None
+        assert task.inbound_token_hashes == (hash_token(files.helper.aggregator_auth_token),)
         assert task.settings.helper_mode == "async"
 
 

@@ -14,8 +14,7 @@ _AGREED = {
     "verification_key_id": "verification_key_id",
     "collector_hpke_config": "collector_hpke_config",
     "aggregator_token": "aggregator_auth_token",
-    "aggregator_token_hash": "aggregator_auth_token",
-    "collector_token_hash": "collector_auth_token",
+    "inbound_token_hashes": "auth token of those who send requests here",
 }
 """What a task can't change in its lifetime (section "Task Configuration")."""
 

@@ -22,7 +22,7 @@ from dapd.protocol.batches import (
     selected_range,
 )
 from dapd.protocol.collect import encrypt_aggregate_share
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,17 @@ class ShareRequest:
     message: AggregateShareReq
 
 
-def serve(tx: Tx, request: ShareRequest, sealer: Sealer, now: int) -> StoredShare:
+def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredShare:
     """The aggregate share that this request made, now or before (rule A1).
 
     Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
     """
     task, message = request.task, request.message
-    if not share_jobs.claim(tx, task.task_pk, request.id, request.request_hash, now):  # D1
+    if not share_jobs.claim(tx, task.task_pk, request.id, request.request_hash, at.safe):  # D1
         existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash)
         assert existing is not None, "a random id of 16 bytes was given out twice"
         return existing
-    batch = selected_range(task, message, task.expired_before_at(now))
+    batch = selected_range(task, message, task.expired_before_at(at))
     # The whole query is closed below, so the whole query must be free, not the selector alone.
     _check_overlap(tx, task, batch.closed)
     total = batch_total(tx, task, sealer, batch.selected)

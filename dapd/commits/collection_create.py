@@ -11,11 +11,11 @@ from dapd.datastore.engines import Tx
 from dapd.errors import Abort, DecodeError
 from dapd.messages.collection import CollectionJobReq
 from dapd.protocol.batches import check_collection_extensions, queried_range
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 
 
 def collection_create(
-    tx: Tx, task: Task, body: bytes, job_id: bytes, now: int, keep_ms: int
+    tx: Tx, task: Task, body: bytes, job_id: bytes, at: Instant, keep_ms: int
 ) -> CollectionJob:
     """The job of this request, new or not.
 
@@ -23,16 +23,16 @@ def collection_create(
     ``Abort`` with the first error in the draft's order; then nothing is stored.
     """
     if job := collections.identical(tx, task.task_pk, body):  # A1: before any check
-        if task.by_time or job.served_at is None or now < job.served_at + keep_ms:
+        if task.by_time or job.served_at is None or at.now < job.served_at + keep_ms:
             return job
         collections.end_identity(tx, job.pk)  # A8
     try:
         request = CollectionJobReq.decode(body)
     except DecodeError as error:
         raise Abort("invalidMessage", str(error)) from error
-    batch = queried_range(task, request, task.expired_before_at(now))
+    batch = queried_range(task, request, task.expired_before_at(at))
     if batch is not None and batches.overlapping(tx, task.task_pk, *batch):
         raise Abort("batchOverlap", "part of this interval is collected or being collected")
     check_collection_extensions(request.extensions)
     # A8: all valid leader-selected requests of a task are alike, so their identity makes them one.
-    return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, now)
+    return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)

@@ -15,7 +15,7 @@ from dapd.datastore.chunks import Place
 from dapd.datastore.engines import Tx
 from dapd.messages.common import BATCH_ID_SIZE
 from dapd.protocol.packing import Asked, Limits, Packed, Piece, fill, pack
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 
 JOB_ID_SIZE = 16
 _MOST_JOBS = 64
@@ -35,9 +35,10 @@ class Created:
     next_at: int | None
 
 
-def create(tx: Tx, task: Task, limits: Limits, now: int, random_bytes: RandomBytes) -> Created:
+def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: RandomBytes) -> Created:
     """Refuse what can't be aggregated any more, make jobs of what is ripe."""
-    _refuse(tx, task, now)
+    now = at.now
+    _refuse(tx, task, at)
     asked = [Asked(each.lo, each.hi, each.cut) for each in collections.waiting(tx, task.task_pk)]
     waiting = chunks.assignable(tx, task.task_pk, now, _MOST_CHUNKS)
     if task.by_time:
@@ -57,10 +58,10 @@ def create(tx: Tx, task: Task, limits: Limits, now: int, random_bytes: RandomByt
     return Created(len(made), more, plan.next_at)
 
 
-def _refuse(tx: Tx, task: Task, now: int) -> None:
+def _refuse(tx: Tx, task: Task, at: Instant) -> None:
     """Count and drop chunks of collected batches and those below the watermark (rule C8)."""
     collected = chunks.waiting_in_collected(tx, task.task_pk)
-    expired = chunks.waiting_expired(tx, task.task_pk, task.expired_before_at(now))
+    expired = chunks.waiting_expired(tx, task.task_pk, task.refused_before_at(at))
     refused = {pk: "aggregate_batch_collected" for pk, _ in collected}
     refused |= {pk: "aggregate_report_dropped" for pk, _ in expired if pk not in refused}
     if not refused:
@@ -69,7 +70,7 @@ def _refuse(tx: Tx, task: Task, now: int) -> None:
     for chunk_pk, name in refused.items():
         chunks.decide(tx, chunk_pk)
         counters.add(tx, task.task_pk, {name: sizes[chunk_pk]})
-    collections.touch(tx, task.task_pk, now)
+    collections.touch(tx, task.task_pk, at.now)
 
 
 class _Maker:
@@ -99,6 +100,7 @@ class _Maker:
         job_pk = leader_jobs.insert(self._tx, job)
         for piece in packed.pieces:
             self._assign(piece, job_pk, batch_id or piece.chunk.bucket)
+        leader_jobs.note_newest(self._tx, job_pk)
 
     def _batch_id(self, index: int | None) -> bytes:
         """The batch's id, opening it if it is new; empty in the time-interval mode."""

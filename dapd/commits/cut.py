@@ -14,7 +14,7 @@ from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
 from dapd.protocol.batches import BucketRange, time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, interval_move, next_batch_move
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Failed:
     job_id: bytes
 
 
-def advance(tx: Tx, lease: Lease, task: Task, now: int, look_again: int) -> Move | Failed | None:
+def advance(tx: Tx, lease: Lease, task: Task, at: Instant, look_again: int) -> Move | Failed | None:
     """The move that was made; at ``Freeze``, which is still to be made, the lease is kept.
 
     The job is looked at again when it is touched, at ``look_again`` (ms) at the latest. ``None``:
@@ -33,7 +33,7 @@ def advance(tx: Tx, lease: Lease, task: Task, now: int, look_again: int) -> Move
     if not collections.claim(tx, lease, "waiting"):  # D1
         return None
     job = collections.by_pk(tx, lease.pk)
-    if obstacle := _obstacle(tx, task, job, now):
+    if obstacle := _obstacle(tx, task, job, at):
         collections.fail(tx, lease, *obstacle)
         return Failed(job.id)
     move = planned(tx, task, job, job.cut)
@@ -58,12 +58,12 @@ def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None) -> Move:
     return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
 
 
-def _obstacle(tx: Tx, task: Task, job: CollectionJob, now: int) -> tuple[str, str] | None:
+def _obstacle(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:
     """(error, detail) of a batch that can't be collected any more."""
     if not task.by_time:
         return None
     if batches.overlapping(tx, task.task_pk, job.lo, job.hi):  # C5
         return "batchOverlap", "part of this interval was collected by another collection job"
-    if job.lo < time_bucket(task.expired_before_at(now)):  # D6: the Helper would refuse it
+    if job.lo < time_bucket(task.expired_before_at(at)):  # D6: the Helper would refuse it
         return "batchInvalid", "expired"
     return None

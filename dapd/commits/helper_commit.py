@@ -8,7 +8,7 @@ collected is decided here, inside the transaction, and what was admitted is writ
 from __future__ import annotations
 
 from dapd.commits.helper_store import existing
-from dapd.datastore import batches, counters, helper_jobs
+from dapd.datastore import batches, counters, helper_jobs, tasks
 from dapd.datastore.engines import Tx
 from dapd.datastore.helper_jobs import JobKey, StoredJob
 from dapd.reports import HelperVerified, count_outcomes, outcome_name
@@ -20,7 +20,8 @@ REWORK_SECONDS = 0.005
 class VerifyAgainError(Exception):
     """Not a fault: the way out of a transaction that must leave no trace, the index included.
 
-    The job is to be verified again outside, with the column ``known`` (rule E3).
+    The job is to be verified again outside, by the rules of then and with the column ``known``
+    (rules D6, E3).
     """
 
     def __init__(self, known: bytes) -> None:
@@ -42,6 +43,9 @@ def commit(tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: b
     if verified.rework_seconds(shut, replayed) > REWORK_SECONDS:
         raise VerifyAgainError(verified.known(shut, replayed))
     finished = verified.finish(shut, replayed)
+    if finished.admitted_ids and finished.admitted_min < tasks.refused_before(tx, key.task_pk):
+        # D6: the mark has risen since; ids below it may have been forgotten already.
+        raise VerifyAgainError(verified.known(shut, replayed))
     helper_jobs.store_finish(tx, job_pk, finished)
     batches.add_contributions(tx, key.task_pk, key.id, finished.buckets)
     counters.add(tx, key.task_pk, _counts(finished.outcomes))

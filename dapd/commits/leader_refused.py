@@ -49,6 +49,8 @@ def halve(tx: Tx, lease: Lease, job: Job, halves: Halves, error: str, now: int) 
         in_first = min(max(first_size - before, 0), chunk.n)
         _hand_over(tx, chunk, in_first, (pks[0], pks[1]), attempts)
         before += chunk.n
+    for job_pk in pks:
+        leader_jobs.note_newest(tx, job_pk)
     return True
 
 

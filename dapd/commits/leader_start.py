@@ -6,7 +6,7 @@ Section "Leader Initialization"; invariant I3, rules D4, D6.
 from __future__ import annotations
 
 from dapd.commits.leader_refused import expire
-from dapd.datastore import chunks, leader_jobs
+from dapd.datastore import leader_jobs
 from dapd.datastore.engines import Tx
 from dapd.datastore.leader_jobs import Job
 from dapd.datastore.leases import Lease
@@ -29,7 +29,7 @@ def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | Non
     """
     sends = leader_jobs.count_send(tx, lease)
     job = leader_jobs.load(tx, lease.pk)
-    if chunks.newest_time(tx, lease.pk) < expired_before:  # D6
+    if job.newest < expired_before:  # D6
         expire(tx, lease, job, sends > 1, now)
         return None
     return job
@@ -37,9 +37,8 @@ def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | Non
 
 def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
     """A job to be polled; ``None`` if it has expired."""
-    if chunks.newest_time(tx, lease.pk) < expired_before:  # D6
-        return None
-    return leader_jobs.load(tx, lease.pk)
+    job = leader_jobs.load(tx, lease.pk)
+    return job if job.newest >= expired_before else None  # D6
 
 
 def expire_polled(tx: Tx, lease: Lease, now: int) -> None:

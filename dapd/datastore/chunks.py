@@ -64,7 +64,6 @@ ORDER BY chunk_pk"""
 _Q_ONE = """
 SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
 FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk) WHERE chunk_pk = :chunk_pk"""
-_Q_NEWEST_TIME = "SELECT max(time_max) FROM report_chunks WHERE job_pk = :job_pk"
 _Q_BACKLOG = """
 SELECT COALESCE(sum(CASE WHEN state = 'waiting' THEN n END), 0),
   COALESCE(sum(CASE WHEN state = 'assigned' THEN n END), 0),
@@ -191,12 +190,6 @@ def load(tx: Tx, chunk_pk: int) -> StoredChunk:
     row = tx.one(_Q_ONE, chunk_pk=chunk_pk)
     assert row is not None
     return StoredChunk(*row)
-
-
-def newest_time(tx: Tx, job_pk: int) -> int:
-    """The time of the newest report of a job (rule D6)."""
-    row = tx.one(_Q_NEWEST_TIME, job_pk=job_pk)
-    return int(row[0]) if row and row[0] is not None else 0
 
 
 def split(tx: Tx, chunk: StoredChunk, keep: bytes, first: Place, second: Place) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
+from dapd.protocol.task import Instant
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
 leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
@@ -21,7 +22,7 @@ _Q_BY_ID = f"{_SELECT} WHERE task_pk = :task_pk AND id = :id"
 _Q_BY_PK = f"{_SELECT} WHERE collection_pk = :pk"
 _Q_INSERT = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
-VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :now)
+VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :safe)
 RETURNING collection_pk"""
 _Q_END_IDENTITY = "UPDATE collection_jobs SET request_hash = NULL WHERE collection_pk = :pk"
 _Q_WAITING = """
@@ -160,7 +161,7 @@ def by_pk(tx: Tx, pk: int) -> CollectionJob:
 
 
 def insert(
-    tx: Tx, task_pk: int, job_id: bytes, batch: tuple[bytes, bytes], body: bytes, now: int
+    tx: Tx, task_pk: int, job_id: bytes, batch: tuple[bytes, bytes], body: bytes, at: Instant
 ) -> CollectionJob:
     """A new waiting job, due now; ``batch`` is (lo, hi), empty if the Leader has yet to select."""
     row = tx.one(
@@ -169,7 +170,8 @@ def insert(
         task_pk=task_pk,
         lo=batch[0],
         hi=batch[1],
-        now=now,
+        now=at.now,
+        safe=at.safe,
         request_hash=request_hash(body),
         request=body,
     )

@@ -20,21 +20,22 @@ WHERE task_pk = :task_pk"""
 _Q_BY_IDENTITY = f"{_SELECT} AND request_hash = :request_hash"
 _Q_BY_ID = f"{_SELECT} AND id = :id"
 _Q_REQUEST = """
-SELECT id, request_hash, n, bucket, request FROM aggregation_jobs JOIN job_bodies USING (job_pk)
+SELECT id, request_hash, n, bucket, newest, request
+FROM aggregation_jobs JOIN job_bodies USING (job_pk)
 WHERE job_pk = :job_pk AND state = 'received' AND lease_token = :lease_token"""
 _Q_INSERT = """
 INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, lease_token,
-  lease_until, request_hash, created_at)
+  lease_until, request_hash, newest, created_at)
 VALUES (:id, :task_pk, 'helper', :state, :n, :bucket, :now, :lease_token, :lease_until,
-  :request_hash, :now)
+  :request_hash, :newest, :now)
 ON CONFLICT DO NOTHING RETURNING job_pk"""
 _Q_CLAIM = """
 UPDATE aggregation_jobs SET state = 'finished', lease_token = NULL, lease_until = NULL
 WHERE task_pk = :task_pk AND id = :id AND state = 'received' AND lease_token = :lease_token
 RETURNING job_pk"""
 _Q_FINISH = """
-UPDATE aggregation_jobs SET admitted_ids = :admitted_ids, admitted_min = :admitted_min,
-  admitted_max = :admitted_max, buckets = :buckets
+UPDATE aggregation_jobs SET admitted_ids = :admitted_ids, newest = COALESCE(:newest, newest),
+  buckets = :buckets
 WHERE job_pk = :job_pk"""
 _Q_STORE_REQUEST = "INSERT INTO job_bodies (job_pk, request) VALUES (:job_pk, :request)"
 _Q_STORE_RESPONSE = """
@@ -58,6 +59,7 @@ class JobKey:
     """What names a job and the work on it; ``bucket`` is the batch id, empty in time-interval.
 
     Whoever works on the job holds it under ``lease_token``, also before the job is stored.
+    ``made_at`` is a time of the task by the safe clock: when the job expires if it admits nothing.
     """
 
     task_pk: int
@@ -66,6 +68,7 @@ class JobKey:
     n: int
     bucket: bytes
     lease_token: bytes
+    made_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +98,8 @@ def leased_request(
     row = tx.one(_Q_REQUEST, job_pk=job_pk, lease_token=lease_token)
     if row is None:
         return None
-    job_id, request_hash, n, bucket, request = row
-    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token), request
+    job_id, request_hash, n, bucket, made_at, request = row
+    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, made_at), request
 
 
 def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None) -> int | None:
@@ -112,6 +115,7 @@ def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None)
         lease_token=None if lease_until is None else key.lease_token,
         lease_until=lease_until,
         request_hash=key.request_hash,
+        newest=key.made_at,
     )
     return None if row is None else int(row[0])
 
@@ -134,8 +138,7 @@ def store_finish(tx: Tx, job_pk: int, finished: HelperFinish) -> None:
         _Q_FINISH,
         job_pk=job_pk,
         admitted_ids=finished.admitted_ids if admitted else None,
-        admitted_min=finished.admitted_min if admitted else None,
-        admitted_max=finished.admitted_max if admitted else None,
+        newest=finished.admitted_max if admitted else None,
         buckets=b"".join(total.bucket for total in finished.buckets),
     )
     tx.execute(_Q_STORE_RESPONSE, job_pk=job_pk, response=finished.response)

@@ -13,11 +13,16 @@ from dapd.protocol.leader import Later, Standing
 from dapd.protocol.states import LeaderJob, require_move
 
 _Q_INSERT = """
-INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, created_at)
-VALUES (:id, :task_pk, 'leader', 'assigned', :n, :bucket, :run_at, :attempts, :now)
+INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, newest,
+  created_at)
+VALUES (:id, :task_pk, 'leader', 'assigned', :n, :bucket, :run_at, :attempts, 0, :now)
 RETURNING job_pk"""
+_Q_NOTE_NEWEST = """
+UPDATE aggregation_jobs
+SET newest = (SELECT max(time_max) FROM report_chunks WHERE report_chunks.job_pk = :job_pk)
+WHERE job_pk = :job_pk"""
 _Q_LOAD = """
-SELECT job_pk, id, task_pk, state, n, bucket, attempts, sends, location,
+SELECT job_pk, id, task_pk, state, n, bucket, newest, attempts, sends, location,
   CASE WHEN state = 'stored' THEN request END, leader_state
 FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk) WHERE job_pk = :job_pk"""
 _Q_MOVE = """
@@ -42,7 +47,8 @@ class LeaseLost(Exception):
 class Job:
     """A row and its bodies; ``request`` only while it is to be sent, ``leader_state`` sealed.
 
-    ``batch_id`` is empty in the time-interval mode."""
+    ``batch_id`` is empty in the time-interval mode; ``newest`` is the time of its newest report.
+    """
 
     job_pk: int
     id: bytes
@@ -50,6 +56,7 @@ class Job:
     state: LeaderJob
     n: int
     batch_id: bytes
+    newest: int
     attempts: int
     sends: int
     location: str | None
@@ -75,7 +82,7 @@ class NewJob:
 
 
 def insert(tx: Tx, job: NewJob) -> int:
-    """Store an assigned job; its key."""
+    """Store an assigned job, whose chunks and then ``note_newest`` follow; its key."""
     row = tx.one(
         _Q_INSERT,
         id=job.id,
@@ -88,6 +95,11 @@ def insert(tx: Tx, job: NewJob) -> int:
     )
     assert row is not None
     return int(row[0])
+
+
+def note_newest(tx: Tx, job_pk: int) -> None:
+    """Now that the job has all its chunks: when it expires (rule D6)."""
+    tx.execute(_Q_NOTE_NEWEST, job_pk=job_pk)
 
 
 def load(tx: Tx, job_pk: int) -> Job:

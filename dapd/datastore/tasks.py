@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dapd.crypto import Sealer, token_aad, verify_key_aad
+from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
 from dapd.datastore.engines import Row, Tx
 from dapd.messages.common import HpkeConfig, Role
-from dapd.protocol.task import Task, TaskSettings
+from dapd.protocol.task import Task, TaskSettings, TaskState
 
 DAP_VERSION = "dap-18"
 
 _COLUMNS = """task_pk, task_id, role, configuration, verify_key, verification_key_id,
-collector_hpke_config, aggregator_token, aggregator_token_hash, collector_token_hash, helper_mode,
-batch_target_size, report_expiry_age, expired_before, peer_accepted"""
+collector_hpke_config, aggregator_token, inbound_token_hashes, helper_mode, batch_target_size,
+report_expiry_age, expired_before, quarantined_before, peer_accepted, state"""
 _Q_ALL = f"SELECT {_COLUMNS} FROM tasks ORDER BY task_pk"  # noqa: S608 - constants alone
 _Q_ONE = f"SELECT {_COLUMNS} FROM tasks WHERE task_id = :task_id"  # noqa: S608 - constants alone
 _Q_INSERT = """
 INSERT INTO tasks (task_id, role, dap_version, configuration, verify_key, verification_key_id,
-  collector_hpke_config, aggregator_token, aggregator_token_hash, collector_token_hash,
-  helper_mode, batch_target_size, report_expiry_age)
+  collector_hpke_config, aggregator_token, inbound_token_hashes, helper_mode, batch_target_size,
+  report_expiry_age)
 VALUES (:task_id, :role, :dap_version, :configuration, :verify_key, :verification_key_id,
-  :collector_hpke_config, :aggregator_token, :aggregator_token_hash, :collector_token_hash,
-  :helper_mode, :batch_target_size, :report_expiry_age)
+  :collector_hpke_config, :aggregator_token, :inbound_token_hashes, :helper_mode,
+  :batch_target_size, :report_expiry_age)
 RETURNING task_pk"""
 _Q_SETTINGS = """
 UPDATE tasks SET helper_mode = :helper_mode, batch_target_size = :batch_target_size,
   report_expiry_age = :report_expiry_age WHERE task_pk = :task_pk"""
+_Q_EXPIRED_BEFORE = "SELECT expired_before, quarantined_before FROM tasks WHERE task_pk = :task_pk"
 _Q_PEER_ACCEPTED = (
     "UPDATE tasks SET peer_accepted = 1 WHERE task_pk = :task_pk AND peer_accepted = 0"
 )
@@ -46,7 +47,8 @@ class SealedTask:
         """Raises ``ValueError`` if the sealing key is not at hand."""
         (
             task_pk, task_id, role, configuration, verify_key, verification_key_id, hpke_config,
-            token, token_hash, collector_hash, mode, target, age, expired_before, peer_accepted,
+            token, token_hashes, mode, target, age, expired_before, quarantined_before,
+            peer_accepted, state,
         ) = self.row  # fmt: skip
         return Task(
             task_pk=task_pk,
@@ -57,11 +59,12 @@ class SealedTask:
             verification_key_id=verification_key_id,
             collector_hpke_config=HpkeConfig.decode(hpke_config),
             aggregator_token=sealer.open(token_aad(task_id), token).decode() if token else None,
-            aggregator_token_hash=token_hash,
-            collector_token_hash=collector_hash,
+            inbound_token_hashes=_split(token_hashes),
             settings=TaskSettings(mode, target, age),
             expired_before=expired_before,
+            quarantined_before=quarantined_before,
             peer_accepted=bool(peer_accepted),
+            state=TaskState(state),
         )
 
 
@@ -89,8 +92,7 @@ def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
         verification_key_id=task.verification_key_id,
         collector_hpke_config=task.collector_hpke_config.encode(),
         aggregator_token=sealer.seal(token_aad(task.task_id), token.encode()) if token else None,
-        aggregator_token_hash=task.aggregator_token_hash,
-        collector_token_hash=task.collector_token_hash,
+        inbound_token_hashes=b"".join(task.inbound_token_hashes),
         helper_mode=task.settings.helper_mode,
         batch_target_size=task.settings.batch_target_size,
         report_expiry_age=task.settings.report_expiry_age,
@@ -113,3 +115,15 @@ def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
 def note_peer_accepted(tx: Tx, task_pk: int) -> None:
     """The Helper has answered a job of this task with a result: it knows the task (rule D5)."""
     tx.execute(_Q_PEER_ACCEPTED, task_pk=task_pk)
+
+
+def refused_before(tx: Tx, task_pk: int) -> int:
+    """Reports below this are dropped, as far as it is stored: what a transaction must not admit,
+    whatever the mark was when its reports were verified (rule D6).
+    """
+    row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task_pk)
+    return max(row) if row else 0
+
+
+def _split(hashes: bytes) -> tuple[bytes, ...]:
+    return tuple(hashes[at : at + TOKEN_HASH_SIZE] for at in range(0, len(hashes), TOKEN_HASH_SIZE))

@@ -61,8 +61,9 @@ async def step(context: Context, desk: Desk) -> None:
 async def _advance(context: Context, desk: Desk) -> bool:
     """Make the next move of a waiting job; whether it is frozen now, and still leased."""
     async with desk.slots:
-        now = context.now()
-        move = await context.run(advance, desk.lease, desk.task, now, now + _LOOK_AGAIN_MS)
+        at = context.instant()
+        look_again = at.now + _LOOK_AGAIN_MS
+        move = await context.run(advance, desk.lease, desk.task, at, look_again)
         match move:
             case None | Wait():
                 return False

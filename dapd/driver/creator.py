@@ -36,14 +36,15 @@ async def run(context: Context) -> None:
 
 async def create_due(context: Context) -> float:
     """Make every job that is ripe; the seconds until the next may be."""
-    now = context.now()
+    at = context.instant()
+    now = at.now
     task_pks, next_at = await context.read(due_tasks, now)
     upcoming = [] if next_at is None else [next_at]
     made = 0
     for task in context.tasks.all():
         if task.task_pk not in task_pks:
             continue
-        created = await context.run(create, task, _limits(context), now, secrets.token_bytes)
+        created = await context.run(create, task, _limits(context), at, secrets.token_bytes)
         made += created.jobs
         upcoming += [now] if created.more else []
         upcoming += [] if created.next_at is None else [created.next_at]

@@ -84,8 +84,8 @@ async def _start(context: Context, desk: Desk) -> None:
 
 async def _send(context: Context, desk: Desk) -> None:
     """Send the stored bytes, once more or for the first time (I3, I4)."""
-    now = context.now()
-    mark = desk.task.expired_before_at(now)
+    at = context.instant()
+    now, mark = at.now, desk.task.expired_before_at(at)
     job = await context.run(starting.count_send, desk.lease, mark, now)
     if job is None:
         _warn_expired(desk)
@@ -95,8 +95,8 @@ async def _send(context: Context, desk: Desk) -> None:
 
 async def _poll(context: Context, desk: Desk) -> None:
     """Ask for the result at the Location (section "Asynchronous Request Handling")."""
-    now = context.now()
-    mark = desk.task.expired_before_at(now)
+    at = context.instant()
+    now, mark = at.now, desk.task.expired_before_at(at)
     job = await context.read(starting.load_to_poll, desk.lease, mark)
     if job is None:
         await context.run(starting.expire_polled, desk.lease, now)

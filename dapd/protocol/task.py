@@ -7,7 +7,9 @@ Section "Task Configuration". Left out: how tasks are written in files (``dapd.t
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
+from typing import NamedTuple
 
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
 from dapd.messages.task import TaskConfiguration
@@ -17,6 +19,33 @@ from dapd.vdaf import Vdaf, make_vdaf
 MAX_INTEGER = 2**63 - 1
 """Integers of a task are at most this, so that both engines store them."""
 END_OF_TIME = 2**64 - 1
+
+
+class TaskState(StrEnum):
+    """Whether an operator lets this Aggregator work on a task."""
+
+    ACTIVE = "active"
+    DRAINING = "draining"
+    """A Leader's: uploads are refused as ``report_dropped``, what was accepted is finished."""
+    DISABLED = "disabled"
+    """Unrecognized to everybody, and nothing of it is worked on, until it is enabled again."""
+    DELETED = "deleted"
+    """Unrecognized; the garbage collector takes away what is left of it."""
+    PURGED = "purged"
+    """A tombstone: its id and its watermark, from which adding the task again starts (rule D6)."""
+
+    @property
+    def is_served(self) -> bool:
+        return self in (TaskState.ACTIVE, TaskState.DRAINING)
+
+
+class Instant(NamedTuple):
+    """One moment, in milliseconds: ``now`` by this machine's clock, ``safe`` by the one that makes
+    things expire, which no jump of the first one moves (rule D6).
+    """
+
+    now: int
+    safe: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +64,12 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """One task in one role. ``expired_before`` is the stored watermark, in time precisions (D6)."""
+    """One task in one role. ``expired_before`` is the stored watermark, in time precisions (D6).
+
+    What a restored database may have forgotten lies below ``quarantined_before``, likewise.
+    ``inbound_token_hashes`` are of the tokens that open this Aggregator: a Leader's are the
+    Collector's, a Helper's are the Leader's; two while one is being replaced.
+    """
 
     task_pk: int
     task_id: bytes
@@ -45,11 +79,12 @@ class Task:
     verification_key_id: int
     collector_hpke_config: HpkeConfig
     aggregator_token: str | None = field(repr=False)
-    aggregator_token_hash: bytes | None
-    collector_token_hash: bytes | None
+    inbound_token_hashes: tuple[bytes, ...]
     settings: TaskSettings
     expired_before: int = 0
+    quarantined_before: int = 0
     peer_accepted: bool = False
+    state: TaskState = TaskState.ACTIVE
 
     @cached_property
     def configuration(self) -> TaskConfiguration:
@@ -92,24 +127,37 @@ class Task:
         """``now`` in milliseconds as a time of this task."""
         return now // (1000 * self.configuration.time_precision)
 
-    def expired_before_at(self, now: int) -> int:
-        """Times below this are expired: the watermark, which never falls, or the age (rule D6)."""
+    def ms_of(self, time: int) -> int:
+        """The first millisecond of a time of this task."""
+        return time * 1000 * self.configuration.time_precision
+
+    def expired_before_at(self, at: Instant) -> int:
+        """Times below this are expired: the watermark, which never falls, or the age (rule D6).
+
+        What reads hide, what requests may ask for, and what the garbage collector takes away.
+        """
         age = self.settings.report_expiry_age
         if age is None:
             return self.expired_before
-        return max(self.expired_before, self.time_of(max(0, now - age * 1000)))
+        return max(self.expired_before, self.time_of(max(0, at.safe - age * 1000)))
 
-    def rules_at(self, now: int, early_leeway: float) -> ReportRules:
-        """The bounds for reports judged at ``now`` (ms); the leeway is in seconds (rule B2)."""
+    def refused_before_at(self, at: Instant) -> int:
+        """Reports below this are dropped: they are expired, or a restore may have forgotten that
+        they were admitted.
+        """
+        return max(self.expired_before_at(at), self.quarantined_before)
+
+    def rules_at(self, at: Instant, early_leeway: float) -> ReportRules:
+        """The bounds for reports judged at this moment; the leeway is in seconds (rule B2)."""
         interval = self.configuration.task_interval
         start, end = (
             (interval.start, interval.start + interval.duration) if interval else (0, END_OF_TIME)
         )
         return ReportRules(
-            too_early_after=self.time_of(now + int(early_leeway * 1000)),
+            too_early_after=self.time_of(at.now + int(early_leeway * 1000)),
             task_start=start,
             task_end=end,
-            expired_before=self.expired_before_at(now),
+            expired_before=self.refused_before_at(at),
         )
 
     def url_path(self, resource: str) -> str:

@@ -12,9 +12,9 @@ from dapd.config import Config
 from dapd.crypto import Sealer
 from dapd.datastore import Datastore, Tx
 from dapd.http import DapHttp
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 from dapd.reports import ReportRules
-from dapd.runtime.clock import Clock
+from dapd.runtime.clock import Clock, SafeClock
 from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
@@ -29,12 +29,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """What comes from outside the program, and tests hand in; ``jitter`` is between 0 and 1."""
+
+    clock: Clock
+    safe_clock: SafeClock
+    jitter: Callable[[], float]
+
+
 @dataclass
 class Context:
     """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8)."""
 
     config: Config
     clock: Clock
+    safe_clock: SafeClock
     datastore: Datastore
     sealer: Sealer
     tasks: Tasks
@@ -71,9 +81,13 @@ class Context:
     def now(self) -> int:
         return self.clock.now()
 
+    def instant(self) -> Instant:
+        """This moment, by both clocks."""
+        return Instant(self.clock.now(), self.safe_clock.now())
+
     def rules(self, task: Task) -> ReportRules:
         """The bounds that a report of ``task`` must keep now."""
-        return task.rules_at(self.now(), self.config.reports.early_leeway)
+        return task.rules_at(self.instant(), self.config.reports.early_leeway)
 
     def drain(self) -> None:
         """Begin to stop (I8): no new leases, held requests are answered "not ready" now."""
@@ -81,3 +95,36 @@ class Context:
         self.jobs.ring()
         self.chunks.ring()
         self.finished.announce_all()
+
+
+def make_context(
+    config: Config,
+    outside: Outside,
+    datastore: Datastore,
+    sealer: Sealer,
+    http: DapHttp,
+    nursery: trio.Nursery,
+) -> Context:
+    """A context whose work runs in ``nursery``; its lane, tasks and keys are still to be started
+    and read.
+    """
+    leader = config.leader
+    disk = Disk(datastore.path, config.disk.min_free_bytes)
+    return Context(
+        config=config,
+        clock=outside.clock,
+        safe_clock=outside.safe_clock,
+        datastore=datastore,
+        sealer=sealer,
+        tasks=Tasks(datastore, sealer),
+        keyrings=Keyrings(datastore, sealer),
+        peers=Peers(leader.permits_per_peer, outside.clock, outside.jitter),
+        http=http,
+        work=Work(nursery, config.helper.max_running),
+        disk=disk,
+        lane=Lane(
+            leader.upload_queue, leader.upload_group_requests, leader.upload_group_bytes, disk
+        ),
+        rates=Rates(),
+        jitter=outside.jitter,
+    )

@@ -64,7 +64,7 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
     if running is None:
         context.disk.require_space()  # E4
         require_replay_room(context, task)
-        job = NewJob(task, _new_key(task, digest, found), body, found, identity)
+        job = NewJob(task, _new_key(context, task, digest, found), body, found, identity)
         handle = _verify_now if _runs_at_once(context, job) else _store_for_later
         running = context.work.start(identity, partial(handle, context, job))
     joined: StoredJob = await running.wait()
@@ -142,7 +142,7 @@ def _examine(tx: Tx, task: Task, body: bytes) -> tuple[bytes, StoredJob | InitRe
     return digest, existing or judge_init(task, body)
 
 
-def _new_key(task: Task, digest: bytes, request: InitRequest) -> JobKey:
+def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) -> JobKey:
     return JobKey(
         task_pk=task.task_pk,
         id=secrets.token_bytes(16),
@@ -150,6 +150,7 @@ def _new_key(task: Task, digest: bytes, request: InitRequest) -> JobKey:
         n=request.rows.count,
         bucket=request.batch_id or b"",
         lease_token=secrets.token_bytes(16),
+        made_at=task.time_of(context.safe_clock.now()),
     )
 
 

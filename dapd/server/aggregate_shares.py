@@ -75,7 +75,7 @@ async def _created(context: Context, task: Task, body: bytes) -> StoredShare:
     new = ShareRequest(task, secrets.token_bytes(16), digest, message)
     running = context.work.start(
         (task.task_pk, "aggregate_share", digest),
-        partial(context.run, serve, new, context.sealer, context.now()),
+        partial(context.run, serve, new, context.sealer, context.instant()),
     )
     share: StoredShare = await running.wait()
     _log.info("aggregate_share_made", task_id=task.id_text, reports=message.report_count)

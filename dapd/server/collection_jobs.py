@@ -39,7 +39,7 @@ def blueprint(context: Context) -> Blueprint:
             task,
             body,
             secrets.token_bytes(_JOB_ID_SIZE),
-            context.now(),
+            context.instant(),
             int(context.config.collection.leader_selected_keep * 1000),
         )
         context.jobs.ring()

@@ -121,10 +121,9 @@ async def _task(context: Context, text: str, resource: str) -> Task:
 def _authenticate(task: Task, resource: str, headers: dict[str, str]) -> None:
     if resource == "reports":
         return
-    expected = task.collector_token_hash if task.is_leader else task.aggregator_token_hash
     scheme, _, token = headers.get("authorization", "").partition(" ")
     presented = token.strip() if scheme.lower() == "bearer" else headers.get("dap-auth-token", "")
-    if not presented or expected is None or not token_matches(presented, expected):
+    if not presented or not token_matches(presented, task.inbound_token_hashes):
         raise Abort(
             None,
             "this resource needs the task's token, as `Authorization: Bearer` or `DAP-Auth-Token`",

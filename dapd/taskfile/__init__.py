@@ -278,9 +278,8 @@ def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Ta
         verification_key_id=task.verification_key_id,
         collector_hpke_config=task.collector_hpke_config,
         aggregator_token=token if leads else None,
-        aggregator_token_hash=None if leads else hash_token(token),
-        collector_token_hash=(
-            hash_token(task.collector_auth_token) if isinstance(task, LeaderTask) else None
+        inbound_token_hashes=(
+            hash_token(task.collector_auth_token if isinstance(task, LeaderTask) else token),
         ),
         settings=settings,
     )

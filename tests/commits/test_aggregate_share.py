@@ -28,7 +28,7 @@ from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.messages.task import Prio3Histogram
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.helper import judge_init
-from dapd.protocol.task import Task, TaskSettings
+from dapd.protocol.task import Instant, Task, TaskSettings
 from dapd.reports import leader_finish
 from dapd.vdaf import merge, unshard
 from tests.build import (
@@ -103,7 +103,7 @@ class Bench:
     def serve(self, message: AggregateShareReq) -> StoredShare:
         digest = hashlib.sha256(message.encode()).digest()
         request = ShareRequest(self.task, secrets.token_bytes(16), digest, message)
-        return self.store.run_sync(serve, request, self.pair.sealer, NOW)
+        return self.store.run_sync(serve, request, self.pair.sealer, Instant(NOW, NOW))
 
     def refusal(self, message: AggregateShareReq) -> str | None:
         with pytest.raises(Abort) as caught:

@@ -22,6 +22,7 @@ from dapd.messages.collection import AggregateShareReq, CollectionJobReq, Query
 from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, Wait
+from dapd.protocol.task import Instant
 from tests.build import NOW, TIME
 from tests.collecting import KEEP_MS, NEXT_BATCH, QUERY, Aggregators, aggregators, interval_query
 
@@ -41,13 +42,13 @@ async def selected(tmp_path: Path) -> AsyncIterator[Aggregators]:
 
 
 def move(who: Aggregators, job: CollectionJob) -> Move | Failed | None:
-    return who.store.run_sync(advance, who.lease(job), who.leader, who.clock.at, LATER)
+    return who.store.run_sync(advance, who.lease(job), who.leader, who.clock.instant(), LATER)
 
 
 def frozen(who: Aggregators, job: CollectionJob) -> Lease:
     """Freeze a job whose batch is complete."""
     lease = who.lease(job)
-    made = who.store.run_sync(advance, lease, who.leader, who.clock.at, LATER)
+    made = who.store.run_sync(advance, lease, who.leader, who.clock.instant(), LATER)
     assert isinstance(made, Freeze), made
     total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, made.batch)
     batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), made.batch, total)
@@ -219,7 +220,7 @@ async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggrega
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     lease = pair.lease(job)
-    made = pair.store.run_sync(advance, lease, pair.leader, NOW, LATER)
+    made = pair.store.run_sync(advance, lease, pair.leader, Instant(NOW, NOW), LATER)
     assert isinstance(made, Freeze)
     total = pair.store.read_sync(batch_total, pair.leader, pair.pair.sealer, made.batch)
     batch = frozen_batch(pair.leader, pair.pair.sealer, job, made.batch, total)
@@ -368,7 +369,7 @@ async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
     assert pair.store.run_sync(collection_finish, lease, b"first")
     assert not pair.store.run_sync(collection_finish, lease, b"second")
     assert not pair.store.run_sync(collection_refused, lease, "batchMismatch", "")
-    assert pair.store.run_sync(advance, lease, pair.leader, NOW, LATER) is None
+    assert pair.store.run_sync(advance, lease, pair.leader, Instant(NOW, NOW), LATER) is None
     assert pair.job(job).response == b"first"
     assert pair.state_of(time_bucket(TIME)) == "collected"
 

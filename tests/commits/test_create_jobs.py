@@ -16,7 +16,7 @@ from dapd.datastore.chunks import Place
 from dapd.datastore.engines import Row
 from dapd.messages.common import BatchMode
 from dapd.protocol.packing import Limits
-from dapd.protocol.task import Task, TaskSettings
+from dapd.protocol.task import Instant, Task, TaskSettings
 from tests.build import (
     NOW,
     PRECISION,
@@ -60,7 +60,7 @@ class Leader:
 
     def create(self, now: int = NOW) -> Created:
         return self.datastore.run_sync(
-            create_jobs.create, self.task, LIMITS, now, secrets.token_bytes
+            create_jobs.create, self.task, LIMITS, Instant(now, now), secrets.token_bytes
         )
 
     def jobs(self) -> list[int]:

@@ -66,6 +66,7 @@ def key_of(task: Task, job: LeaderJob) -> JobKey:
         request.rows.count,
         request.batch_id or b"",
         secrets.token_bytes(16),
+        TIME,
     )
 
 

@@ -24,15 +24,16 @@ def add_job(tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW
     """A job of a task, which is made if it is not there."""
     tx.execute(
         "INSERT INTO tasks (task_pk, task_id, role, dap_version, configuration,"
-        " verification_key_id, verify_key, collector_hpke_config)"
-        " VALUES (:task_pk, :task_id, 'leader', 'dap-18', x'', 0, x'', x'')"
+        " verification_key_id, verify_key, collector_hpke_config, inbound_token_hashes)"
+        " VALUES (:task_pk, :task_id, 'leader', 'dap-18', x'', 0, x'', x'', x'')"
         " ON CONFLICT DO NOTHING",
         task_pk=task_pk,
         task_id=bytes([task_pk]),
     )
     tx.execute(
-        "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, created_at)"
-        " VALUES (randomblob(16), :task_pk, 'leader', :state, 5, x'', :run_at, :run_at)",
+        "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, newest,"
+        " created_at)"
+        " VALUES (randomblob(16), :task_pk, 'leader', :state, 5, x'', :run_at, 0, :run_at)",
         task_pk=task_pk,
         state=state,
         run_at=run_at,
@@ -110,9 +111,9 @@ def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Dat
     """The dispatcher picks in order of age, and knows when to look again."""
     datastore.run_sync(
         lambda tx: tx.execute(
-            "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, created_at)"
-            " VALUES (x'0b', 1, 'leader', 'stored', 5, x'', :early, 0),"
-            " (x'0c', 1, 'leader', 'stored', 5, x'', :later, 0)",
+            "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, newest,"
+            " created_at) VALUES (x'0b', 1, 'leader', 'stored', 5, x'', :early, 0, 0),"
+            " (x'0c', 1, 'leader', 'stored', 5, x'', :later, 0, 0)",
             early=NOW - 5,
             later=NOW + 7,
         )

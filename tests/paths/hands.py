@@ -55,14 +55,23 @@ class HandClock:
     """Goes as clocks do, from the middle of ``NOON`` on, and ahead when the test says so."""
 
     def __init__(self) -> None:
-        self._ahead = NOON * PRECISION * 1000 + PRECISION * 500
         self._started = time.monotonic_ns()
+        self._skipped = 0
+        self._wrong = NOON * PRECISION * 1000 + PRECISION * 500
 
     def now(self) -> int:
-        return self._ahead + (time.monotonic_ns() - self._started) // 1_000_000
+        return self._wrong + self.elapsed()
+
+    def elapsed(self) -> int:
+        return self._skipped + (time.monotonic_ns() - self._started) // 1_000_000
 
     def advance(self, seconds: float) -> None:
-        self._ahead += int(seconds * 1000)
+        """Let so much time pass."""
+        self._skipped += int(seconds * 1000)
+
+    def jump(self, seconds: float) -> None:
+        """Set the clock ahead or back, as an operator or NTP may."""
+        self._wrong += int(seconds * 1000)
 
 
 @asynccontextmanager

@@ -9,14 +9,17 @@ CREATE TABLE tasks (
     verification_key_id INTEGER NOT NULL,
     verify_key BLOB NOT NULL,             -- sealed
     aggregator_token BLOB,                -- sealed; the Leader's, outbound
-    aggregator_token_hash BLOB,           -- SHA-256; the Helper's, inbound
-    collector_token_hash BLOB,            -- SHA-256; the Leader's, inbound
+    inbound_token_hashes BLOB NOT NULL,   -- SHA-256 of each valid one, joined: the Leader's are the
+                                          -- Collector's, the Helper's are the Leader's
     collector_hpke_config BLOB NOT NULL,
     helper_mode TEXT,                     -- NULL: the server's default
     batch_target_size INTEGER,            -- NULL: min_batch_size
     report_expiry_age INTEGER,            -- seconds; NULL: never
     expired_before INTEGER NOT NULL DEFAULT 0,  -- the watermark of rule D6, in time precisions
-    peer_accepted INTEGER NOT NULL DEFAULT 0    -- this Helper has accepted a job of the task (rule D5)
+    quarantined_before INTEGER NOT NULL DEFAULT 0,  -- what a restore may have forgotten, likewise
+    peer_accepted INTEGER NOT NULL DEFAULT 0,   -- this Helper has accepted a job of the task (rule D5)
+    state TEXT NOT NULL DEFAULT 'active'        -- 'purged' is the tombstone of a deleted one
+        CHECK (state IN ('active', 'draining', 'disabled', 'deleted', 'purged'))
 );
 
 CREATE TABLE hpke_keypairs (
@@ -25,13 +28,26 @@ CREATE TABLE hpke_keypairs (
     kdf_id INTEGER NOT NULL,
     aead_id INTEGER NOT NULL,
     public_key BLOB NOT NULL,
-    private_key BLOB NOT NULL,            -- sealed
-    state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'expired')),
-    changed_at INTEGER NOT NULL
+    private_key BLOB NOT NULL,            -- sealed; empty once deleted
+    state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'expired', 'deleted')),
+    changed_at INTEGER NOT NULL           -- milliseconds by the safe clock (rules D6, F1)
 );
 
 -- Ids of the sealing keys that some row may be sealed with (rule F2).
 CREATE TABLE sealing_keys (key_id BLOB PRIMARY KEY);
+
+-- How far the values of each sealed column have been sealed again with the first key.
+CREATE TABLE reseal_progress (
+    name TEXT PRIMARY KEY,                -- table and column
+    key_id BLOB NOT NULL,                 -- the key that seals them now
+    after_pk INTEGER NOT NULL             -- all rows up to this one are done
+);
+
+-- The clock that expires things (rule D6): one row.
+CREATE TABLE safe_clock (
+    one INTEGER PRIMARY KEY CHECK (one = 1),
+    safe_now INTEGER NOT NULL             -- milliseconds
+);
 
 -- One row an upload transaction: what it claims first (rule D1), and the order of acceptance. Only
 -- the latest are kept, for a transaction that is run again after its connection was lost in COMMIT.
@@ -61,6 +77,7 @@ CREATE INDEX report_chunks_waiting ON report_chunks
 CREATE INDEX report_chunks_due ON report_chunks (run_at, task_pk) WHERE state = 'waiting';
 CREATE INDEX report_chunks_undecided ON report_chunks (task_pk, bucket, state, seq, n)
     WHERE state IN ('waiting', 'assigned');
+CREATE INDEX report_chunks_expiring ON report_chunks (task_pk, time_max);
 CREATE INDEX report_chunks_job ON report_chunks (job_pk, chunk_pk, state, n, time_max)
     WHERE job_pk IS NOT NULL;
 
@@ -85,8 +102,8 @@ CREATE TABLE aggregation_jobs (
     sends INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
     request_hash BLOB,
-    admitted_min INTEGER,
-    admitted_max INTEGER,
+    newest INTEGER NOT NULL,              -- the time that decides when it expires (rule D6): of its newest
+                                          -- report, a Helper's newest admitted one; until then, of its making
     location TEXT,
     last_error TEXT,
     created_at INTEGER NOT NULL,
@@ -101,6 +118,9 @@ CREATE INDEX aggregation_jobs_computing ON aggregation_jobs (run_at, job_pk)
 CREATE INDEX aggregation_jobs_exchanging ON aggregation_jobs (run_at, job_pk)
     WHERE state IN ('stored', 'polling');
 CREATE INDEX aggregation_jobs_leased ON aggregation_jobs (lease_until) WHERE lease_token IS NOT NULL;
+CREATE INDEX aggregation_jobs_expiring ON aggregation_jobs (task_pk, newest, state);
+CREATE INDEX aggregation_jobs_answered ON aggregation_jobs (task_pk, job_pk)
+    WHERE role = 'helper' AND state = 'finished';
 CREATE INDEX aggregation_jobs_open ON aggregation_jobs (task_pk, bucket, n)
     WHERE state IN ('assigned', 'stored', 'polling', 'received');
 
@@ -111,7 +131,7 @@ CREATE TABLE job_bodies (
     response BLOB
 );
 
--- Append-only: what one job added to one batch bucket.
+-- What one job added to one batch bucket, or several did that were merged under a random job_id.
 CREATE TABLE batch_shares (
     share_pk INTEGER PRIMARY KEY AUTOINCREMENT,
     task_pk INTEGER NOT NULL REFERENCES tasks,
@@ -124,7 +144,7 @@ CREATE TABLE batch_shares (
     share BLOB NOT NULL,                  -- sealed
     UNIQUE (task_pk, bucket, job_id)
 );
-CREATE INDEX batch_shares_counted ON batch_shares (task_pk, bucket, n);
+CREATE INDEX batch_shares_counted ON batch_shares (task_pk, bucket, n, time_max);
 
 -- Intervals and batches that take no more reports (rule C1). A batch id is the range
 -- from itself to itself followed by a zero byte, so both modes compare alike.
@@ -133,7 +153,8 @@ CREATE TABLE collected (
     task_pk INTEGER NOT NULL REFERENCES tasks,
     lo BLOB NOT NULL,
     hi BLOB NOT NULL,
-    state TEXT NOT NULL CHECK (state IN ('closed', 'collected')),
+    state TEXT NOT NULL                   -- quarantined: a restore may have forgotten its collection
+        CHECK (state IN ('closed', 'collected', 'quarantined')),
     collection_pk INTEGER
 );
 -- The ranges of a task never overlap, so the last one that begins before a bucket decides.
@@ -176,7 +197,7 @@ CREATE TABLE collection_jobs (
     detail TEXT,
     last_error TEXT,
     served_at INTEGER,                    -- milliseconds; when the result was first served
-    created_at INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,          -- milliseconds by the safe clock
     UNIQUE (task_pk, id)
 );
 CREATE UNIQUE INDEX collection_jobs_identity ON collection_jobs (task_pk, request_hash)
@@ -186,6 +207,7 @@ CREATE INDEX collection_jobs_computing ON collection_jobs (run_at, collection_pk
 CREATE INDEX collection_jobs_exchanging ON collection_jobs (run_at, collection_pk)
     WHERE state IN ('frozen', 'polling');
 CREATE INDEX collection_jobs_leased ON collection_jobs (lease_until) WHERE lease_token IS NOT NULL;
+CREATE INDEX collection_jobs_expiring ON collection_jobs (task_pk, created_at, state);
 CREATE INDEX collection_jobs_waiting ON collection_jobs (task_pk) WHERE state = 'waiting';
 
 CREATE TABLE aggregate_share_jobs (
@@ -194,9 +216,10 @@ CREATE TABLE aggregate_share_jobs (
     task_pk INTEGER NOT NULL REFERENCES tasks,
     request_hash BLOB,
     response BLOB,
-    created_at INTEGER NOT NULL,
+    created_at INTEGER NOT NULL,          -- milliseconds by the safe clock
     UNIQUE (task_pk, id)
 );
+CREATE INDEX aggregate_share_jobs_expiring ON aggregate_share_jobs (task_pk, created_at);
 CREATE UNIQUE INDEX aggregate_share_jobs_identity ON aggregate_share_jobs (task_pk, request_hash)
     WHERE request_hash IS NOT NULL;
 

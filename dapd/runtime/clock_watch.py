@@ -1,0 +1,39 @@
+"""Stores the safe clock's time every minute, and says when something holds it (rule D6)."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from dapd.datastore import safe_clock
+from dapd.errors import DatastoreError
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+_EVERY = 60.0
+_ALARM_EVERY = 600.0
+
+
+async def run(context: Context) -> None:
+    """Until draining, and once more then."""
+    while not context.draining.is_set():
+        await look(context)
+        with trio.move_on_after(_EVERY):
+            await context.draining.wait()
+    await look(context)
+
+
+async def look(context: Context) -> None:
+    """Store the time, and raise the alarm if it stands."""
+    state = context.safe_clock.look()
+    if state.held and context.seldom.due("clock_held", _ALARM_EVERY):
+        _log.error(
+            "clock_held",
+            reason=state.held,
+            effect="nothing expires and no key changes",
+            remedy="set this machine's clock right, or confirm it with `dapd clock accept`",
+        )
+    try:
+        await context.run(safe_clock.store, state.safe)
+    except DatastoreError as error:
+        _log.error("clock_unstored", error=str(error))
