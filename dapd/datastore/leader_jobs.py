@@ -31,6 +31,11 @@ UPDATE aggregation_jobs SET state = :new, sends = :sends, location = :location, 
   lease_token = CASE WHEN :keep_lease THEN lease_token END,
   lease_until = CASE WHEN :keep_lease THEN lease_until END
 WHERE job_pk = :job_pk AND state = :old AND lease_token = :token"""
+_Q_GIVE_UP = """
+UPDATE aggregation_jobs SET state = :state, last_error = :error, lease_token = NULL,
+  lease_until = NULL
+WHERE job_pk = :job_pk AND role = 'leader' AND state IN ('assigned', 'stored', 'polling')
+RETURNING task_pk, n, sends"""
 _Q_COUNT_SEND = """
 UPDATE aggregation_jobs SET sends = sends + 1
 WHERE job_pk = :job_pk AND state = 'stored' AND lease_token = :token RETURNING sends"""
@@ -135,6 +140,15 @@ def end(tx: Tx, lease: Lease, job: Job, state: LeaderJob, error: str | None = No
     later = Later(state, 0, job.attempts, job.sends, job.location, error)
     move(tx, lease, job.state, later)
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
+
+
+def give_up(tx: Tx, job_pk: int, state: LeaderJob, error: str) -> tuple[int, int, int] | None:
+    """End an unfinished job, whoever has it leased; its (task_pk, n, sends), or ``None``."""
+    row = tx.one(_Q_GIVE_UP, job_pk=job_pk, state=state, error=error)
+    if row is None:
+        return None
+    tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
+    return row[0], row[1], row[2]
 
 
 def store_bodies(tx: Tx, job_pk: int, request: bytes, leader_state: bytes) -> None:

@@ -24,10 +24,15 @@ class LeaderJob(StrEnum):
     """Refused for good: its reports are in two jobs of half the size, or it was one report (D5)."""
     EXPIRED = "expired"
     """Its newest report fell below the watermark first (D6)."""
+    LOST = "lost"
+    """Given up by hand, after a restore, or without the key that sealed it: its reports are lost, and
+    their batch is suspect (D4)."""
 
 
 LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
-    LeaderJob.ASSIGNED: frozenset({LeaderJob.STORED, LeaderJob.FINISHED}),
+    LeaderJob.ASSIGNED: frozenset(
+        {LeaderJob.STORED, LeaderJob.FINISHED, LeaderJob.EXPIRED, LeaderJob.LOST}
+    ),
     LeaderJob.STORED: frozenset(
         {
             LeaderJob.STORED,
@@ -35,6 +40,7 @@ LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
             LeaderJob.FINISHED,
             LeaderJob.ABANDONED,
             LeaderJob.EXPIRED,
+            LeaderJob.LOST,
         }
     ),
     LeaderJob.POLLING: frozenset(
@@ -44,12 +50,15 @@ LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
             LeaderJob.FINISHED,
             LeaderJob.ABANDONED,
             LeaderJob.EXPIRED,
+            LeaderJob.LOST,
         }
     ),
     LeaderJob.FINISHED: frozenset(),
     LeaderJob.ABANDONED: frozenset(),
     LeaderJob.EXPIRED: frozenset(),
+    LeaderJob.LOST: frozenset(),
 }
+UNFINISHED = frozenset(state for state, moves in LEADER_MOVES.items() if moves)
 
 
 def require_move(old: LeaderJob, new: LeaderJob) -> None:
