@@ -25,8 +25,9 @@ class LeaderJob(StrEnum):
     EXPIRED = "expired"
     """Its newest report fell below the watermark first (D6)."""
     LOST = "lost"
-    """Given up by hand, after a restore, or without the key that sealed it: its reports are lost, and
-    their batch is suspect (D4)."""
+    """Given up by hand, after a restore, or without its key: its reports are lost, and their batch
+    is suspect (D4).
+    """
 
 
 LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
