@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.store import command_store
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
-    from dapd.config import Config
     from dapd.crypto import Sealer
     from dapd.datastore import Datastore
     from dapd.protocol.task import Task
@@ -110,7 +105,7 @@ def add(
         allow_insecure_http=allow_insecure_http,
         allow_tiny_batches=allow_tiny_batches,
     )
-    with _store(config) as (settings, datastore, sealer):
+    with command_store(config, "task") as (settings, datastore, sealer):
         defaults = settings.defaults
         task = aggregator_task(
             read,
@@ -149,7 +144,7 @@ def show(config: Path | None, task_id: str, *, as_json: bool) -> None:
     """All about a task but its secrets. TASK_ID may be its first characters."""
     from dapd.datastore import counters
 
-    with _store(config) as (_, datastore, sealer):
+    with command_store(config, "task") as (_, datastore, sealer):
         found = _find(datastore, sealer, task_id)
         counts = datastore.read_sync(counters.of_task, found.task_pk)
     description = {**_description(found), "counters": counts}
@@ -185,7 +180,7 @@ def set_task(
 
     if report_expiry_age is not None and reports_never_expire:
         raise UsageError("--report-expiry-age and --reports-never-expire exclude each other")
-    with _store(config) as (_, datastore, sealer):
+    with command_store(config, "task") as (_, datastore, sealer):
         found = _find(datastore, sealer, task_id)
         settings = found.settings
         if helper_mode is not None:
@@ -201,29 +196,10 @@ def set_task(
     click.echo(f"Task {found.id_text} changed.")
 
 
-@contextmanager
-def _store(config: Path | None) -> Iterator[tuple[Config, Datastore, Sealer]]:
-    """The datastore for one short transaction, beside a daemon or without one (rule E5)."""
-    from dapd import config as configuration
-    from dapd.commits.take_over import check_sealing_keys
-    from dapd.crypto import make_sealer, sealing_key_id
-    from dapd.datastore import open_for_command
-
-    loaded = configuration.load(required_config(config))
-    keys = configuration.read_sealing_keys(loaded)
-    holder = f"a `dapd task` command, process {os.getpid()}"
-    opened = open_for_command(loaded.datastore.path, holder=holder, now=time.time_ns() // 1_000_000)
-    try:
-        opened.datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])
-        yield loaded, opened.datastore, make_sealer(keys)
-    finally:
-        opened.close()
-
-
 def _tasks(config: Path | None) -> list[Task]:
     from dapd.datastore import tasks
 
-    with _store(config) as (_, datastore, sealer):
+    with command_store(config, "task") as (_, datastore, sealer):
         return [each.unseal(sealer) for each in datastore.read_sync(tasks.all_tasks)]
 
 

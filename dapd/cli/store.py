@@ -1,0 +1,39 @@
+"""A daemon's datastore as a command opens it, beside the daemon or without one (rule E5).
+
+Left out: the commands that may not write beside a daemon; those go through its admin socket.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dapd.cli import required_config
+
+if TYPE_CHECKING:
+    from dapd.config import Config
+    from dapd.crypto import Sealer
+    from dapd.datastore import Datastore
+
+
+@contextmanager
+def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, Datastore, Sealer]]:
+    """For the short transactions of ``dapd COMMAND``, such as "task" or "key"."""
+    from dapd import config as configuration
+    from dapd.commits.take_over import check_sealing_keys
+    from dapd.crypto import make_sealer, sealing_key_id
+    from dapd.datastore import open_for_command
+
+    loaded = configuration.load(required_config(config))
+    keys = configuration.read_sealing_keys(loaded)
+    holder = f"a `dapd {command}` command, process {os.getpid()}"
+    opened = open_for_command(loaded.datastore.path, holder=holder, now=time.time_ns() // 1_000_000)
+    try:
+        opened.datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])
+        yield loaded, opened.datastore, make_sealer(keys)
+    finally:
+        opened.close()
