@@ -1,15 +1,31 @@
-"""Log lines: one event a line, JSON or, on a terminal, for people. No secret, no report, ever."""
+"""Log lines: one event a line, JSON or, on a terminal, for people. No secret, no report, ever.
+
+Whatever is said, by dapd, by libraries, by Python's warnings or by an uncaught exception, goes
+through one renderer. An event that comes in floods is written a few times a minute, then counted.
+``docs/logs.md`` lists the events.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import orjson
 import structlog
 import trio
+
+_FLOOD_SECONDS = 60.0
+_FLOOD_LINES = 20
+"""Lines of one warning or error, before the rest of its minute is only counted."""
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""syslog's, which the journal reads from a line's head (sd-daemon(3))."""
 
 
 def configure(level: str, form: str) -> None:
@@ -19,12 +35,16 @@ def configure(level: str, form: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        Dam(time.monotonic),
     ]
     # Plain tracebacks: the rich ones print local variables, keys among them (I9).
     renderer: list[structlog.typing.Processor] = (
         [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if human
-        else [structlog.processors.format_exc_info, _to_json]
+        else [
+            structlog.processors.format_exc_info,
+            _to_journal if goes_to_journal() else _to_json,
+        ]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -36,6 +56,19 @@ def configure(level: str, form: str) -> None:
     handler = _Forward()
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
+    sys.excepthook = _log_uncaught
+    sys.unraisablehook = _log_unraisable
+    threading.excepthook = _log_thread
+
+
+def goes_to_journal() -> bool:
+    """Whether standard output is the journal itself, and not a pipe made since (sd-daemon(3))."""
+    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+    try:
+        found = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):
+        return False
+    return (device, inode) == (str(found.st_dev), str(found.st_ino))
 
 
 class Seldom:
@@ -53,6 +86,35 @@ class Seldom:
         return True
 
 
+class Dam:
+    """Keeps floods back: the same warning or error many times a minute is counted, not written.
+
+    The first line of the next minute says how many there were as ``suppressed``.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def __call__(
+        self, _logger: object, _method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        if event["level"] in ("debug", "info"):
+            return event
+        name, now = str(event["event"]), self._clock()
+        with self._lock:
+            since, lines = self._seen.get(name, (now, 0))
+            suppressed = 0
+            if now - since >= _FLOOD_SECONDS:
+                suppressed = max(0, lines - _FLOOD_LINES)
+                since, lines = now, 0
+            self._seen[name] = since, lines + 1
+        if lines >= _FLOOD_LINES:
+            raise structlog.DropEvent
+        return {**event, "suppressed": suppressed} if suppressed else event
+
+
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         log = structlog.get_logger()
@@ -65,6 +127,21 @@ class _Forward(logging.Handler):
         )
 
 
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    structlog.get_logger().critical("uncaught", exc_info=(kind, error, traceback))
+
+
+def _log_unraisable(unraisable: Any) -> None:
+    # Not its object: a repr may hold what was worked on.
+    structlog.get_logger().error("unraisable", exc_info=unraisable.exc_value)
+
+
+def _log_thread(arguments: threading.ExceptHookArgs) -> None:
+    structlog.get_logger().error("uncaught_in_thread", exc_info=arguments.exc_value)
+
+
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
     ordered: dict[str, Any] = {
         "timestamp": event.pop("timestamp"),
@@ -73,3 +150,7 @@ def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -
         **event,
     }
     return orjson.dumps(ordered, default=str).decode()
+
+
+def _to_journal(logger: object, method: str, event: structlog.typing.EventDict) -> str:
+    return f"<{_PRIORITIES[event['level']]}>{_to_json(logger, method, event)}"

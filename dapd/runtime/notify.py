@@ -1,0 +1,100 @@
+"""What the service manager is told: ready, how it goes, more time please, alive, stopping.
+
+systemd's notification protocol (sd_notify(3)): datagrams to the socket that ``NOTIFY_SOCKET``
+names. Without one, nothing happens. Left out: the unit (``packaging/dapd.service``).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import trio
+
+_EXTENSION_SECONDS = 30
+_WATCHDOG_BEATS = 3
+"""Beats in the time after which the service manager gives the daemon up."""
+
+
+class Notifier:
+    """Says things to the service manager; never fails, because nobody may be listening."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        if self._address.startswith("@"):
+            self._address = "\0" + self._address[1:]
+        self._watchdog = _watchdog_seconds(environment)
+
+    def ready(self, status: str) -> None:
+        """The daemon serves."""
+        self._send("READY=1", f"STATUS={status}")
+
+    def status(self, status: str) -> None:
+        """One line for ``systemctl status``."""
+        self._send(f"STATUS={status}")
+
+    def reloading(self) -> None:
+        """The configuration is read again; ``ready`` follows."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={_monotonic_usec()}")
+
+    def stopping(self, status: str, seconds: float) -> None:
+        """The daemon ends, within so many seconds."""
+        self._send("STOPPING=1", f"STATUS={status}", _extension(seconds))
+
+    @contextmanager
+    def taking_long(self, status: str) -> Iterator[None]:
+        """Ask for more time as long as the block runs, also if it blocks this thread."""
+        done = threading.Event()
+
+        def ask() -> None:
+            while True:
+                self._send(f"STATUS={status}", _extension(_EXTENSION_SECONDS))
+                if done.wait(_EXTENSION_SECONDS / 3):
+                    return
+
+        thread = threading.Thread(target=ask, name="dapd-notify", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    async def beat(self) -> None:
+        """Show for as long as the event loop runs that it does."""
+        if self._watchdog is None:
+            return
+        while True:
+            self._send("WATCHDOG=1")
+            await trio.sleep(self._watchdog / _WATCHDOG_BEATS)
+
+    def _send(self, *lines: str) -> None:
+        if not self._address:
+            return
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            try:
+                sender.connect(self._address)
+                sender.send("\n".join(lines).encode())
+            except OSError:
+                return
+
+
+def _extension(seconds: float) -> str:
+    return f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}"
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
+    """How long the loop may be silent; ``None`` if nobody watches this process."""
+    period = environment.get("WATCHDOG_USEC", "")
+    watched = environment.get("WATCHDOG_PID", str(os.getpid()))
+    if not period.isdecimal() or watched != str(os.getpid()):
+        return None
+    return int(period) / 1_000_000
+
+
+def _monotonic_usec() -> int:
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
