@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
 from dapd.datastore.engines import Row, Tx
-from dapd.messages.common import HpkeConfig, Role
+from dapd.messages.common import BatchMode, HpkeConfig, Role
+from dapd.messages.task import TaskConfiguration
 from dapd.protocol.task import Task, TaskSettings, TaskState
 
 DAP_VERSION = "dap-18"
 
 _COLUMNS = """task_pk, task_id, role, configuration, verify_key, verification_key_id,
 collector_hpke_config, aggregator_token, inbound_token_hashes, helper_mode, batch_target_size,
-report_expiry_age, expired_before, quarantined_before, peer_accepted, state"""
+report_expiry_age, expired_before, quarantined_before, peer_accepted, state, dap_version"""
 _Q_ALL = f"SELECT {_COLUMNS} FROM tasks ORDER BY task_pk"  # noqa: S608 - constants alone
 _Q_ONE = f"SELECT {_COLUMNS} FROM tasks WHERE task_id = :task_id"  # noqa: S608 - constants alone
 _Q_INSERT = """
@@ -27,10 +29,49 @@ RETURNING task_pk"""
 _Q_SETTINGS = """
 UPDATE tasks SET helper_mode = :helper_mode, batch_target_size = :batch_target_size,
   report_expiry_age = :report_expiry_age WHERE task_pk = :task_pk"""
+_Q_STATE = """
+UPDATE tasks SET state = :state
+WHERE task_pk = :task_pk AND state IN ('active', 'draining', 'disabled') AND state <> :state"""
+_Q_DELETE = """
+UPDATE tasks SET state = 'deleted', expired_before = max(expired_before, :mark)
+WHERE task_pk = :task_pk AND state IN ('active', 'draining', 'disabled')"""
+_Q_REVIVE = """
+UPDATE tasks SET state = 'active', verify_key = :verify_key,
+  verification_key_id = :verification_key_id, collector_hpke_config = :collector_hpke_config,
+  aggregator_token = :aggregator_token, inbound_token_hashes = :inbound_token_hashes,
+  helper_mode = :helper_mode, batch_target_size = :batch_target_size,
+  report_expiry_age = :report_expiry_age, peer_accepted = 0
+WHERE task_pk = :task_pk AND state = 'purged'"""
+_Q_SECRETS = """
+UPDATE tasks SET verify_key = :verify_key, aggregator_token = :aggregator_token,
+  inbound_token_hashes = :inbound_token_hashes WHERE task_pk = :task_pk"""
+_Q_INBOUND = """
+UPDATE tasks SET inbound_token_hashes = :hashes
+WHERE task_pk = :task_pk AND inbound_token_hashes = :known"""
+_Q_OUTBOUND = "UPDATE tasks SET aggregator_token = :token WHERE task_pk = :task_pk"
+_Q_TAKES_UPLOADS = """
+SELECT state NOT IN ('draining', 'deleted', 'purged') FROM tasks WHERE task_pk = :task_pk"""
 _Q_EXPIRED_BEFORE = "SELECT expired_before, quarantined_before FROM tasks WHERE task_pk = :task_pk"
+_Q_OUTLINES = """
+SELECT task_pk, task_id, role, configuration, quarantined_before FROM tasks
+WHERE state <> 'purged' ORDER BY task_pk"""
+_Q_QUARANTINE = """
+UPDATE tasks SET quarantined_before = :before
+WHERE task_pk = :task_pk AND quarantined_before < :before"""
+_Q_NOTE_RESTORE = """
+INSERT INTO restores (forgotten_before) VALUES (:before) ON CONFLICT DO NOTHING"""
+_Q_LAST_RESTORE = "SELECT max(forgotten_before) FROM restores"
 _Q_PEER_ACCEPTED = (
     "UPDATE tasks SET peer_accepted = 1 WHERE task_pk = :task_pk AND peer_accepted = 0"
 )
+
+
+class UnreadableTask(ValueError):
+    """A row that this process can't work on; ``remedy`` says what would help."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +81,98 @@ class SealedTask:
     row: Row
 
     @property
+    def task_pk(self) -> int:
+        return int(self.row[0])
+
+    @property
     def task_id(self) -> bytes:
         return bytes(self.row[1])
 
-    def unseal(self, sealer: Sealer) -> Task:
-        """Raises ``ValueError`` if the sealing key is not at hand."""
+    @property
+    def role(self) -> Role:
+        return Role.LEADER if self.row[2] == "leader" else Role.HELPER
+
+    @property
+    def state(self) -> TaskState:
+        return TaskState(self.row[15])
+
+    def public(self) -> Task:
+        """The task without its secrets, which are empty; for whoever only looks.
+
+        Raises ``UnreadableTask`` if it is of another version of DAP.
+        """
         (
-            task_pk, task_id, role, configuration, verify_key, verification_key_id, hpke_config,
-            token, token_hashes, mode, target, age, expired_before, quarantined_before,
-            peer_accepted, state,
+            task_pk, task_id, _, configuration, _, verification_key_id, hpke_config,
+            _, token_hashes, mode, target, age, expired_before, quarantined_before,
+            peer_accepted, _, dap_version,
         ) = self.row  # fmt: skip
+        if dap_version != DAP_VERSION:
+            raise UnreadableTask(
+                f"its version is {dap_version}, this dapd speaks {DAP_VERSION}",
+                f"run a dapd that speaks {dap_version}",
+            )
         return Task(
             task_pk=task_pk,
             task_id=task_id,
-            role=Role.LEADER if role == "leader" else Role.HELPER,
+            role=self.role,
             configuration_bytes=configuration,
-            verify_key=sealer.open(verify_key_aad(task_id), verify_key),
+            verify_key=b"",
             verification_key_id=verification_key_id,
             collector_hpke_config=HpkeConfig.decode(hpke_config),
-            aggregator_token=sealer.open(token_aad(task_id), token).decode() if token else None,
+            aggregator_token=None,
             inbound_token_hashes=_split(token_hashes),
             settings=TaskSettings(mode, target, age),
             expired_before=expired_before,
             quarantined_before=quarantined_before,
             peer_accepted=bool(peer_accepted),
-            state=TaskState(state),
+            state=self.state,
         )
+
+    def unseal(self, sealer: Sealer) -> Task:
+        """Raises ``UnreadableTask``."""
+        public = self.public()
+        verify_key, token = self.row[4], self.row[7]
+        try:
+            return replace(
+                public,
+                verify_key=sealer.open(verify_key_aad(self.task_id), verify_key),
+                aggregator_token=sealer.open(token_aad(self.task_id), token or b"").decode()
+                if public.is_leader
+                else None,
+            )
+        except ValueError as error:
+            raise UnreadableTask(
+                f"its secrets can't be opened: {error}",
+                "give them again from its file with `dapd task rekey FILE`",
+            ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What is known of a task without its sealing key."""
+
+    task_pk: int
+    task_id: bytes
+    is_leader: bool
+    configuration: TaskConfiguration
+    quarantined_before: int
+
+    @property
+    def by_time(self) -> bool:
+        return self.configuration.batch_mode is BatchMode.TIME_INTERVAL
 
 
 def all_tasks(tx: Tx) -> list[SealedTask]:
     """Every task, still sealed."""
     return [SealedTask(row) for row in tx.all(_Q_ALL)]
+
+
+def outlines(tx: Tx) -> list[Outline]:
+    """Every task but the tombstones, also those whose key is not at hand."""
+    return [
+        Outline(pk, task_id, role == "leader", TaskConfiguration.decode(configuration), before)
+        for pk, task_id, role, configuration, before in tx.all(_Q_OUTLINES)
+    ]
 
 
 def find(tx: Tx, task_id: bytes) -> SealedTask | None:
@@ -81,24 +183,55 @@ def find(tx: Tx, task_id: bytes) -> SealedTask | None:
 
 def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
     """Store a task whose ``task_pk`` is not known yet; the stored one."""
-    token = task.aggregator_token
     row = tx.one(
         _Q_INSERT,
         task_id=task.task_id,
         role="leader" if task.is_leader else "helper",
         dap_version=DAP_VERSION,
         configuration=task.configuration_bytes,
-        verify_key=sealer.seal(verify_key_aad(task.task_id), task.verify_key),
-        verification_key_id=task.verification_key_id,
-        collector_hpke_config=task.collector_hpke_config.encode(),
-        aggregator_token=sealer.seal(token_aad(task.task_id), token.encode()) if token else None,
-        inbound_token_hashes=b"".join(task.inbound_token_hashes),
-        helper_mode=task.settings.helper_mode,
-        batch_target_size=task.settings.batch_target_size,
-        report_expiry_age=task.settings.report_expiry_age,
+        **_given(task, sealer),
     )
     assert row is not None
     return replace(task, task_pk=row[0])
+
+
+def revive(tx: Tx, task_pk: int, task: Task, sealer: Sealer) -> bool:
+    """Give a tombstone what ``task`` has, but the marks it keeps (rule D6); whether it was one."""
+    return bool(tx.execute(_Q_REVIVE, task_pk=task_pk, **_given(task, sealer)))
+
+
+def set_state(tx: Tx, task_pk: int, state: TaskState) -> bool:
+    """Change the state of a task that is not deleted; whether that changed anything."""
+    return bool(tx.execute(_Q_STATE, task_pk=task_pk, state=state.value))
+
+
+def delete(tx: Tx, task_pk: int, mark: int) -> bool:
+    """Leave it to the garbage collector, its watermark at ``mark`` or above (rule D6); whether it
+    was not deleted before.
+    """
+    return bool(tx.execute(_Q_DELETE, task_pk=task_pk, mark=mark))
+
+
+def set_secrets(tx: Tx, task: Task, sealer: Sealer) -> None:
+    """Store the verify key and the tokens of ``task``, sealed anew."""
+    secrets = ("verify_key", "aggregator_token", "inbound_token_hashes")
+    given = _given(task, sealer)
+    tx.execute(_Q_SECRETS, task_pk=task.task_pk, **{name: given[name] for name in secrets})
+
+
+def set_inbound_tokens(
+    tx: Tx, task_pk: int, known: Sequence[bytes], hashes: Sequence[bytes]
+) -> bool:
+    """Replace the valid inbound tokens, if they are ``known`` still; whether they were."""
+    return bool(
+        tx.execute(_Q_INBOUND, task_pk=task_pk, known=b"".join(known), hashes=b"".join(hashes))
+    )
+
+
+def set_outbound_token(tx: Tx, task: Task, token: str, sealer: Sealer) -> None:
+    """What this Leader authenticates to its Helper with from now on."""
+    sealed = sealer.seal(token_aad(task.task_id), token.encode())
+    tx.execute(_Q_OUTBOUND, task_pk=task.task_pk, token=sealed)
 
 
 def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
@@ -117,12 +250,49 @@ def note_peer_accepted(tx: Tx, task_pk: int) -> None:
     tx.execute(_Q_PEER_ACCEPTED, task_pk=task_pk)
 
 
+def quarantine(tx: Tx, task_pk: int, before: int) -> None:
+    """Reports below this may have been admitted and forgotten; the mark never falls."""
+    tx.execute(_Q_QUARANTINE, task_pk=task_pk, before=before)
+
+
+def note_restore(tx: Tx, forgotten_before: int) -> None:
+    """Reports up to this moment (ms) may be forgotten, also those of tasks added later."""
+    tx.execute(_Q_NOTE_RESTORE, before=forgotten_before)
+
+
+def last_restore(tx: Tx) -> int | None:
+    """What the latest ``note_restore`` said; ``None`` if the file was never restored."""
+    row = tx.one(_Q_LAST_RESTORE)
+    return row[0] if row else None
+
+
+def takes_uploads(tx: Tx, task_pk: int) -> bool:
+    """Whether an upload may still be accepted, if it was let in before its task was disabled."""
+    row = tx.one(_Q_TAKES_UPLOADS, task_pk=task_pk)
+    return bool(row and row[0])
+
+
 def refused_before(tx: Tx, task_pk: int) -> int:
     """Reports below this are dropped, as far as it is stored: what a transaction must not admit,
     whatever the mark was when its reports were verified (rule D6).
     """
     row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task_pk)
     return max(row) if row else 0
+
+
+def _given(task: Task, sealer: Sealer) -> dict[str, object]:
+    """The columns that a task file and the local settings fill."""
+    token = task.aggregator_token
+    return {
+        "verify_key": sealer.seal(verify_key_aad(task.task_id), task.verify_key),
+        "verification_key_id": task.verification_key_id,
+        "collector_hpke_config": task.collector_hpke_config.encode(),
+        "aggregator_token": sealer.seal(token_aad(task.task_id), token.encode()) if token else None,
+        "inbound_token_hashes": b"".join(task.inbound_token_hashes),
+        "helper_mode": task.settings.helper_mode,
+        "batch_target_size": task.settings.batch_target_size,
+        "report_expiry_age": task.settings.report_expiry_age,
+    }
 
 
 def _split(hashes: bytes) -> tuple[bytes, ...]:
