@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
@@ -11,6 +12,7 @@ import trio
 from dapd.config import Config
 from dapd.crypto import Sealer
 from dapd.datastore import Datastore, Tx
+from dapd.errors import DatastoreError
 from dapd.http import DapHttp
 from dapd.protocol.task import Instant, Task
 from dapd.reports import ReportRules
@@ -19,6 +21,7 @@ from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
 from dapd.runtime.logs import Seldom
+from dapd.runtime.metrics import Metrics
 from dapd.runtime.peers import Peers
 from dapd.runtime.rates import Rates
 from dapd.runtime.tasks import Tasks
@@ -60,13 +63,22 @@ class Context:
     chunks: Wake = field(default_factory=Wake)
     finished: Finished = field(default_factory=Finished)
     seldom: Seldom = field(default_factory=Seldom)
+    metrics: Metrics = field(default_factory=Metrics)
     draining: trio.Event = field(default_factory=trio.Event)
 
     async def run(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """A transaction; see ``Datastore.run``."""
-        return await self.datastore.run(fn, *args, **kwargs)
+        started = time.perf_counter()
+        try:
+            return await self.datastore.run(fn, *args, **kwargs)
+        except DatastoreError:
+            self.metrics.transactions_failed.labels(fn.__name__).inc()
+            raise
+        finally:
+            elapsed = time.perf_counter() - started
+            self.metrics.transaction_seconds.labels(fn.__name__).observe(elapsed)
 
     async def read(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
@@ -76,7 +88,11 @@ class Context:
 
     async def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """A call of the Rust extension that works on a whole job, off the event loop."""
-        return await trio.to_thread.run_sync(lambda: fn(*args, **kwargs))
+        started = time.perf_counter()
+        try:
+            return await trio.to_thread.run_sync(lambda: fn(*args, **kwargs))
+        finally:
+            self.metrics.native_seconds.labels(fn.__name__).observe(time.perf_counter() - started)
 
     def now(self) -> int:
         return self.clock.now()
