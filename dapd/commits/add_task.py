@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dapd.commits.quarantine import quarantine_added
 from dapd.crypto import Sealer
 from dapd.datastore import tasks
 from dapd.datastore.engines import Tx
@@ -40,5 +41,5 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
                 "a task's parameters never change, make a new one with `dapd task new`"
             )
         return False
-    tasks.insert(tx, task, sealer)
+    quarantine_added(tx, tasks.insert(tx, task, sealer))
     return True

@@ -17,8 +17,8 @@ from dapd.datastore.share_jobs import StoredShare
 from dapd.errors import Abort
 from dapd.messages.collection import AggregateShare, AggregateShareReq
 from dapd.protocol.batches import (
-    BucketRange,
     check_share_request_content,
+    obstacle,
     selected_range,
 )
 from dapd.protocol.collect import encrypt_aggregate_share
@@ -47,7 +47,8 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredS
         return existing
     batch = selected_range(task, message, task.expired_before_at(at))
     # The whole query is closed below, so the whole query must be free, not the selector alone.
-    _check_overlap(tx, task, batch.closed)
+    if refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch.closed)):
+        raise Abort(*refusal)
     total = batch_total(tx, task, sealer, batch.selected)
     _check_size(task, total)
     check_share_request_content(message.collection_job_req)
@@ -59,11 +60,6 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredS
     response = AggregateShare(sealed).encode()
     share_jobs.answer(tx, task.task_pk, request.id, response)
     return StoredShare(request.id, response)
-
-
-def _check_overlap(tx: Tx, task: Task, batch: BucketRange) -> None:
-    if batches.overlapping(tx, task.task_pk, batch.lo, batch.hi) is not None:
-        raise Abort("batchOverlap", "a part of the batch has been collected")
 
 
 def _check_size(task: Task, total: BatchTotal) -> None:

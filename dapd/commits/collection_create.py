@@ -10,7 +10,7 @@ from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.errors import Abort, DecodeError
 from dapd.messages.collection import CollectionJobReq
-from dapd.protocol.batches import check_collection_extensions, queried_range
+from dapd.protocol.batches import check_collection_extensions, obstacle, queried_range
 from dapd.protocol.task import Instant, Task
 
 
@@ -31,8 +31,8 @@ def collection_create(
     except DecodeError as error:
         raise Abort("invalidMessage", str(error)) from error
     batch = queried_range(task, request, task.expired_before_at(at))
-    if batch is not None and batches.overlapping(tx, task.task_pk, *batch):
-        raise Abort("batchOverlap", "part of this interval is collected or being collected")
+    if batch and (refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch))):
+        raise Abort(*refusal)
     check_collection_extensions(request.extensions)
     # A8: all valid leader-selected requests of a task are alike, so their identity makes them one.
     return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)

@@ -12,7 +12,7 @@ from dapd.datastore import batches, chunks, collections, leases, outstanding
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
-from dapd.protocol.batches import BucketRange, time_bucket
+from dapd.protocol.batches import BucketRange, obstacle, time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, interval_move, next_batch_move
 from dapd.protocol.task import Instant, Task
 
@@ -62,8 +62,8 @@ def _obstacle(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str,
     """(error, detail) of a batch that can't be collected any more."""
     if not task.by_time:
         return None
-    if batches.overlapping(tx, task.task_pk, job.lo, job.hi):  # C5
-        return "batchOverlap", "part of this interval was collected by another collection job"
+    if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
+        return refusal
     if job.lo < time_bucket(task.expired_before_at(at)):  # D6: the Helper would refuse it
         return "batchInvalid", "expired"
     return None

@@ -13,6 +13,7 @@ from dapd.datastore.chunks import Place
 from dapd.datastore.engines import Tx
 from dapd.datastore.leader_jobs import Job
 from dapd.datastore.leases import Lease
+from dapd.protocol.batches import batch_id_range
 from dapd.protocol.states import LeaderJob
 from dapd.reports import BucketTotal, ReportError, count_outcomes, mask_of, outcome_name
 
@@ -35,6 +36,8 @@ def finish(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None:
     """Store what the job contributes, count every outcome. Raises ``LeaseLost``."""
     leader_jobs.end(tx, lease, job, LeaderJob.FINISHED)
     batches.add_contributions(tx, job.task_pk, job.id, result.buckets)
+    if job.batch_id:
+        _leave_closed_batch(tx, job, result.outcomes)
     at = 0
     for chunk_pk, n in chunks.sizes_of_job(tx, job.job_pk):
         _decide(tx, chunk_pk, result.outcomes[at : at + n], bool(job.batch_id), result.retry_at)
@@ -43,6 +46,15 @@ def finish(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None:
     if result.answered:
         tasks.note_peer_accepted(tx, job.task_pk)
     collections.touch(tx, job.task_pk, now)
+
+
+def _leave_closed_batch(tx: Tx, job: Job, outcomes: bytes) -> None:
+    """The Helper has closed a leader-selected batch of which this Leader knows no collection, as
+    one that was restored does: no more reports are lost in it.
+    """
+    refused = any(mask_of(outcomes, ReportError.BATCH_COLLECTED))
+    if refused and batches.bucket_state(tx, job.task_pk, job.batch_id) is None:
+        batches.quarantine(tx, job.task_pk, [batch_id_range(job.batch_id)])
 
 
 def _decide(

@@ -7,10 +7,12 @@ modes compare alike (rule C1).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dapd.datastore.engines import Tx
+from dapd.messages.common import CHECKSUM_SIZE
+from dapd.protocol.batches import BucketRange
 from dapd.reports import BucketTotal
 
 # Ranges of a task never overlap: the last one that begins early enough is the only one to ask.
@@ -18,20 +20,42 @@ _Q_STATE = """
 SELECT CASE WHEN hi > :bucket THEN state END FROM collected
 WHERE task_pk = :task_pk AND lo <= :bucket ORDER BY lo DESC LIMIT 1"""
 _Q_OVERLAP = """
-SELECT CASE WHEN hi > :lo THEN state END, collection_pk FROM collected
+SELECT CASE WHEN hi > :lo THEN state END FROM collected
 WHERE task_pk = :task_pk AND lo < :hi ORDER BY lo DESC LIMIT 1"""
+_Q_QUARANTINED = """
+SELECT lo, hi FROM collected
+WHERE task_pk = :task_pk AND state = 'quarantined' AND lo < :hi AND hi > :lo ORDER BY lo"""
+_Q_ALL_QUARANTINED = """
+SELECT lo, hi FROM collected WHERE task_pk = :task_pk AND state = 'quarantined' ORDER BY lo"""
+_Q_RANGES = "SELECT lo, hi FROM collected WHERE task_pk = :task_pk AND lo < :hi ORDER BY lo"
 _Q_CLOSE = """
 INSERT INTO collected (task_pk, lo, hi, state, collection_pk)
 VALUES (:task_pk, :lo, :hi, :state, :collection_pk)"""
 _Q_SETTLE = "UPDATE collected SET state = 'collected' WHERE collection_pk = :collection_pk"
 _Q_REOPEN = "DELETE FROM collected WHERE collection_pk = :collection_pk AND state = 'closed'"
+_Q_RELEASE = """
+DELETE FROM collected WHERE task_pk = :task_pk AND lo = :lo AND state = 'quarantined'"""
+_Q_BUCKETS = "SELECT DISTINCT bucket FROM batch_shares WHERE task_pk = :task_pk"
+_Q_TALLY = "SELECT n, checksum FROM batch_shares WHERE task_pk = :task_pk AND bucket = :bucket"
 _Q_ADD_SHARE = """
 INSERT INTO batch_shares (task_pk, bucket, job_id, n, checksum, time_min, time_max, share)
 VALUES (:task_pk, :bucket, :job_id, :n, :checksum, :time_min, :time_max, :share)"""
 _Q_SHARES_AFTER = """
-SELECT bucket, job_id, n, checksum, time_min, time_max, share FROM batch_shares
+SELECT bucket, job_id, n, checksum, time_min, time_max, share, share_pk FROM batch_shares
 WHERE task_pk = :task_pk AND (bucket, job_id) > (:bucket, :job_id) AND bucket < :hi
 ORDER BY bucket, job_id LIMIT :size"""
+_Q_DROP_SHARE = "DELETE FROM batch_shares WHERE share_pk = :share_pk"
+# Steps from one bucket to the next, so that a look costs the same however much a bucket holds.
+_Q_CROWDED = """
+WITH RECURSIVE here (bucket) AS (
+  SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket >= :after
+  UNION ALL
+  SELECT (SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > here.bucket)
+  FROM here WHERE bucket IS NOT NULL
+  LIMIT :buckets)
+SELECT bucket, (SELECT count(*) FROM (SELECT 1 FROM batch_shares AS s
+  WHERE s.task_pk = :task_pk AND s.bucket = here.bucket LIMIT :many))
+FROM here WHERE bucket IS NOT NULL"""
 _Q_EXTENT = """
 SELECT count(*), COALESCE(max(share_pk), 0) FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
@@ -42,7 +66,10 @@ WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one job added to one bucket; ``share`` is sealed, times are inclusive."""
+    """What one job, or several that were merged, added to one bucket.
+
+    ``share`` is sealed, times are inclusive, ``share_pk`` is 0 until it is stored.
+    """
 
     bucket: bytes
     job_id: bytes
@@ -51,18 +78,23 @@ class Contribution:
     time_min: int
     time_max: int
     share: bytes
+    share_pk: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Closed:
-    """The state of a closed range: ``closed`` while its collection runs, then ``collected``."""
+class Crowded:
+    """``buckets`` that have many contributions; ``after`` is where the next look begins, ``None``
+    behind the last bucket of the task.
+    """
 
-    state: str
-    collection_pk: int | None
+    buckets: list[bytes]
+    after: bytes | None
 
 
 def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> str | None:
-    """``closed``, ``collected``, or ``None`` for a bucket that takes reports."""
+    """``closed`` while its collection runs, then ``collected``; ``quarantined`` if a restore may
+    have forgotten that; ``None`` for a bucket that takes reports.
+    """
     row = tx.one(_Q_STATE, task_pk=task_pk, bucket=bucket)
     return row[0] if row else None
 
@@ -72,10 +104,14 @@ def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
     return [bucket for bucket in buckets if bucket_state(tx, task_pk, bucket) is not None]
 
 
-def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> Closed | None:
-    """The first closed or collected range that shares a bucket with [lo, hi)."""
+def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> str | None:
+    """The state that [lo, hi) shares a bucket with, ``quarantined`` before the others (rule C4);
+    ``None`` if all of it is open.
+    """
+    if tx.one(_Q_QUARANTINED, task_pk=task_pk, lo=lo, hi=hi) is not None:
+        return "quarantined"
     row = tx.one(_Q_OVERLAP, task_pk=task_pk, lo=lo, hi=hi)
-    return Closed(*row) if row and row[0] else None
+    return row[0] if row else None
 
 
 def close(
@@ -95,20 +131,84 @@ def reopen(tx: Tx, collection_pk: int) -> None:
     tx.execute(_Q_REOPEN, collection_pk=collection_pk)
 
 
+def closed_ranges(tx: Tx, task_pk: int, hi: bytes) -> list[BucketRange]:
+    """The ranges that begin before ``hi``, in order, whatever closed them."""
+    return [BucketRange(*row) for row in tx.all(_Q_RANGES, task_pk=task_pk, hi=hi)]
+
+
+def quarantined_ranges(
+    tx: Tx, task_pk: int, within: BucketRange | None = None
+) -> list[BucketRange]:
+    """The quarantined ranges, in order: all of the task, or those that overlap ``within``."""
+    if within is None:
+        rows = tx.all(_Q_ALL_QUARANTINED, task_pk=task_pk)
+    else:
+        rows = tx.all(_Q_QUARANTINED, task_pk=task_pk, lo=within.lo, hi=within.hi)
+    return [BucketRange(*row) for row in rows]
+
+
+def quarantine(tx: Tx, task_pk: int, ranges: Iterable[BucketRange]) -> None:
+    """Shut open ranges, because a restore may have forgotten that they were collected."""
+    for lo, hi in ranges:
+        close(tx, task_pk, lo, hi, state="quarantined", collection_pk=None)
+
+
+def release(tx: Tx, task_pk: int, quarantined: BucketRange) -> None:
+    """Open a range again that ``quarantined_ranges`` has named."""
+    tx.execute(_Q_RELEASE, task_pk=task_pk, lo=quarantined.lo)
+
+
+def buckets(tx: Tx, task_pk: int) -> list[bytes]:
+    """Every bucket that something was contributed to."""
+    return [row[0] for row in tx.all(_Q_BUCKETS, task_pk=task_pk)]
+
+
+def tally(tx: Tx, task_pk: int, bucket: bytes) -> tuple[int, bytes]:
+    """How many reports a bucket holds, and the checksum of their ids."""
+    n, checksum = 0, 0
+    for held, of_held in tx.all(_Q_TALLY, task_pk=task_pk, bucket=bucket):
+        n += held
+        checksum ^= int.from_bytes(of_held, "big")
+    return n, checksum.to_bytes(CHECKSUM_SIZE, "big")
+
+
 def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[BucketTotal]) -> None:
     """Append what a job adds to its buckets; once, because its commit claims the job first (D1)."""
     for total in totals:
-        tx.execute(
-            _Q_ADD_SHARE,
-            task_pk=task_pk,
-            bucket=total.bucket,
-            job_id=job_id,
-            n=total.count,
-            checksum=total.checksum,
-            time_min=total.time_min,
-            time_max=total.time_max,
-            share=total.share,
+        times = total.time_min, total.time_max
+        _add(
+            tx,
+            task_pk,
+            Contribution(total.bucket, job_id, total.count, total.checksum, *times, total.share),
         )
+
+
+def replace_contributions(
+    tx: Tx, task_pk: int, share_pks: Sequence[int], merged: Contribution
+) -> bool:
+    """Put one contribution in the place of several. ``False`` if some of those are gone; the
+    transaction must then be undone.
+    """
+    dropped = sum(tx.execute(_Q_DROP_SHARE, share_pk=share_pk) for share_pk in share_pks)
+    if dropped != len(share_pks):
+        return False
+    _add(tx, task_pk, merged)
+    return True
+
+
+def crowded(tx: Tx, task_pk: int, after: bytes, *, many: int, buckets: int = 256) -> Crowded:
+    """The open buckets from ``after`` on that have at least ``many`` contributions; so many buckets
+    are looked at.
+    """
+    found = tx.all(_Q_CROWDED, task_pk=task_pk, after=after, many=many, buckets=buckets)
+    return Crowded(
+        [
+            bucket
+            for bucket, held in found
+            if held >= many and bucket_state(tx, task_pk, bucket) is None
+        ],
+        found[-1][0] + b"\0" if len(found) == buckets else None,
+    )
 
 
 def contributions_in_pages(
@@ -120,7 +220,7 @@ def contributions_in_pages(
         _Q_SHARES_AFTER, task_pk=task_pk, hi=hi, bucket=bucket, job_id=job_id, size=size
     ):
         yield [Contribution(*row) for row in rows]
-        bucket, job_id = rows[-1][:2]
+        bucket, job_id = rows[-1][1:3]
 
 
 def extent(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> tuple[int, int]:
@@ -134,3 +234,17 @@ def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:
     """How many reports the buckets of [lo, hi) hold."""
     row = tx.one(_Q_COUNT, task_pk=task_pk, lo=lo, hi=hi)
     return int(row[0]) if row else 0
+
+
+def _add(tx: Tx, task_pk: int, part: Contribution) -> None:
+    tx.execute(
+        _Q_ADD_SHARE,
+        task_pk=task_pk,
+        bucket=part.bucket,
+        job_id=part.job_id,
+        n=part.n,
+        checksum=part.checksum,
+        time_min=part.time_min,
+        time_max=part.time_max,
+        share=part.share,
+    )

@@ -31,6 +31,9 @@ ORDER BY collection_pk"""
 _Q_TOUCH = """
 UPDATE collection_jobs SET run_at = :now
 WHERE task_pk = :task_pk AND state = 'waiting' AND run_at > :now"""
+_Q_COUNT_AS_SENT = """
+UPDATE collection_jobs SET sends = 1
+WHERE task_pk = :task_pk AND state IN ('frozen', 'polling') AND sends = 0"""
 _Q_CLAIM = """
 UPDATE collection_jobs SET lease_until = lease_until
 WHERE collection_pk = :pk AND state = :state AND lease_token = :token"""
@@ -134,6 +137,11 @@ def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
 def touch(tx: Tx, task_pk: int, now: int) -> None:
     """Something that a waiting collection counts has changed: it is due now (ms)."""
     tx.execute(_Q_TOUCH, task_pk=task_pk, now=now)
+
+
+def count_as_sent(tx: Tx, task_pk: int) -> None:
+    """The Helper may have been asked, though this file does not know it (rules A6, D4)."""
+    tx.execute(_Q_COUNT_AS_SENT, task_pk=task_pk)
 
 
 def request_hash(body: bytes) -> bytes:

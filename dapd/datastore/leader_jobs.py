@@ -36,6 +36,9 @@ UPDATE aggregation_jobs SET state = :state, last_error = :error, lease_token = N
   lease_until = NULL
 WHERE job_pk = :job_pk AND role = 'leader' AND state IN ('assigned', 'stored', 'polling')
 RETURNING task_pk, n, sends"""
+_Q_UNFINISHED = """
+SELECT job_pk FROM aggregation_jobs WHERE task_pk = :task_pk AND role = 'leader'
+  AND state IN ('assigned', 'stored', 'polling', 'received')"""
 _Q_COUNT_SEND = """
 UPDATE aggregation_jobs SET sends = sends + 1
 WHERE job_pk = :job_pk AND state = 'stored' AND lease_token = :token RETURNING sends"""
@@ -149,6 +152,11 @@ def give_up(tx: Tx, job_pk: int, state: LeaderJob, error: str) -> tuple[int, int
         return None
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
     return row[0], row[1], row[2]
+
+
+def unfinished(tx: Tx, task_pk: int) -> list[int]:
+    """The keys of a Leader's jobs that have not ended."""
+    return [row[0] for row in tx.all(_Q_UNFINISHED, task_pk=task_pk)]
 
 
 def store_bodies(tx: Tx, job_pk: int, request: bytes, leader_state: bytes) -> None:

@@ -20,6 +20,7 @@ from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.protocol.task import Task
 
 _LARGEST_TIME = 2**64 - 1
+_QUARANTINED = "closed when this Aggregator was restored from a backup; its operator can reopen it"
 
 
 class BucketRange(NamedTuple):
@@ -64,6 +65,30 @@ def batch_id_range(batch_id: bytes) -> BucketRange:
     return BucketRange(batch_id, batch_id + b"\0")
 
 
+def gaps(whole: BucketRange, ranges: Sequence[BucketRange]) -> list[BucketRange]:
+    """What of ``whole`` no range covers; ``ranges`` are in order and don't overlap."""
+    found = []
+    lo = whole.lo
+    for taken in ranges:
+        if taken.lo > lo:
+            found.append(BucketRange(lo, min(taken.lo, whole.hi)))
+        lo = max(lo, taken.hi)
+        if lo >= whole.hi:
+            break
+    if lo < whole.hi:
+        found.append(BucketRange(lo, whole.hi))
+    return found
+
+
+def merged(ranges: Sequence[BucketRange]) -> list[BucketRange]:
+    """The same buckets in as few ranges as can be; ``ranges`` are in order and don't overlap."""
+    found: list[BucketRange] = []
+    for each in ranges:
+        adjoins = found and found[-1].hi == each.lo
+        found.append(BucketRange(found.pop().lo, each.hi) if adjoins else each)
+    return found
+
+
 def interval_range(interval: Interval, expired_before: int) -> BucketRange:
     """The buckets of a batch interval (rules C7, D6). Raises ``Abort`` with ``batchInvalid``."""
     if interval.duration == 0:
@@ -105,6 +130,21 @@ def selected_range(
     if selected.lo < closed.lo or selected.hi > closed.hi:
         raise Abort("batchInvalid", "the batch selector is not within the query")
     return ShareRequestBatch(selected, closed)
+
+
+def obstacle(state: str | None) -> tuple[str, str] | None:
+    """(error, detail) of a batch that is closed in part, by the state that ``overlapping`` found.
+
+    What a restore may have forgotten is not called ``batchOverlap``: a Leader would take that for
+    collected for good.
+    """
+    match state:
+        case None:
+            return None
+        case "quarantined":
+            return "batchInvalid", _QUARANTINED
+        case _:
+            return "batchOverlap", "part of the batch is collected or being collected"
 
 
 def check_share_request_content(request: CollectionJobReq) -> None:

@@ -160,6 +160,12 @@ CREATE TABLE collected (
 -- The ranges of a task never overlap, so the last one that begins before a bucket decides.
 CREATE INDEX collected_range ON collected (task_pk, lo, hi, state);
 CREATE INDEX collected_collection ON collected (collection_pk) WHERE collection_pk IS NOT NULL;
+CREATE INDEX collected_quarantined ON collected (task_pk, lo, hi) WHERE state = 'quarantined';
+
+-- A task that is added after a restore may have been here before, and be forgotten as a whole.
+CREATE TABLE restores (
+    forgotten_before INTEGER PRIMARY KEY  -- milliseconds: the newest report there may have been
+);
 
 CREATE TABLE outstanding_batches (
     batch_pk INTEGER PRIMARY KEY AUTOINCREMENT,
