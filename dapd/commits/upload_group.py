@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore import batches, chunks, collections, counters, upload_groups
+from dapd.datastore import batches, chunks, collections, counters, tasks, upload_groups
 from dapd.datastore.engines import Tx
 from dapd.reports import ReportError, UploadAnswer, UploadGroup, UploadPart, outcome_name
 
 _REPLAYED = bytes([ReportError.REPORT_REPLAYED])
+_DROPPED = bytes([ReportError.REPORT_DROPPED])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ def store(tx: Tx, opened: Opened, max_rows: int, now: int) -> list[UploadAnswer]
 
 def _store_part(tx: Tx, part: UploadPart, task_pk: int, seq: int, now: int, max_rows: int) -> bytes:
     """Store what is new and in an open batch; the outcomes of the part's reports."""
+    if not tasks.takes_uploads(tx, task_pk):  # drained or deleted since they were let in
+        return _DROPPED * part.count
     if batches.bucket_state(tx, task_pk, part.bucket) is not None:  # C2: closed or collected
         return _REPLAYED * part.count
     known = tx.replay.admit(task_pk, part.ids)

@@ -8,7 +8,7 @@ further ahead than its longest legal wait counts as due: the clock went back.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,10 +43,13 @@ _SELECT_DUE = """
 SELECT {pk}, task_pk, state, run_at, attempts, sends, crashes FROM {table}
 WHERE run_at <= :now
   AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)"""
-_Q_COMPUTING = _SELECT_DUE + " AND {computing} ORDER BY run_at, {pk} LIMIT :limit"
+_Q_COMPUTING = (
+    _SELECT_DUE
+    + " AND {computing} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
+)
 _Q_EXCHANGING = (
     _SELECT_DUE
-    + """ AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"""
+    + " AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
 )
 _Q_BEYOND = """
 UPDATE {table} SET run_at = :now WHERE run_at > :now + :longest AND {which}"""
@@ -99,16 +102,19 @@ def lease_due(
     choose: Callable[[Sequence[Due]], list[Due]],
     blocked: Collection[int] = (),
     limit: int = 64,
+    *,
+    unserved: Collection[int] = (),
 ) -> tuple[list[Lease], int | None]:
     """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known.
 
-    ``blocked`` are tasks whose peer takes no exchange now: however many of their jobs are due, they
-    hide nobody else's (rule E1).
+    ``blocked`` are tasks whose peer takes no exchange now, ``unserved`` those whose jobs must wait:
+    however many of their jobs are due, they hide nobody else's (rule E1).
     """
     for kind in _TABLES:
         for which in ("computing", "exchanging"):
             tx.execute(_sql(_Q_BEYOND, kind, which), now=now, longest=LONGEST_WAIT_MS)
-    due = [job for kind in _TABLES for job in _due(tx, kind, now, blocked, limit)]
+    barred = {"computing": set(unserved), "exchanging": {*blocked, *unserved}}
+    due = [job for kind in _TABLES for job in _due(tx, kind, now, barred, limit)]
     leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]
     for lease in leases:
         tx.execute(
@@ -117,10 +123,12 @@ def lease_due(
     return leases, min(_upcoming(tx, now), default=None)
 
 
-def _due(tx: Tx, kind: Kind, now: int, blocked: Collection[int], limit: int) -> Iterator[Due]:
-    unblocked = _Q_EXCHANGING.replace("{blocked}", ", ".join(map(str, sorted(blocked))))
-    for query in (_Q_COMPUTING, unblocked):
-        for row in tx.all(_sql(query, kind), now=now, longest=LONGEST_WAIT_MS, limit=limit):
+def _due(
+    tx: Tx, kind: Kind, now: int, barred: Mapping[str, Collection[int]], limit: int
+) -> Iterator[Due]:
+    for which, query in (("computing", _Q_COMPUTING), ("exchanging", _Q_EXCHANGING)):
+        sql = _sql(query.replace("{blocked}", ", ".join(map(str, sorted(barred[which])))), kind)
+        for row in tx.all(sql, now=now, longest=LONGEST_WAIT_MS, limit=limit):
             yield Due(kind, *row)
 
 

@@ -57,7 +57,9 @@ class Dispatcher:
         chooser = _Chooser(peers, self._free_slots(), busy=bool(self._held))
         blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
         now = context.now()
-        leased, next_run_at = await context.run(leases.lease_due, now, chooser.choose, blocked)
+        leased, next_run_at = await context.run(
+            leases.lease_due, now, chooser.choose, blocked, unserved=context.tasks.unserved
+        )
         for lease in leased:
             self._held[lease.token] = lease
             nursery.start_soon(self._step, lease)

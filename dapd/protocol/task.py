@@ -48,6 +48,15 @@ class Instant(NamedTuple):
     safe: int
 
 
+class Mark(NamedTuple):
+    """What is expired (rule D6): reports of times below ``before``, in time precisions; what was
+    made before ``ms`` by the safe clock and belongs to no report's time.
+    """
+
+    before: int
+    ms: int
+
+
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
     """Local to this Aggregator, outside the TaskConfiguration, changed by ``dapd task set``.
@@ -141,6 +150,13 @@ class Task:
             return self.expired_before
         return max(self.expired_before, self.time_of(max(0, at.safe - age * 1000)))
 
+    def mark_at(self, at: Instant) -> Mark:
+        """``expired_before_at``, for both kinds of what expires."""
+        return self.mark_of(self.expired_before_at(at))
+
+    def mark_of(self, expired_before: int) -> Mark:
+        return Mark(expired_before, self.ms_of(expired_before))
+
     def refused_before_at(self, at: Instant) -> int:
         """Reports below this are dropped: they are expired, or a restore may have forgotten that
         they were admitted.
@@ -149,6 +165,16 @@ class Task:
 
     def rules_at(self, at: Instant, early_leeway: float) -> ReportRules:
         """The bounds for reports judged at this moment; the leeway is in seconds (rule B2)."""
+        return self._rules_at(at, early_leeway, self.refused_before_at(at))
+
+    def upload_rules_at(self, at: Instant, early_leeway: float) -> ReportRules:
+        """The same for uploads, of which a task that drains drops all."""
+        drains = self.state is TaskState.DRAINING
+        return self._rules_at(
+            at, early_leeway, END_OF_TIME if drains else self.refused_before_at(at)
+        )
+
+    def _rules_at(self, at: Instant, early_leeway: float, expired_before: int) -> ReportRules:
         interval = self.configuration.task_interval
         start, end = (
             (interval.start, interval.start + interval.duration) if interval else (0, END_OF_TIME)
@@ -157,7 +183,7 @@ class Task:
             too_early_after=self.time_of(at.now + int(early_leeway * 1000)),
             task_start=start,
             task_end=end,
-            expired_before=self.refused_before_at(at),
+            expired_before=expired_before,
         )
 
     def url_path(self, resource: str) -> str:

@@ -128,6 +128,8 @@ async def verify_and_commit(
                 )
             except VerifyAgainError as disagreement:  # E3
                 known = disagreement.known
+                await context.tasks.refresh()
+                task = context.tasks.by_pk(task.task_pk)  # its mark may be what disagreed (D6)
             else:
                 _log.debug("job_verified", task_id=task.id_text, reports=key.n, at_once=not stored)
                 return job

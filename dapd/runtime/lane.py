@@ -121,7 +121,8 @@ class Lane:
 
 async def _open(context: Context, group: Sequence[_Request]) -> Opened:
     """Parse, check, open and seal a group; an unknown config id reloads the keyring first (F1)."""
-    rules = {request.task.task_pk: context.rules(request.task) for request in group}
+    at, leeway = context.instant(), context.config.reports.early_leeway
+    rules = {request.task.task_pk: request.task.upload_rules_at(at, leeway) for request in group}
     inputs = [
         (request.task.parameters, rules[request.task.task_pk], request.body) for request in group
     ]

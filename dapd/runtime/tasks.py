@@ -1,7 +1,7 @@
 """The tasks, live: read again when another process has changed them, and before any refusal.
 
-``dapd task add`` writes into the file of a running daemon (rule E5); a task it added is found at
-its first request at the latest.
+``dapd task ...`` writes into the file of a running daemon (rule E5); what it changed is known at
+the first request that would be refused otherwise, at the latest.
 """
 
 from __future__ import annotations
@@ -14,81 +14,116 @@ import trio
 from dapd.crypto import Sealer
 from dapd.datastore import Datastore
 from dapd.datastore import tasks as table
-from dapd.errors import DatastoreError
-from dapd.protocol.task import Task
+from dapd.datastore.tasks import SealedTask, UnreadableTask
+from dapd.messages.common import b64url_encode
+from dapd.protocol.task import Task, TaskState
 
 _log = structlog.get_logger()
-_LOOK_EVERY = 1.0
 
 
 class Tasks:
-    """Every task in the database, unsealed."""
+    """Every task in the database that this process can read, unsealed.
+
+    Only those that are served are found and listed. ``unserved`` has the keys of all others whose
+    jobs may wait in the database: nothing of them may be stepped.
+    """
 
     def __init__(self, datastore: Datastore, sealer: Sealer) -> None:
         self._datastore = datastore
         self._sealer = sealer
         self._by_id: dict[bytes, Task] = {}
         self._by_pk: dict[int, Task] = {}
+        self._unreadable: dict[int, str] = {}
+        self.unserved: frozenset[int] = frozenset()
         self._lock = trio.Lock()
+        self._looks = self._looked = 0
         self._version: int | None = None
 
     async def find(self, task_id: bytes) -> Task | None:
-        """The task with this id, or ``None`` if the database has none at this moment."""
-        if task_id not in self._by_id:
+        """The task with this id, or ``None`` if the database has none to serve at this moment.
+
+        One that refuses something, because it drains, is as it stands at this moment too.
+        """
+        task = self._by_id.get(task_id)
+        if task is None or task.state is not TaskState.ACTIVE:
             await self.refresh()
-        return self._by_id.get(task_id)
+            task = self._by_id.get(task_id)
+        return task if task is not None and task.state.is_served else None
 
     def by_pk(self, task_pk: int) -> Task:
-        """A task that a row refers to."""
+        """A task that a row refers to, whatever its state: the step that asks may be its last."""
         return self._by_pk[task_pk]
 
     def all(self) -> list[Task]:
-        return list(self._by_pk.values())
+        """The tasks that are served."""
+        return [task for task in self._by_pk.values() if task.state.is_served]
 
     def note_peer_accepted(self, task: Task) -> None:
         """Its Helper is known to know the task; the database was told in the same commit (D5)."""
-        self._put(replace(task, peer_accepted=True))
+        self._put(replace(self.by_pk(task.task_pk), peer_accepted=True))
 
-    async def refresh(self) -> None:
-        """Read the table if another process has committed since it was last read (rule E5)."""
+    async def refresh(self, version: int | None = None) -> None:
+        """Read the table if another process has committed since it was last read (rule E5).
+
+        ``version`` is what ``Datastore.changes_elsewhere`` has just said, if it was asked. Any
+        request may cause this, so one look serves all that came before it began.
+        """
+        began = self._looks
         async with self._lock:
-            version = await self._datastore.changes_elsewhere()
+            if self._looked > began:
+                return
+            self._looks += 1
+            version = version or await self._datastore.changes_elsewhere()
             if version != self._version:
                 await self._load()
                 self._version = version
+            self._looked = self._looks
 
     async def reload(self) -> None:
         """Read the table now."""
         async with self._lock:
             await self._load()
 
-    async def watch(self, draining: trio.Event) -> None:
-        """Read the table whenever another process has committed; looked at once a second."""
-        while not draining.is_set():
-            try:
-                await self.refresh()
-            except DatastoreError as error:
-                _log.error("tasks_unread", error=str(error))
-            with trio.move_on_after(_LOOK_EVERY):
-                await draining.wait()
-
     async def _load(self) -> None:
+        unserved = set()
         for sealed in await self._datastore.read(table.all_tasks):
-            known = self._by_id.get(sealed.task_id)
-            try:
-                task = sealed.unseal(self._sealer)
-            except ValueError as error:
-                if known is None:
-                    _log.error(
-                        "task_unreadable",
-                        error=str(error),
-                        remedy="add its sealing key to the config",
-                    )
-                continue
-            if known != task:
+            known = self._by_pk.get(sealed.task_pk)
+            task = self._unsealed(sealed, known)
+            if task is not None and task != known:
                 self._put(task)
-                if known is None:
-                    _log.info("task_loaded", task_id=task.id_text, role=task.role.name.lower())
+                _log_change(task, known)
+            waits = sealed.state is not TaskState.PURGED
+            if waits and (task is None or not task.state.is_served):
+                unserved.add(sealed.task_pk)
+        self.unserved = frozenset(unserved)
+
+    def _unsealed(self, sealed: SealedTask, known: Task | None) -> Task | None:
+        """The task as it is now; one that can't be read any more stays as it was known."""
+        if sealed.state is TaskState.PURGED:  # its secrets are gone
+            return known and replace(known, state=sealed.state)
+        try:
+            task = sealed.unseal(self._sealer)
+        except UnreadableTask as error:
+            if known is not None:
+                return replace(known, state=sealed.state)
+            if self._unreadable.get(sealed.task_pk) != str(error):
+                self._unreadable[sealed.task_pk] = str(error)
+                _log.error(
+                    "task_unreadable",
+                    task_id=b64url_encode(sealed.task_id),
+                    error=str(error),
+                    remedy=error.remedy,
+                )
+            return None
+        self._unreadable.pop(sealed.task_pk, None)
+        return task
 
     def _put(self, task: Task) -> None:
         self._by_id[task.task_id] = self._by_pk[task.task_pk] = task
+
+
+def _log_change(task: Task, known: Task | None) -> None:
+    if known is None or known.state is not task.state:
+        event = "task_loaded" if known is None else "task_state_changed"
+        role = task.role.name.lower()
+        _log.info(event, task_id=task.id_text, role=role, state=task.state.value)

@@ -49,8 +49,11 @@ def front(context: Context, inner: App) -> App:
                 if resource := match["resource"]:
                     task_text = match["task"]
                     task = await _task(context, task_text, resource)
-                    headers = _headers(scope["headers"])
-                    _authenticate(task, resource, headers)
+                    headers = headers_of(scope["headers"])
+                    if not _may_pass(task, resource, headers):
+                        await context.tasks.refresh()  # E5: a token may have been added just now
+                        task = await _task(context, task_text, resource)
+                        _authenticate(task, resource, headers)
                     if resource == "reports" and match[0].endswith("/reports"):
                         _require_post(scope["method"])
                         await reports.upload(context, task, headers, receive, send)
@@ -118,12 +121,16 @@ async def _task(context: Context, text: str, resource: str) -> Task:
     return task
 
 
-def _authenticate(task: Task, resource: str, headers: dict[str, str]) -> None:
+def _may_pass(task: Task, resource: str, headers: dict[str, str]) -> bool:
     if resource == "reports":
-        return
+        return True
     scheme, _, token = headers.get("authorization", "").partition(" ")
     presented = token.strip() if scheme.lower() == "bearer" else headers.get("dap-auth-token", "")
-    if not presented or not token_matches(presented, task.inbound_token_hashes):
+    return bool(presented) and token_matches(presented, task.inbound_token_hashes)
+
+
+def _authenticate(task: Task, resource: str, headers: dict[str, str]) -> None:
+    if not _may_pass(task, resource, headers):
         raise Abort(
             None,
             "this resource needs the task's token, as `Authorization: Bearer` or `DAP-Auth-Token`",
@@ -137,5 +144,6 @@ def _require_post(method: str) -> None:
         raise Abort(None, "reports are uploaded by POST", status=405, headers={"Allow": "POST"})
 
 
-def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+def headers_of(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Names in lower case; of a repeated one the last counts."""
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
