@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
 from dapd.datastore.engines import Row, Tx
-from dapd.messages.common import BatchMode, HpkeConfig, Role
+from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
 from dapd.messages.task import TaskConfiguration
-from dapd.protocol.task import Task, TaskSettings, TaskState
+from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
 
 DAP_VERSION = "dap-18"
 
@@ -46,8 +46,7 @@ _Q_SECRETS = """
 UPDATE tasks SET verify_key = :verify_key, aggregator_token = :aggregator_token,
   inbound_token_hashes = :inbound_token_hashes WHERE task_pk = :task_pk"""
 _Q_INBOUND = """
-UPDATE tasks SET inbound_token_hashes = :hashes
-WHERE task_pk = :task_pk AND inbound_token_hashes = :known"""
+UPDATE tasks SET inbound_token_hashes = :hashes WHERE task_pk = :task_pk"""
 _Q_OUTBOUND = "UPDATE tasks SET aggregator_token = :token WHERE task_pk = :task_pk"
 _Q_TAKES_UPLOADS = """
 SELECT state NOT IN ('draining', 'deleted', 'purged') FROM tasks WHERE task_pk = :task_pk"""
@@ -61,6 +60,13 @@ WHERE task_pk = :task_pk AND quarantined_before < :before"""
 _Q_NOTE_RESTORE = """
 INSERT INTO restores (forgotten_before) VALUES (:before) ON CONFLICT DO NOTHING"""
 _Q_LAST_RESTORE = "SELECT max(forgotten_before) FROM restores"
+_Q_RAISE = """
+UPDATE tasks SET expired_before = :expired_before
+WHERE task_pk = :task_pk AND expired_before < :expired_before"""
+_Q_PURGE = """
+UPDATE tasks SET state = 'purged', verify_key = x'', aggregator_token = NULL,
+  inbound_token_hashes = x''
+WHERE task_pk = :task_pk AND state = 'deleted'"""
 _Q_PEER_ACCEPTED = (
     "UPDATE tasks SET peer_accepted = 1 WHERE task_pk = :task_pk AND peer_accepted = 0"
 )
@@ -87,6 +93,11 @@ class SealedTask:
     @property
     def task_id(self) -> bytes:
         return bytes(self.row[1])
+
+    @property
+    def id_text(self) -> str:
+        """As ``Task.id_text``."""
+        return b64url_encode(self.task_id)
 
     @property
     def role(self) -> Role:
@@ -219,13 +230,9 @@ def set_secrets(tx: Tx, task: Task, sealer: Sealer) -> None:
     tx.execute(_Q_SECRETS, task_pk=task.task_pk, **{name: given[name] for name in secrets})
 
 
-def set_inbound_tokens(
-    tx: Tx, task_pk: int, known: Sequence[bytes], hashes: Sequence[bytes]
-) -> bool:
-    """Replace the valid inbound tokens, if they are ``known`` still; whether they were."""
-    return bool(
-        tx.execute(_Q_INBOUND, task_pk=task_pk, known=b"".join(known), hashes=b"".join(hashes))
-    )
+def set_inbound_tokens(tx: Tx, task_pk: int, hashes: Sequence[bytes]) -> None:
+    """Only those who have a token with one of these hashes are let in from now on."""
+    tx.execute(_Q_INBOUND, task_pk=task_pk, hashes=b"".join(hashes))
 
 
 def set_outbound_token(tx: Tx, task: Task, token: str, sealer: Sealer) -> None:
@@ -270,6 +277,24 @@ def takes_uploads(tx: Tx, task_pk: int) -> bool:
     """Whether an upload may still be accepted, if it was let in before its task was disabled."""
     row = tx.one(_Q_TAKES_UPLOADS, task_pk=task_pk)
     return bool(row and row[0])
+
+
+def raise_expired_before(tx: Tx, task_pk: int, expired_before: int) -> bool:
+    """Raise the watermark, which never falls (rule D6); whether that made a difference."""
+    return bool(tx.execute(_Q_RAISE, task_pk=task_pk, expired_before=expired_before))
+
+
+def expired_before(tx: Tx, task: Task, at: Instant) -> int:
+    """The bound for what may still be read and asked for, as a transaction must take it: whatever
+    ``task`` knew when the work began, nothing at or above this has been deleted (rule D6).
+    """
+    row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task.task_pk)
+    return max(task.expired_before_at(at), row[0] if row else 0)
+
+
+def purge(tx: Tx, task_pk: int) -> bool:
+    """Make a deleted task, of which no row is left, its tombstone, without secrets."""
+    return bool(tx.execute(_Q_PURGE, task_pk=task_pk))
 
 
 def refused_before(tx: Tx, task_pk: int) -> int:

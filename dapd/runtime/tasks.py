@@ -15,7 +15,6 @@ from dapd.crypto import Sealer
 from dapd.datastore import Datastore
 from dapd.datastore import tasks as table
 from dapd.datastore.tasks import SealedTask, UnreadableTask
-from dapd.messages.common import b64url_encode
 from dapd.protocol.task import Task, TaskState
 
 _log = structlog.get_logger()
@@ -110,7 +109,7 @@ class Tasks:
                 self._unreadable[sealed.task_pk] = str(error)
                 _log.error(
                     "task_unreadable",
-                    task_id=b64url_encode(sealed.task_id),
+                    task_id=sealed.id_text,
                     error=str(error),
                     remedy=error.remedy,
                 )
