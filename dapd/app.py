@@ -21,24 +21,29 @@ import trio
 
 from dapd import __version__
 from dapd import config as configuration
-from dapd.commits.first_key import ensure_active_key
+from dapd.commits.key_moves import ensure_active_key
+from dapd.commits.quarantine import quarantine
 from dapd.commits.take_over import check_sealing_keys
 from dapd.config import Config
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
-from dapd.datastore import Tx, leases, open_for_daemon, safe_clock
+from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, UsageError
 from dapd.http import DapHttp
+from dapd.keys import rotation
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, logs
+from dapd.runtime import clock_watch, logs, watch
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
 from dapd.server import quart_app
+from dapd.server.admin import app as admin_app
 from dapd.server.front import front
-from dapd.server.listen import Server, open_listeners
+from dapd.server.listen import Server, open_listeners, unix_listener
 
 _log = structlog.get_logger()
+_LONGEST_OPERATION = 3600.0
+"""Seconds that a command on the admin socket may wait for its answer."""
 
 STEPS = {
     ("aggregation", "leader"): leader.step,
@@ -52,14 +57,10 @@ async def dispatch(context: Context) -> None:
     await Dispatcher(context, STEPS, context.config.leader.computing_slots).run()
 
 
-async def watch_tasks(context: Context) -> None:
-    """Notice tasks that commands add while the daemon runs."""
-    await context.tasks.watch(context.draining)
-
-
 LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     clock_watch.run,
-    watch_tasks,
+    watch.run,
+    rotation.run,
     creator.run,
     dispatch,
 ]
@@ -90,21 +91,35 @@ async def run_daemon(
     with trio.CancelScope() as grace:
         async with _context(config, clock or SystemClock()) as context:
             listeners = await open_listeners(host, port)
-            app = front(context, quart_app.build(context))  # type: ignore[arg-type]
-            server = Server(app, listeners, config.server.read_timeout)
-            async with trio.open_nursery() as nursery:
-                for loop in LOOPS:
-                    nursery.start_soon(loop, context)
-                nursery.start_soon(server.run)
-                bound = listeners[0].socket.getsockname()[1]
-                _log.info("listening", host=host, port=bound, version=__version__)
-                task_status.started(Daemon(context, host, bound))
-                await stop.wait()
-                _log.info("stopping", grace_seconds=config.shutdown.grace)
-                grace.deadline = trio.current_time() + config.shutdown.grace
-                context.drain()
-                await server.close_listeners()
+            with unix_listener(config.admin_socket) as control:
+                servers = _servers(context, listeners, control)
+                async with trio.open_nursery() as nursery:
+                    for loop in LOOPS:
+                        nursery.start_soon(loop, context)
+                    for server in servers:
+                        nursery.start_soon(server.run)
+                    bound = listeners[0].socket.getsockname()[1]
+                    _log.info("listening", host=host, port=bound, version=__version__)
+                    task_status.started(Daemon(context, host, bound))
+                    await stop.wait()
+                    _log.info("stopping", grace_seconds=config.shutdown.grace)
+                    grace.deadline = trio.current_time() + config.shutdown.grace
+                    context.drain()
+                    for server in servers:
+                        await server.close_listeners()
     _log.info("stopped", cut_short=grace.cancelled_caught)
+
+
+def _servers(
+    context: Context, public: list[trio.SocketListener], control: trio.SocketListener
+) -> list[Server]:
+    """What the world reaches, and what commands reach (rule E5)."""
+    app = front(context, quart_app.build(context))  # type: ignore[arg-type]
+    timeout = context.config.server.read_timeout
+    return [
+        Server(app, public, timeout, context.clock),
+        Server(admin_app.build(context), [control], _LONGEST_OPERATION, context.clock),
+    ]
 
 
 @asynccontextmanager
@@ -126,7 +141,10 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
         longest_stop = int(config.clock.longest_stop * 1000)
         stored = await datastore.read(safe_clock.load)
         safe = SafeClock(clock, stored, longest_stop)
-        await datastore.run(_take_over, sealer, held, Instant(clock.now(), safe.now()))
+        at = Instant(clock.now(), safe.now())
+        await datastore.run(_take_over, sealer, held, at)
+        if opened.behind:
+            await _quarantine(config, opened, at)
         async with (
             DapHttp(timeout=config.leader.request_timeout) as http,
             trio.open_nursery() as nursery,
@@ -147,8 +165,21 @@ def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
     """A process' first transaction: check the sealing keys (F2), take over the leases (E2)."""
     check_sealing_keys(tx, held)
     leases.clear_all(tx, at.now)
-    if made := ensure_active_key(tx, sealer, at.safe):
-        _log.info("hpke_key_made", config_id=made.config[0])
+    rotation.log_moves(ensure_active_key(tx, sealer, at.safe))
+
+
+async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:
+    """The file is an older copy: before anything is served, what it may have forgotten is shut."""
+    tasks = await opened.datastore.run(quarantine, at, config.reports.early_leeway)
+    opened.caught_up()
+    _log.error(
+        "restored_database",
+        path=str(opened.datastore.path),
+        tasks=len(tasks),
+        detail="this file is older than what was last committed: reports up to now are dropped and "
+        "batches up to now closed; new reports are served",
+        remedy="compare `dapd restore status` with the peer, then `dapd restore accept`",
+    )
 
 
 def _end_process(message: str) -> None:

@@ -204,6 +204,12 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log: Log = field(default_factory=Log)
     shutdown: Shutdown = field(default_factory=Shutdown)
 
+    @property
+    def admin_socket(self) -> Path:
+        """Where the daemon's admin socket is."""
+        path = self.datastore.path
+        return self.admin.socket or path.with_name(f"{path.name}.admin")
+
 
 def load(path: Path) -> Config:
     """Read and check a configuration file. Raises ``UsageError``."""
@@ -275,6 +281,8 @@ def _contradictions(config: Config) -> list[str]:
     for low, high in (("min_job_size", "max_job_size"), ("retry_min", "retry_max")):
         if getattr(config.leader, low) > getattr(config.leader, high):
             found.append(f"leader.{low}: it is above leader.{high}; lower it, or raise that")
+    if config.keys.pending >= config.keys.active:
+        found.append("keys.pending: it is not below keys.active; lower it, or raise that")
     if len(set(config.datastore.sealing_keys)) < len(config.datastore.sealing_keys):
         found.append("datastore.sealing_keys: a file is named twice; name it once")
     return found

@@ -23,6 +23,10 @@ _Q_REQUEST = """
 SELECT id, request_hash, n, bucket, newest, request
 FROM aggregation_jobs JOIN job_bodies USING (job_pk)
 WHERE job_pk = :job_pk AND state = 'received' AND lease_token = :lease_token"""
+_Q_WAITING = """
+SELECT job_pk, n FROM aggregation_jobs
+WHERE state IN ('assigned', 'received') AND state = 'received'"""
+_Q_REQUEST_OF = "SELECT request FROM job_bodies WHERE job_pk = :job_pk"
 _Q_INSERT = """
 INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, lease_token,
   lease_until, request_hash, newest, created_at)
@@ -100,6 +104,17 @@ def leased_request(
         return None
     job_id, request_hash, n, bucket, made_at, request = row
     return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, made_at), request
+
+
+def waiting(tx: Tx) -> list[tuple[int, int]]:
+    """The received jobs of all tasks, each with its number of reports."""
+    return [(job_pk, n) for job_pk, n in tx.all(_Q_WAITING)]
+
+
+def request_of(tx: Tx, job_pk: int) -> bytes | None:
+    """The stored ``AggregationJobInitReq``; ``None`` once the job is finished or deleted."""
+    row = tx.one(_Q_REQUEST_OF, job_pk=job_pk)
+    return row[0] if row else None
 
 
 def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None) -> int | None:

@@ -7,42 +7,68 @@ from dataclasses import dataclass
 
 from dapd.crypto import HpkeKeypair, Sealer, hpke_private_key_aad
 from dapd.datastore.engines import Tx
+from dapd.protocol.keys import KeyState, StoredKey, Suite
 
 _Q_ALL = """
-SELECT config_id, kem_id, kdf_id, aead_id, public_key, private_key, state, changed_at
-FROM hpke_keypairs ORDER BY changed_at DESC, config_id"""
+SELECT config_id, kem_id, kdf_id, aead_id, state, changed_at FROM hpke_keypairs
+ORDER BY config_id"""
+_Q_KEPT = """
+SELECT config_id, kem_id, kdf_id, aead_id, public_key, private_key, state FROM hpke_keypairs
+WHERE state <> 'deleted' ORDER BY changed_at DESC, config_id"""
 _Q_INSERT = """
 INSERT INTO hpke_keypairs
   (config_id, kem_id, kdf_id, aead_id, public_key, private_key, state, changed_at)
-VALUES (:config_id, :kem_id, :kdf_id, :aead_id, :public_key, :private_key, :state, :now)"""
+VALUES (:config_id, :kem_id, :kdf_id, :aead_id, :public_key, :private_key, :state, :now)
+ON CONFLICT (config_id) DO UPDATE SET kem_id = excluded.kem_id, kdf_id = excluded.kdf_id,
+  aead_id = excluded.aead_id, public_key = excluded.public_key,
+  private_key = excluded.private_key, state = excluded.state, changed_at = excluded.changed_at
+WHERE hpke_keypairs.state = 'deleted'"""
+_Q_MOVE = """
+UPDATE hpke_keypairs SET state = :to, changed_at = :now,
+  private_key = CASE :to WHEN 'deleted' THEN x'' ELSE private_key END
+WHERE config_id = :config_id AND state = :was"""
 _Q_SEALING = "SELECT key_id FROM sealing_keys"
 _Q_NOTE_SEALING = "INSERT INTO sealing_keys (key_id) VALUES (:key_id) ON CONFLICT DO NOTHING"
 
 
 @dataclass(frozen=True, slots=True)
-class StoredKeypair:
-    """A key pair and its state: ``pending``, ``active`` or ``expired``; ``changed_at`` is in ms."""
+class SealedKeypair:
+    """A kept key pair; ``unseal`` opens its private half."""
 
-    keypair: HpkeKeypair
-    state: str
-    changed_at: int
+    config_id: int
+    suite: Suite
+    public_key: bytes
+    private_key: bytes
+    state: KeyState
 
-
-def all_keypairs(tx: Tx, sealer: Sealer) -> list[StoredKeypair]:
-    """Every kept key pair, the newest first. Raises ``ValueError`` without its sealing key."""
-    found = []
-    for config_id, kem, kdf, aead, public, private, state, changed_at in tx.all(_Q_ALL):
-        opened = sealer.open(hpke_private_key_aad(config_id, public), private)
-        found.append(
-            StoredKeypair(HpkeKeypair(config_id, kem, kdf, aead, public, opened), state, changed_at)
+    def unseal(self, sealer: Sealer) -> HpkeKeypair:
+        """Raises ``ValueError`` if the sealing key is not at hand."""
+        opened = sealer.open(
+            hpke_private_key_aad(self.config_id, self.public_key), self.private_key
         )
-    return found
+        return HpkeKeypair(self.config_id, *self.suite, self.public_key, opened)
 
 
-def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now: int) -> None:
-    """Store a key pair; its id must be free."""
+def all_keys(tx: Tx) -> list[StoredKey]:
+    """Every id that was ever used, with what has become of its latest key pair."""
+    return [
+        StoredKey(config_id, (kem, kdf, aead), KeyState(state), changed_at)
+        for config_id, kem, kdf, aead, state, changed_at in tx.all(_Q_ALL)
+    ]
+
+
+def kept_keypairs(tx: Tx) -> list[SealedKeypair]:
+    """Every key pair that is not deleted, still sealed, the newest first."""
+    return [
+        SealedKeypair(config_id, (kem, kdf, aead), public, private, KeyState(state))
+        for config_id, kem, kdf, aead, public, private, state in tx.all(_Q_KEPT)
+    ]
+
+
+def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now: int) -> bool:
+    """Store a key pair; ``False`` if its id is not free."""
     config_id, kem, kdf, aead, public = keypair.config
-    tx.execute(
+    rows = tx.execute(
         _Q_INSERT,
         config_id=config_id,
         kem_id=kem,
@@ -53,6 +79,15 @@ def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now
         state=state,
         now=now,
     )
+    return rows == 1
+
+
+def move(tx: Tx, config_id: int, was: KeyState, to: KeyState, now: int) -> bool:
+    """A key pair comes into another state; ``False`` if it is not in the state ``was``.
+
+    Nothing is left of the private half of a deleted one.
+    """
+    return tx.execute(_Q_MOVE, config_id=config_id, was=was, to=to, now=now) == 1
 
 
 def missing_sealing_keys(tx: Tx, held: Sequence[bytes]) -> list[bytes]:

@@ -57,6 +57,12 @@ def judge_init(task: Task, body: bytes) -> InitRequest:
     return InitRequest(rows, batch_id)
 
 
+def config_ids_of(body: bytes) -> bytes:
+    """The HPKE config ids to which the reports of a stored ``AggregationJobInitReq`` are sealed."""
+    _, offset = AggregationJobInitHead.decode(body)
+    return HelperJob(body, offset).config_ids
+
+
 def unknown_job() -> Abort:
     """What a request for a job that is unknown or deleted ends with (rule A6)."""
     return Abort(

@@ -1,15 +1,22 @@
-"""The HPKE key pairs, live. An unknown config id reads them again before it rejects (rule F1)."""
+"""The HPKE key pairs, live: read again when another process has changed them, and before an unknown
+config id is rejected (rules E5, F1).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import structlog
 import trio
 
-from dapd.crypto import Keyring, Sealer
+from dapd.crypto import HpkeKeypair, Keyring, Sealer
 from dapd.datastore import Datastore
 from dapd.datastore import keys as table
-from dapd.datastore.keys import StoredKeypair
+from dapd.datastore.keys import SealedKeypair
 from dapd.messages.common import HpkeConfig, HpkeConfigList
+from dapd.protocol.keys import KeyState
 
+_log = structlog.get_logger()
 _AT_MOST_EVERY = 1.0
 
 
@@ -21,24 +28,57 @@ class Keyrings:
         self._sealer = sealer
         self._lock = trio.Lock()
         self._looked_at = -_AT_MOST_EVERY
+        self._version: int | None = None
+        self._unreadable: set[int] = set()
         self.keyring = Keyring([])
         self.published = b""
 
     async def for_ids(self, config_ids: bytes) -> Keyring:
-        """A keyring that knows ``config_ids``, as far as the database does."""
+        """A keyring that knows ``config_ids``, as far as the database does.
+
+        It is read for that at most once a second, single flight: uploads are open to all.
+        """
         if set(config_ids) - set(self.keyring.config_ids):
-            await self.refresh()
+            async with self._lock:
+                if trio.current_time() - self._looked_at >= _AT_MOST_EVERY:
+                    await self._load()
         return self.keyring
 
     async def refresh(self) -> None:
-        """Read the table, single flight and at most once a second: uploads are open to all."""
+        """Read the table if another process has committed since it was last read (rule E5)."""
         async with self._lock:
-            if trio.current_time() - self._looked_at < _AT_MOST_EVERY:
-                return
-            self._looked_at = trio.current_time()
-            self._use(await self._datastore.read(table.all_keypairs, self._sealer))
+            version = await self._datastore.changes_elsewhere()
+            if version != self._version:
+                await self._load()
+                self._version = version
 
-    def _use(self, stored: list[StoredKeypair]) -> None:
-        self.keyring = Keyring([each.keypair for each in stored])
-        active = [each.keypair.config for each in stored if each.state == "active"]
+    async def reload(self) -> None:
+        """Read the table now, since this process has changed it."""
+        async with self._lock:
+            await self._load()
+
+    async def _load(self) -> None:
+        self._looked_at = trio.current_time()
+        self._use(await self._datastore.read(table.kept_keypairs))
+
+    def _use(self, stored: Sequence[SealedKeypair]) -> None:
+        opened = [(each, keypair) for each in stored if (keypair := self._unseal(each))]
+        self.keyring = Keyring([keypair for _, keypair in opened])
+        active = [keypair.config for each, keypair in opened if each.state is KeyState.ACTIVE]
         self.published = HpkeConfigList(tuple(HpkeConfig(*config) for config in active)).encode()
+
+    def _unseal(self, sealed: SealedKeypair) -> HpkeKeypair | None:
+        """``None``, and a line in the log the first time, if its sealing key is not at hand."""
+        try:
+            return sealed.unseal(self._sealer)
+        except ValueError as error:
+            if sealed.config_id not in self._unreadable:
+                self._unreadable.add(sealed.config_id)
+                _log.error(
+                    "hpke_key_unreadable",
+                    config_id=sealed.config_id,
+                    error=str(error),
+                    effect="reports sealed to it can't be opened",
+                    remedy="add its sealing key to [datastore] sealing_keys",
+                )
+            return None

@@ -94,8 +94,8 @@ async def test_i9_keys_and_tokens_are_sealed_or_hashed_also_in_the_write_ahead_l
         for side in (pair.leader, pair.helper):
             files[side.directory.name] = await files_of(side)
             context = side.context
-            [found] = await context.read(key_table.all_keypairs, context.sealer)
-            secrets.append(found.keypair.private_key)
+            [found] = await context.read(key_table.kept_keypairs)
+            secrets.append(found.unseal(context.sealer).private_key)
         assert collector_hash in files["leader"]
         assert aggregator_hash in files["helper"]
         assert aggregator_hash not in files["leader"], "outbound there: sealed, not hashed"

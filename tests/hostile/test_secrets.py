@@ -45,9 +45,9 @@ def secrets_of(house: House, files: TaskFiles) -> dict[str, bytes]:
         name = daemon.directory.name
         [found[f"{name}'s sealing key"]] = sealing = read_sealing_keys(load(daemon.config))
         opened = open_for_command(daemon.database, holder="a test", now=0)
-        [stored] = opened.datastore.read_sync(key_table.all_keypairs, make_sealer(sealing))
+        [stored] = opened.datastore.read_sync(key_table.kept_keypairs)
         opened.close()
-        found[f"{name}'s HPKE key"] = stored.keypair.private_key
+        found[f"{name}'s HPKE key"] = stored.unseal(make_sealer(sealing)).private_key
     return found
 
 

@@ -55,8 +55,10 @@ async def test_i9_f3_no_secret_is_in_a_file_or_in_the_log(
         for side in sides:
             [share] = await shares_of(hands, side)
             secrets[f"share in {side.directory.name}"] = share
-            [pair_] = await side.context.read(key_table.all_keypairs, side.context.sealer)
-            secrets[f"HPKE key in {side.directory.name}"] = pair_.keypair.private_key
+            [pair_] = await side.context.read(key_table.kept_keypairs)
+            secrets[f"HPKE key in {side.directory.name}"] = pair_.unseal(
+                side.context.sealer
+            ).private_key
         for side in sides:
             await side.stop()
         stored = {side.directory.name: files_of(side) for side in sides}

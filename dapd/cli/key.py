@@ -1,0 +1,219 @@
+"""``dapd key``: the HPKE keys to which Clients seal reports, also while the daemon runs."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dapd.cli.store import command_store
+
+if TYPE_CHECKING:
+    from dapd.config import Config
+    from dapd.datastore import Datastore
+    from dapd.protocol.keys import KeyTimes, StoredKey
+    from dapd.protocol.task import Instant
+
+_ID = click.IntRange(0, 255)
+_SUITES = ("x25519-aes128", "x25519-chacha20", "p256-aes128")
+_FOLLOWS = "A running daemon follows within a second."
+
+
+@click.group()
+def key() -> None:
+    """The HPKE keys to which Clients seal reports.
+
+    The daemon replaces them by itself: a key is pending, then active (published), then expired
+    (it still opens reports), then deleted. [keys] in the configuration says how long each lasts.
+    """
+
+
+@key.command("list")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def list_keys(config: Path | None, *, as_json: bool) -> None:
+    """The keys that open reports, with what becomes of each, and when.
+
+    \b
+    Example:
+      dapd --config dapd.toml key list
+    """
+    from dapd.commits.key_moves import report_lifetimes
+    from dapd.datastore import keys
+
+    with command_store(config, "key") as (settings, datastore, _):
+        stored = datastore.read_sync(keys.all_keys)
+        times = _times(datastore, settings)
+        lifetimes = datastore.read_sync(report_lifetimes)
+    kept = [each for each in stored if each.state != "deleted"]
+    described = [_description(each, stored, times) for each in kept]
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    if not kept:
+        click.echo("No key yet; the daemon makes the first one when it starts.")
+    for each in described:
+        click.echo(
+            f"{each['config_id']:3}  {each['suite']:15}  {each['state']:7}  "
+            f"since {each['since']}  {_outlook(each)}"
+        )
+    never = [task for task, lifetime in lifetimes.items() if lifetime is None]
+    if never and any(each.state == "expired" for each in kept):
+        click.echo(
+            f"Expired keys are kept for ever: reports of task {never[0]} never expire "
+            "(`dapd task set --report-expiry-age`)."
+        )
+
+
+@key.command("add")
+@click.option("--suite", type=click.Choice(_SUITES), default=_SUITES[0], show_default=True)
+@click.option("--active", is_flag=True, help="Publish it at once, in no backup though it is yet.")
+@click.pass_obj
+def add(config: Path | None, suite: str, *, active: bool) -> None:
+    """Make a key, of another suite or before its time.
+
+    It is pending for as long as [keys] says, then takes the place of its suite's active key. The
+    first key of a suite stands beside the others; from then on it is replaced as they are.
+
+    \b
+    Example:
+      dapd --config dapd.toml key add --suite p256-aes128
+    """
+    from dapd.commits import key_moves
+    from dapd.protocol.keys import SUITES
+
+    with command_store(config, "key") as (_, datastore, sealer):
+        now = max(_instant(datastore))
+        made = datastore.run_sync(key_moves.add, sealer, SUITES[suite], now, active=active)
+    click.echo(f"Key {made.config_id} ({suite}) made, {made.to}. {_FOLLOWS}")
+    if active:
+        click.echo("Make a backup now: reports sealed to this key are lost without it.")
+
+
+@key.command("promote")
+@click.argument("config_id", metavar="ID", type=_ID)
+@click.pass_obj
+def promote(config: Path | None, config_id: int) -> None:
+    """Publish a pending key now; the active key of its suite expires.
+
+    \b
+    Example:
+      dapd --config dapd.toml key promote 4
+    """
+    from dapd.commits import key_moves
+
+    with command_store(config, "key") as (_, datastore, sealer):
+        moves = datastore.run_sync(key_moves.promote, sealer, config_id, max(_instant(datastore)))
+    expired = " and ".join(f"key {move.config_id}" for move in moves[1:])
+    click.echo(f"Key {config_id} is active{', ' + expired + ' expired' if expired else ''}.")
+    click.echo(_FOLLOWS)
+
+
+@key.command("expire")
+@click.argument("config_id", metavar="ID", type=_ID)
+@click.pass_obj
+def expire(config: Path | None, config_id: int) -> None:
+    """Publish an active key no more, such as the last one of a suite; it still opens reports.
+
+    \b
+    Example:
+      dapd --config dapd.toml key expire 3
+    """
+    from dapd.commits import key_moves
+
+    with command_store(config, "key") as (_, datastore, sealer):
+        datastore.run_sync(key_moves.expire, sealer, config_id, max(_instant(datastore)))
+    click.echo(f"Key {config_id} is expired; it opens reports until it is deleted. {_FOLLOWS}")
+
+
+@key.command("remove")
+@click.argument("config_id", metavar="ID", type=_ID)
+@click.option("--compromised", is_flag=True, help="Others know it: at once, whatever needs it.")
+@click.pass_obj
+def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
+    """Destroy the private half of a key: of a pending one, or of one that nothing needs any more.
+
+    \b
+    Example, if others may know the key:
+      dapd --config dapd.toml key add --active
+      dapd --config dapd.toml key remove 3 --compromised
+    """
+    from dapd.commits import key_moves
+
+    with command_store(config, "key") as (settings, datastore, _):
+        waiting = _sealed_to(datastore, config_id) if compromised else 0
+        datastore.run_sync(
+            key_moves.remove,
+            config_id,
+            _instant(datastore),
+            _times(datastore, settings),
+            compromised=compromised,
+        )
+    click.echo(f"Key {config_id} is destroyed. {_FOLLOWS}")
+    if compromised:
+        click.echo(f"At most {waiting} reports that are queued here can't be opened any more.")
+        click.echo("Those that Clients or a Leader still send, sealed to it, are rejected.")
+
+
+def _times(datastore: Datastore, config: Config) -> KeyTimes:
+    from dapd.commits.key_moves import key_times
+
+    return datastore.read_sync(key_times, config)
+
+
+def _instant(datastore: Datastore) -> Instant:
+    """A command has no safe clock of its own: the later of the two is when something happened, the
+    stored one decides what is over.
+    """
+    from dapd.datastore import safe_clock
+    from dapd.protocol.task import Instant
+    from dapd.runtime.clock import SystemClock
+
+    now = SystemClock().now()
+    stored = datastore.read_sync(safe_clock.load)
+    return Instant(now, now if stored is None else stored)
+
+
+def _sealed_to(datastore: Datastore, config_id: int) -> int:
+    """Reports in jobs that wait for verification, of jobs that have any sealed to this key.
+
+    A Leader has none: it opens its reports when they are uploaded.
+    """
+    from dapd.datastore import helper_jobs
+    from dapd.protocol.helper import config_ids_of
+
+    total = 0
+    for job_pk, n in datastore.read_sync(helper_jobs.waiting):
+        request = datastore.read_sync(helper_jobs.request_of, job_pk)
+        if request is not None and config_id in config_ids_of(request):
+            total += n
+    return total
+
+
+def _description(each: StoredKey, stored: list[StoredKey], times: KeyTimes) -> dict[str, Any]:
+    from dapd.protocol.keys import SUITES, next_of
+
+    names = {ids: name for name, ids in SUITES.items()}
+    upcoming = next_of(each, stored, times)
+    return {
+        "config_id": each.config_id,
+        "suite": names.get(each.suite) or "/".join(f"0x{number:04x}" for number in each.suite),
+        "state": each.state.value,
+        "since": _date(each.changed_at),
+        "next_state": upcoming.to.value,
+        "next_at": None if upcoming.at is None else _date(upcoming.at),
+    }
+
+
+def _outlook(description: dict[str, Any]) -> str:
+    if description["next_at"] is None:
+        return "kept for ever"
+    return f"{description['next_state']} from {description['next_at']}"
+
+
+def _date(milliseconds: int) -> str:
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,1 @@
+"""Loops that look after an Aggregator's keys."""
