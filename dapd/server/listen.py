@@ -2,13 +2,21 @@
 
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
 #225: one websocket upgrade with trailing bytes). Here each connection is an island: what it raises
-is logged, and ends that connection alone. Left out: TLS and HTTP/2, which a proxy in front adds.
+is logged, and ends that connection alone. The public listener is one of TCP, the admin socket's a
+Unix one. Left out: TLS and HTTP/2, which a proxy in front adds.
 """
 
 from __future__ import annotations
 
+import email.utils
 import errno
-from collections.abc import Callable
+import os
+import socket
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -23,22 +31,29 @@ from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
 from dapd.errors import UsageError
+from dapd.runtime.clock import Clock
 
 _log = structlog.get_logger()
 _BACKLOG = 1024
 _KEEP_ALIVE_SECONDS = 75.0
 _ENDLESS = 2**31
+_LONGEST_UNIX_PATH = 107
+_UNIX_MODE = 0o660
 
 
 class Server:
     """Accepts until ``close_listeners``, then lets the connections under way end."""
 
     def __init__(
-        self, app: Callable[..., Any], listeners: list[trio.SocketListener], read_timeout: float
+        self,
+        app: Callable[..., Any],
+        listeners: list[trio.SocketListener],
+        read_timeout: float,
+        clock: Clock,
     ) -> None:
         self._listeners = listeners
         self._context = WorkerContext(None)
-        self._config = _hypercorn_config(read_timeout)
+        self._config = _hypercorn_config(read_timeout, clock)
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
         self._accepting = trio.CancelScope()
 
@@ -62,7 +77,7 @@ class Server:
             self._app,
             self._config,
             self._context,
-            ConnectionState({}),
+            ConnectionState(_caller(stream.socket)),
             stream,  # type: ignore[arg-type]
         )
         try:
@@ -86,7 +101,7 @@ class _Connection(TCPServer):
     """
 
     async def run(self) -> None:
-        socket = self.stream.socket
+        sock = self.stream.socket
         try:
             async with TaskGroup() as self._task_group:
                 self.protocol = _Http1(  # type: ignore[assignment]
@@ -96,8 +111,8 @@ class _Connection(TCPServer):
                     self._task_group,
                     ConnectionState(self.state),
                     False,
-                    parse_socket_addr(socket.family, socket.getpeername()),
-                    parse_socket_addr(socket.family, socket.getsockname()),
+                    parse_socket_addr(sock.family, sock.getpeername()),
+                    parse_socket_addr(sock.family, sock.getsockname()),
                     self.protocol_send,
                 )
                 await self.protocol.initiate()
@@ -123,10 +138,84 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         raise UsageError(f"{place}: {error.strerror or error}") from error
 
 
-def _hypercorn_config(read_timeout: float) -> HypercornConfig:
-    config = HypercornConfig()
+@contextmanager
+def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
+    """A listening Unix socket that this user and group may open; its file goes with the block.
+
+    What a killed daemon left behind is replaced. Raises ``UsageError``.
+    """
+    sock = _bind_unix(path)
+    try:
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    finally:
+        sock.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    place = f"[admin] socket: {path}"
+    if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
+        raise UsageError(
+            f"{place}: longer than the {_LONGEST_UNIX_PATH} bytes of a socket's path; set a "
+            "shorter one, such as /run/dapd/admin.sock"
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path, place)
+        # On Linux the file gets the socket's mode: it is at no moment open to more users.
+        os.fchmod(sock.fileno(), _UNIX_MODE)
+        sock.bind(os.fspath(path))
+        path.chmod(_UNIX_MODE)
+        sock.listen(_BACKLOG)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"{place}: {error.strerror or error}; let this user write to an existing directory"
+            ) from error
+        raise
+    return sock
+
+
+def _remove_stale(path: Path, place: str) -> None:
+    """Remove a socket on which nobody listens. Raises ``UsageError`` if it is anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{place}: there is a file that is no socket; set another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    raise UsageError(f"{place}: another program listens there; stop it or set another path")
+
+
+def _caller(sock: trio.socket.SocketType) -> dict[str, Any]:
+    """Which user of this machine connected to a Unix socket (``SO_PEERCRED``)."""
+    if sock.family != socket.AF_UNIX:
+        return {}
+    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    _, uid, _ = struct.unpack("3i", raw)
+    return {"uid": uid}
+
+
+class _Config(HypercornConfig):
+    """Dates its responses by the daemon's clock: peers compare theirs with it (rule D6)."""
+
+    clock: Clock
+
+    def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
+        return [(b"date", email.utils.formatdate(self.clock.now() / 1000, usegmt=True).encode())]
+
+
+def _hypercorn_config(read_timeout: float, clock: Clock) -> HypercornConfig:
+    config = _Config()
+    config.clock = clock
     config.errorlog = None
-    config.include_server_header = False
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = _ENDLESS
     config.read_timeout = read_timeout  # type: ignore[assignment]

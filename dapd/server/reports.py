@@ -28,7 +28,7 @@ async def upload(
     if message_of(headers.get("content-type")) is not MediaType.UPLOAD_REQ:  # A10
         raise Abort(None, f"Content-Type must be {MediaType.UPLOAD_REQ}", status=415)
     require_replay_room(context, task)  # E4
-    body = await _read(headers, receive, context.config.server.max_body_bytes)
+    body = await read_body(headers, receive, context.config.server.max_body_bytes)
     if body is None:
         return
     answer = await context.lane.submit(task, body)
@@ -38,8 +38,8 @@ async def upload(
     await _respond(send, answer.upload_errors)
 
 
-async def _read(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes | None:
-    """The body; ``None`` if the Client has gone. Raises ``Abort`` with 413."""
+async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes | None:
+    """The body; ``None`` if who sends it has gone. Raises ``Abort`` with 413."""
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)

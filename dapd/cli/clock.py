@@ -1,0 +1,127 @@
+"""``dapd clock``: what holds the clock that expires things, and the word that it is right."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.cli import required_config
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from dapd.config import Config
+    from dapd.datastore import Datastore
+    from dapd.server.admin.clock import ClockView
+
+
+@click.group()
+def clock() -> None:
+    """The clock by which reports expire and keys change.
+
+    It follows this machine's clock, but stands still when that one is not to be believed: after a
+    jump or a long stop, or when the peers' clocks differ. Nothing is lost meanwhile, and nothing
+    expires.
+    """
+
+
+@clock.command("show")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def show(config: Path | None, *, as_json: bool) -> None:
+    """Whether it stands, and why.
+
+    \b
+    Example:
+      dapd --config dapd.toml clock show
+    """
+    import msgspec
+
+    from dapd.cli.daemon import ask
+    from dapd.server.admin.clock import SHOW
+    from dapd.server.admin.operation import Nothing
+
+    loaded = _load(config)
+    found = ask(loaded, SHOW, Nothing(), lambda datastore: _at_next_start(loaded, datastore))
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
+        return
+    for line in _lines(found):
+        click.echo(line)
+
+
+@clock.command("accept")
+@click.pass_obj
+def accept(config: Path | None) -> None:
+    """Say that this machine's clock is right: it is followed from now on.
+
+    Whatever is past its age by this clock expires then, and can't be brought back. Peers whose
+    clocks differ are not listened to until they agree again.
+
+    \b
+    Example:
+      timedatectl && dapd --config dapd.toml clock accept
+    """
+    from dapd.cli.daemon import ask
+    from dapd.server.admin.clock import ACCEPT
+    from dapd.server.admin.operation import Nothing
+
+    accepted = ask(_load(config), ACCEPT, Nothing(), _accept_alone)
+    click.echo(f"Accepted: {_text(accepted.now)}.")
+
+
+def _load(config: Path | None) -> Config:
+    from dapd import config as configuration
+
+    return configuration.load(required_config(config))
+
+
+def _at_next_start(config: Config, datastore: Datastore) -> ClockView:
+    """What a daemon would find if it started now."""
+    from dapd.datastore import safe_clock
+    from dapd.runtime.clock import SafeClock, SystemClock
+    from dapd.server.admin.clock import view
+
+    stored = datastore.read_sync(safe_clock.load)
+    return view(SafeClock(SystemClock(), stored, int(config.clock.longest_stop * 1000)).look())
+
+
+def _accept_alone(datastore: Datastore) -> ClockView:
+    from dapd.datastore import safe_clock
+    from dapd.runtime.clock import ClockState
+    from dapd.server.admin.clock import view
+
+    now = time.time_ns() // 1_000_000
+    datastore.run_sync(safe_clock.store, now)
+    return view(ClockState(now, now, None, {}))
+
+
+def _lines(found: ClockView) -> list[str]:
+    if found.held is None:
+        head = ["The clock is followed; there is nothing to do."]
+    else:
+        head = [
+            f"The clock is held: {found.held}.",
+            "Nothing expires and no key changes. Set this machine's clock right; if it is right:",
+            "  dapd --config FILE clock accept",
+        ]
+    peers = [f"{each.origin:20} {_offset(each.ahead)}" for each in found.peers]
+    return [
+        *head,
+        "",
+        f"{'this machine':20} {_text(found.now)}",
+        f"{'safe time':20} {_text(found.safe)}",
+        *peers,
+    ]
+
+
+def _offset(ahead: float) -> str:
+    side = "ahead of" if ahead >= 0 else "behind"
+    return f"{abs(ahead):.1f} s {side} this machine"
+
+
+def _text(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S UTC")

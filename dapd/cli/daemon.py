@@ -1,0 +1,126 @@
+"""How a command reaches the running daemon: through its admin socket (rule E5).
+
+A change beyond tasks and keys is made by the daemon if one runs, else by the command itself, which
+holds the database's lock meanwhile: ``ask`` does either. ``call`` is for what only a daemon knows.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx2
+import msgspec
+
+from dapd.errors import DatastoreError, UsageError
+
+if TYPE_CHECKING:
+    from dapd.config import Config
+    from dapd.datastore import Datastore
+    from dapd.server.admin.operation import Operation
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+
+_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
+
+
+class NoDaemon(UsageError):
+    """Nobody answers on the admin socket."""
+
+
+class _Problem(msgspec.Struct):
+    """What of a problem document (RFC 9457) a command says."""
+
+    detail: str = "the daemon gave no reason"
+
+
+def ask(
+    config: Config, operation: Operation[Q, R], request: Q, alone: Callable[[Datastore], R]
+) -> R:
+    """What the daemon answers; if none runs, what ``alone`` does in its place, under the lock.
+
+    Raises ``UsageError`` or ``DatastoreError``.
+    """
+    from dapd.datastore import open_for_command
+    from dapd.datastore.lock import holder_of
+
+    path = config.datastore.path
+    holder = f"a `dapd` command ({operation.name}), process {os.getpid()}"
+    opened = open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
+    try:
+        if opened.lock is not None:
+            return alone(opened.datastore)
+    finally:
+        opened.close()
+    try:
+        return call(config, operation, request)
+    except NoDaemon as error:
+        raise DatastoreError(
+            f"{path} is held by {holder_of(path)}, which does not answer on "
+            f"{config.admin_socket}; try again when it has started or stopped"
+        ) from error
+
+
+def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
+    """What the daemon answers.
+
+    Raises ``UsageError`` for what it refuses, ``NoDaemon`` if there is none, ``DatastoreError`` for
+    what it failed at.
+    """
+    posts = operation.method == "POST"
+    with httpx2.Client(
+        transport=httpx2.HTTPTransport(uds=os.fspath(config.admin_socket)),
+        base_url="http://dapd",
+        timeout=_TIMEOUT,
+    ) as client:
+        try:
+            answer = client.request(
+                operation.method,
+                operation.path,
+                params=None if posts else msgspec.to_builtins(request, str_keys=True),
+                content=msgspec.json.encode(request) if posts else None,
+                headers={"Content-Type": "application/json"} if posts else {},
+            )
+        except httpx2.HTTPError as error:
+            raise _unreachable(config, error) from error
+    try:
+        if answer.status_code == 200:
+            return msgspec.json.decode(answer.content, type=operation.response)
+        problem = msgspec.json.decode(answer.content, type=_Problem)
+    except msgspec.DecodeError as error:
+        raise DatastoreError(
+            f"{config.admin_socket}: this daemon speaks otherwise ({error}); "
+            "use the `dapd` command of its version"
+        ) from error
+    if answer.status_code < 500:
+        raise UsageError(problem.detail)
+    raise DatastoreError(problem.detail)
+
+
+def _unreachable(config: Config, error: httpx2.HTTPError) -> UsageError | DatastoreError:
+    path = config.admin_socket
+    match _system_error(error):
+        case FileNotFoundError() | ConnectionRefusedError():
+            return NoDaemon(
+                f"no daemon runs on this configuration ({path}); start it with `dapd --config FILE`"
+            )
+        case PermissionError():
+            return UsageError(
+                f"{path}: this user may not use it; run this as the daemon's user or as one of "
+                "its group"
+            )
+        case _:
+            what = str(error) or type(error).__name__
+            return DatastoreError(
+                f"{path}: no answer ({what}); the daemon's log says whether it was done"
+            )
+
+
+def _system_error(error: BaseException | None) -> OSError | None:
+    """The system's own error at the root of the HTTP client's."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -1,0 +1,107 @@
+"""The admin socket's ASGI application: routes, decodes, runs, audits and answers operations.
+
+JSON in, JSON out, errors as problem documents (RFC 9457). Every change is one ``admin_changed``
+event that says what was asked and by which user of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from dapd.config import explain
+from dapd.errors import Abort, DatastoreError, UsageError
+from dapd.runtime.context import Context
+from dapd.server.admin import OPERATIONS
+from dapd.server.admin.operation import Operation
+from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
+from dapd.server.problems import FAILED, problem_document
+from dapd.server.reports import read_body
+
+_log = structlog.get_logger()
+_MAX_BODY = 64 * 1024
+_HEADERS = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+
+
+def build(context: Context, operations: Sequence[Operation[Any, Any]] = OPERATIONS) -> App:
+    """The application that serves ``operations``, and nothing else."""
+    routes: dict[str, dict[str, Operation[Any, Any]]] = {}
+    for each in operations:
+        routes.setdefault(each.path, {})[each.method] = each
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close"})
+            return
+        try:
+            body = await _answer(context, _routed(routes, scope), scope, receive)
+        except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
+            await respond(send, *problem_document(_blame(error, scope["path"]), None))
+            return
+        if body is not None:
+            await respond(send, 200, _HEADERS, body)
+
+    return app
+
+
+async def _answer(
+    context: Context, operation: Operation[Any, Any], scope: Scope, receive: Receive
+) -> bytes | None:
+    """The response's JSON; ``None`` if the caller has gone before its request was whole."""
+    headers = headers_of(scope["headers"])
+    body = await read_body(headers, receive, _MAX_BODY)
+    if body is None:
+        return None
+    if operation.method == "POST":
+        _require_json(headers)
+    elif body:
+        raise Abort(None, "a GET has no content; its fields are in the query", status=400)
+    request = operation.decode(scope["query_string"], body)
+    response = await operation.run(context, request)
+    if operation.method == "POST":
+        _log.info(
+            "admin_changed",
+            operation=operation.name,
+            request=operation.described(request),
+            uid=scope["state"].get("uid"),
+        )
+    return msgspec.json.encode(response)
+
+
+def _routed(routes: dict[str, dict[str, Operation[Any, Any]]], scope: Scope) -> Operation[Any, Any]:
+    methods = routes.get(scope["path"])
+    if methods is None:
+        raise Abort(None, "the admin socket serves nothing at this path", status=404)
+    operation = methods.get(scope["method"])
+    if operation is None:
+        allowed = ", ".join(methods)
+        raise Abort(None, f"only {allowed} here", status=405, headers={"Allow": allowed})
+    return operation
+
+
+def _require_json(headers: dict[str, str]) -> None:
+    # A browser sends other types across origins without asking first.
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Abort(None, "Content-Type must be application/json", status=415)
+
+
+def _blame(error: Exception, path: str) -> Abort:
+    """The problem document that an exception becomes; the daemon's own failures are logged."""
+    match error:
+        case Abort():
+            return error
+        case msgspec.ValidationError():
+            return Abort(None, explain(error), status=400)
+        case msgspec.DecodeError() | UnicodeDecodeError():
+            return Abort(None, f"no JSON: {error}", status=400)
+        case UsageError():
+            return Abort(None, str(error), status=409)
+        case DatastoreError():
+            _log.error("admin_failed", route=path, error=str(error))
+            return Abort(None, str(error), status=503)
+        case _:
+            _log.error("admin_failed", route=path, exc_info=error)
+            return FAILED

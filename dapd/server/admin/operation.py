@@ -1,0 +1,60 @@
+"""What an operation of the admin socket declares: where it is, what goes in, what comes out.
+
+Requests and responses are msgspec Structs, times in them aware UTC datetimes (RFC 3339). None of
+them ever holds a key, a token or a share: what changes is logged with its whole request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from dapd.runtime.context import Context
+
+Q = TypeVar("Q", bound=msgspec.Struct)
+R = TypeVar("R", bound=msgspec.Struct)
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A request that says all by where it goes; its JSON is ``{}``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation(Generic[Q, R]):
+    """A GET takes its request from the query string and changes nothing; a POST takes it as JSON,
+    and one that has succeeded is logged under ``name``.
+
+    ``run`` raises ``UsageError`` where the state refuses (409), ``Abort`` for another status.
+    """
+
+    name: str
+    method: Literal["GET", "POST"]
+    path: str
+    request: type[Q]
+    response: type[R]
+    run: Callable[[Context, Q], Awaitable[R]]
+
+    def decode(self, query: bytes, body: bytes) -> Q:
+        """Its request; unknown fields are refused. Raises ``msgspec.DecodeError``."""
+        if self.method == "POST":
+            return msgspec.json.decode(body, type=self.request)
+        return msgspec.convert(_pairs(query), self.request, strict=False)
+
+    def described(self, request: Q) -> dict[str, Any]:
+        """The request for the log."""
+        described: dict[str, Any] = msgspec.to_builtins(request)
+        return described
+
+
+def rfc3339(milliseconds: int) -> datetime:
+    """A time since the Epoch as responses have it."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
+
+
+def _pairs(query: bytes) -> dict[str, str]:
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
