@@ -123,9 +123,22 @@ class Sealer:
     """
 
     def __new__(cls, keys: Sequence[tuple[bytes, bytes]]) -> Sealer: ...
+    @property
+    def key_ids(self) -> list[bytes]:
+        """In the order of ``keys``."""
     def seal(self, aad: bytes, plaintext: bytes) -> bytes: ...
     def open(self, aad: bytes, sealed: bytes) -> bytes:
         """Raises ``ValueError``: unknown key id (named), or the value was tampered with."""
+
+def reseal_rows(sealer: Sealer, task_id: bytes, ids: bytes, lengths: bytes, rows: bytes) -> bytes:
+    """The rows of a chunk, each sealed again with the first key; each keeps its length (rule F2).
+
+    Raises ``ValueError`` for a row that does not parse or open.
+    """
+
+def row_key_ids(ids: bytes, lengths: bytes, rows: bytes) -> list[tuple[bytes, int]]:
+    """How many rows of a chunk each sealing key sealed: (key id, rows). Raises ``ValueError`` for
+    columns that do not fit together or rows that do not parse."""
 
 @final
 class ReplayIndex:

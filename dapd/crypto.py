@@ -14,7 +14,15 @@ import hashlib
 import hmac
 from collections.abc import Sequence
 
-from dapd._native import HpkeKeypair, Keyring, Sealer, hpke_seal, hpke_supported
+from dapd._native import (
+    HpkeKeypair,
+    Keyring,
+    Sealer,
+    hpke_seal,
+    hpke_supported,
+    reseal_rows,
+    row_key_ids,
+)
 
 __all__ = [
     "SEALING_KEY_SIZE",
@@ -31,6 +39,8 @@ __all__ = [
     "hpke_supported",
     "leader_state_aad",
     "make_sealer",
+    "reseal_rows",
+    "row_key_ids",
     "seal_key_id_of",
     "sealing_key_id",
     "token_aad",

@@ -37,7 +37,7 @@ mod _native {
     #[pymodule_export]
     use crate::rules::ReportRules;
     #[pymodule_export]
-    use crate::seal::Sealer;
+    use crate::seal::{reseal_rows, row_key_ids, Sealer};
     #[pymodule_export]
     use crate::totals::BucketTotal;
     #[pymodule_export]

@@ -1,12 +1,16 @@
 //! Sealing at rest: AES-256-GCM-SIV of aws-lc-rs, `0x01 || key_id(8) || nonce(12) || ciphertext`.
 //!
 //! GCM-SIV because nonces are random and one key seals for years (rule F2). What a value's AAD
-//! holds stands here for the columns that Rust seals, in `dapd/crypto.py` for all.
+//! holds stands here for the columns that Rust seals, in `dapd/crypto.py` for all. The rows of a
+//! chunk are sealed one by one; their calls here take its columns as they are stored.
+
+use std::collections::BTreeMap;
 
 use aws_lc_rs::aead::{Aad, LessSafeKey, Nonce, UnboundKey, AES_256_GCM_SIV, NONCE_LEN};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::columns::{read_columns, StoredRow};
 use crate::error::{Error, Result};
 
 const FORMAT: u8 = 1;
@@ -81,13 +85,11 @@ impl Sealer {
 
     /// Append the plaintext of `sealed` to `out`, which a failure leaves as it was.
     pub fn open_to(&self, aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        if sealed.len() < OVERHEAD || sealed[0] != FORMAT {
-            return Err(Error::value("not a sealed value"));
-        }
-        let (id, rest) = sealed[1..].split_at(KEY_ID_LEN);
-        let key =
-            self.key(id).ok_or_else(|| Error::value(format!("unknown sealing key {}", hex(id))))?;
-        let (nonce, ciphertext) = rest.split_at(NONCE_LEN);
+        let id = key_id_of(sealed)?;
+        let key = self
+            .key(&id)
+            .ok_or_else(|| Error::value(format!("unknown sealing key {}", hex(&id))))?;
+        let (nonce, ciphertext) = sealed[1 + KEY_ID_LEN..].split_at(NONCE_LEN);
         let nonce = Nonce::try_assume_unique_for_key(nonce).expect("a nonce has 12 bytes");
         let start = out.len();
         out.extend_from_slice(ciphertext);
@@ -102,6 +104,65 @@ impl Sealer {
     }
 }
 
+/// The id of the key that sealed this value.
+fn key_id_of(sealed: &[u8]) -> Result<[u8; KEY_ID_LEN]> {
+    if sealed.len() < OVERHEAD || sealed[0] != FORMAT {
+        return Err(Error::value("not a sealed value"));
+    }
+    Ok(sealed[1..=KEY_ID_LEN].try_into().expect("the head is longer than that"))
+}
+
+/// Seal each row again. Every row keeps its length.
+#[pyfunction]
+pub fn reseal_rows<'py>(
+    py: Python<'py>,
+    sealer: &Sealer,
+    task_id: &[u8],
+    ids: &[u8],
+    lengths: &[u8],
+    rows: &[u8],
+) -> Result<Bound<'py, PyBytes>> {
+    let resealed = py.detach(|| resealed(sealer, task_id, (ids, lengths, rows)))?;
+    Ok(PyBytes::new(py, &resealed))
+}
+
+fn resealed(
+    sealer: &Sealer,
+    task_id: &[u8],
+    (ids, lengths, rows): (&[u8], &[u8], &[u8]),
+) -> Result<Vec<u8>> {
+    let mut out = Vec::with_capacity(rows.len());
+    let (mut plaintext, mut sealed) = (Vec::new(), Vec::new());
+    for (id, row) in read_columns(ids, lengths, rows)? {
+        let row = StoredRow::read(row)?;
+        let aad = chunk_row_aad(task_id, id);
+        plaintext.clear();
+        sealed.clear();
+        sealer.open_to(&aad, row.sealed, &mut plaintext)?;
+        sealer.seal_to(&aad, &plaintext, &mut sealed);
+        StoredRow { sealed: &sealed, share: row.share }.write(&mut out);
+    }
+    Ok(out)
+}
+
+/// How many rows each key sealed, as (key id, rows).
+#[pyfunction]
+pub fn row_key_ids<'py>(
+    py: Python<'py>,
+    ids: &[u8],
+    lengths: &[u8],
+    rows: &[u8],
+) -> Result<Vec<(Bound<'py, PyBytes>, usize)>> {
+    let counted = py.detach(|| -> Result<_> {
+        let mut counted = BTreeMap::new();
+        for (_, row) in read_columns(ids, lengths, rows)? {
+            *counted.entry(key_id_of(StoredRow::read(row)?.sealed)?).or_insert(0) += 1;
+        }
+        Ok(counted)
+    })?;
+    Ok(counted.into_iter().map(|(id, n)| (PyBytes::new(py, &id), n)).collect())
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -112,6 +173,11 @@ impl Sealer {
     fn new(keys: Vec<(Bound<'_, PyBytes>, Bound<'_, PyBytes>)>) -> Result<Self> {
         let keys: Vec<_> = keys.iter().map(|(id, key)| (id.as_bytes(), key.as_bytes())).collect();
         Self::of(&keys)
+    }
+
+    #[getter]
+    fn key_ids<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        self.0.iter().map(|(id, _)| PyBytes::new(py, id)).collect()
     }
 
     fn seal<'py>(&self, py: Python<'py>, aad: &[u8], plaintext: &[u8]) -> Bound<'py, PyBytes> {
@@ -179,5 +245,33 @@ mod tests {
         assert!(Sealer::of(&[NEW, OLD, NEW]).is_err());
         assert!(Sealer::of(&[(b"short", &[1; 32])]).is_err());
         assert!(Sealer::of(&[(b"8 bytes!", &[1; 16])]).is_err());
+    }
+
+    #[test]
+    fn f2_rows_are_sealed_again_and_keep_their_lengths() {
+        let old = Sealer::of(&[OLD]).unwrap();
+        let ids = [[7; 16], [8; 16]];
+        let mut rows = Vec::new();
+        let mut lengths = Vec::new();
+        for (id, plaintext) in ids.iter().zip([&b"one"[..], b""]) {
+            let start = rows.len();
+            let sealed = seal(&old, &chunk_row_aad(b"task", id), plaintext);
+            StoredRow { sealed: &sealed, share: b"share" }.write(&mut rows);
+            lengths.extend_from_slice(&((rows.len() - start) as u32).to_le_bytes());
+        }
+        let ids = ids.concat();
+        let both = Sealer::of(&[NEW, OLD]).unwrap();
+        let again = resealed(&both, b"task", (&ids, &lengths, &rows)).unwrap();
+        assert_eq!(again.len(), rows.len());
+        let new = Sealer::of(&[NEW]).unwrap();
+        for (id, row) in read_columns(&ids, &lengths, &again).unwrap() {
+            let row = StoredRow::read(row).unwrap();
+            assert_eq!(key_id_of(row.sealed).unwrap(), *NEW.0);
+            assert!(open(&new, &chunk_row_aad(b"task", id), row.sealed).is_ok());
+            assert_eq!(row.share, b"share");
+        }
+        assert!(resealed(&new, b"task", (&ids, &lengths, &rows)).is_err());
+        assert!(resealed(&both, b"another", (&ids, &lengths, &rows)).is_err());
+        assert!(resealed(&both, b"task", (&ids, &lengths, &rows[1..])).is_err());
     }
 }
