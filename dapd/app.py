@@ -31,7 +31,7 @@ from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, UsageError
 from dapd.http import DapHttp
-from dapd.keys import rotation
+from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
 from dapd.runtime import clock_watch, logs, watch
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
@@ -61,6 +61,7 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     clock_watch.run,
     watch.run,
     rotation.run,
+    reseal.run,
     creator.run,
     dispatch,
 ]
@@ -139,14 +140,14 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
             _log.info("datastore_migrated", path=str(datastore.path), applied=opened.migrated)
         held = [sealing_key_id(key) for key in sealing_keys]
         longest_stop = int(config.clock.longest_stop * 1000)
-        stored = await datastore.read(safe_clock.load)
+        stored = await datastore.read(safe_clock.load_all)
         safe = SafeClock(clock, stored, longest_stop)
         at = Instant(clock.now(), safe.now())
         await datastore.run(_take_over, sealer, held, at)
         if opened.behind:
             await _quarantine(config, opened, at)
         async with (
-            DapHttp(timeout=config.leader.request_timeout) as http,
+            DapHttp(timeout=config.leader.request_timeout, on_date=safe.note_peer) as http,
             trio.open_nursery() as nursery,
         ):
             jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing

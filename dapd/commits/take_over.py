@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dapd.datastore import keys
+from dapd.datastore import sealed
 from dapd.datastore.engines import Tx
 from dapd.errors import UsageError
 
@@ -14,10 +14,13 @@ def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
 
     Raises ``UsageError`` that names every key which the database uses and the config lacks.
     """
-    if missing := keys.missing_sealing_keys(tx, held):
+    known = sealed.sealing_key_ids(tx)
+    if missing := [key_id for key_id in known if key_id not in held]:
         names = ", ".join(key_id.hex() for key_id in missing)
         raise UsageError(
             f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
-            "lacks; add that key's file to the list"
+            "lacks; add that key's file to the list, or if it is lost for good, see "
+            "`dapd datastore forget-key --help`"
         )
-    keys.note_sealing_key(tx, held[0])
+    if held[0] not in known:
+        sealed.note_sealing_key(tx, held[0])

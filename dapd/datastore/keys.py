@@ -1,8 +1,7 @@
-"""HPKE key pairs, whose private halves are sealed, and the ids of the sealing keys in use."""
+"""HPKE key pairs, whose private halves are sealed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dapd.crypto import HpkeKeypair, Sealer, hpke_private_key_aad
@@ -27,8 +26,6 @@ _Q_MOVE = """
 UPDATE hpke_keypairs SET state = :to, changed_at = :now,
   private_key = CASE :to WHEN 'deleted' THEN x'' ELSE private_key END
 WHERE config_id = :config_id AND state = :was"""
-_Q_SEALING = "SELECT key_id FROM sealing_keys"
-_Q_NOTE_SEALING = "INSERT INTO sealing_keys (key_id) VALUES (:key_id) ON CONFLICT DO NOTHING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +85,3 @@ def move(tx: Tx, config_id: int, was: KeyState, to: KeyState, now: int) -> bool:
     Nothing is left of the private half of a deleted one.
     """
     return tx.execute(_Q_MOVE, config_id=config_id, was=was, to=to, now=now) == 1
-
-
-def missing_sealing_keys(tx: Tx, held: Sequence[bytes]) -> list[bytes]:
-    """The ids of sealing keys that the database may have used and that are not ``held`` (F2)."""
-    return [row[0] for row in tx.all(_Q_SEALING) if row[0] not in held]
-
-
-def note_sealing_key(tx: Tx, key_id: bytes) -> None:
-    """From now on values may be sealed with this key."""
-    tx.execute(_Q_NOTE_SEALING, key_id=key_id)

@@ -91,8 +91,8 @@ def _column(name: str, pk: str, facts: str, aad: Callable[..., bytes], source: s
     chosen = f"FROM {table} {source} WHERE {row} > :after AND length({held}) > 0"
     return Column(
         name,
-        sizes=f"SELECT {row}, length({held}) {chosen} ORDER BY {row} LIMIT :size",  # noqa: S608
-        page=f"SELECT {row}, {held}, {facts} {chosen} AND {row} <= :until ORDER BY {row}",  # noqa: S608
+        sizes=f"SELECT {row}, length({held}) {chosen} ORDER BY {row} LIMIT :size",
+        page=f"SELECT {row}, {held}, {facts} {chosen} AND {row} <= :until ORDER BY {row}",
         replace=f"UPDATE {table} SET {value} = :new WHERE {pk} = :pk AND {value} = :old",  # noqa: S608
         aad=aad,
     )

@@ -1,0 +1,144 @@
+"""Once another sealing key stands first in the configuration, all is sealed with it (rule F2).
+
+In the background and in bounded steps: a page is read and sealed beside the writer, then a short
+transaction puts the values in their place. A restart goes on where the last step was stored. Left
+out: values whose key is lost, which ``dapd datastore forget-key`` drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from dapd.commits import reseal as commits
+from dapd.commits.reseal import Standing
+from dapd.crypto import Sealer
+from dapd.datastore import sealed
+from dapd.datastore.sealed import COLUMNS, Cell, Column
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+_PAUSE = 0.005
+_REST = 4
+"""After a transaction, so many times as long as it took: the writer is left to others."""
+_RETRY_AFTER = 60.0
+_REPORT_EVERY = 60.0
+_FIRST = -1
+
+
+async def run(context: Context) -> None:
+    """Until everything is sealed with the first key, or draining; often that is at once."""
+    while not context.draining.is_set():
+        try:
+            await reseal(context)
+            return
+        except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+            _log.exception("reseal_failed", remedy="retried; if it stays, check the database")
+        with trio.move_on_after(_RETRY_AFTER):
+            await context.draining.wait()
+
+
+async def reseal(context: Context) -> None:
+    """Passes over all columns until one finds nothing to do; then the old keys may go."""
+    key_id = context.sealer.key_ids[0]
+    standing = await context.read(commits.standing, key_id)
+    if not standing.others:
+        return
+    old = [other.hex() for other in standing.others]
+    _log.info("reseal_started", key=key_id.hex(), old=old)
+    progress = standing.progress
+    while True:
+        a_pass = Pass(context, key_id, progress)
+        while await a_pass.step():
+            await _rest(context, a_pass.took)
+            if context.draining.is_set():
+                return
+        if a_pass.failures:
+            _log.error(
+                "reseal_incomplete",
+                unopened=a_pass.failures,
+                effect="the old sealing key is still needed",
+                remedy="keep its file; see `dapd datastore check`",
+            )
+            return
+        if not (a_pass.found or progress) and await _finish(context, key_id, standing):
+            return
+        progress = {}
+
+
+class Pass:
+    """One look at every sealed value, in steps. ``progress`` says which rows are done already.
+
+    ``found`` counts the fields that had to be sealed again, ``failures`` is those that did not
+    open, ``took`` (s) how long the last step held the writer.
+    """
+
+    def __init__(self, context: Context, key_id: bytes, progress: dict[str, int]) -> None:
+        self._context = context
+        self._key_id = key_id
+        self._left = list(COLUMNS)
+        self._after = dict(progress)
+        self.found = 0
+        self.failures: list[str] = []
+        self.took = 0.0
+
+    async def step(self) -> bool:
+        """One page of one column; whether there may be more."""
+        context, self.took = self._context, 0.0
+        if not self._left:
+            return False
+        column = self._left[0]
+        cells = await context.read(sealed.page, column, self._after.get(column.name, _FIRST))
+        if not cells:
+            self._left.pop(0)
+            return bool(self._left)
+        resealed = await context.compute(_resealed, context.sealer, column, cells, self._key_id)
+        after = self._after[column.name] = cells[-1].pk
+        self.failures += resealed.failures
+        if resealed.values:
+            self.found += len(resealed.values)
+            began = trio.current_time()
+            await context.run(commits.replace, column, resealed.values, self._key_id, after)
+            self.took = trio.current_time() - began
+        if context.seldom.due("reseal_progress", _REPORT_EVERY):
+            _log.info("reseal_progress", column=column.name, row=after, resealed=self.found)
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Resealed:
+    values: list[tuple[Cell, bytes]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def _resealed(sealer: Sealer, column: Column, cells: Sequence[Cell], key_id: bytes) -> _Resealed:
+    """What of a page is to be replaced, and what of it does not open."""
+    resealed = _Resealed()
+    for cell in cells:
+        try:
+            if column.is_stale(cell, key_id):
+                resealed.values.append((cell, column.resealed(sealer, cell)))
+        except ValueError as error:
+            resealed.failures.append(f"{column.name}, row {cell.pk}: {error}")
+    return resealed
+
+
+async def _finish(context: Context, key_id: bytes, standing: Standing) -> bool:
+    if not await context.run(commits.finish, key_id, standing.others):
+        return False
+    _log.info(
+        "reseal_finished",
+        key=key_id.hex(),
+        old=[other.hex() for other in standing.others],
+        remedy="remove the old keys' files from [datastore] sealing_keys; keep the files for as "
+        "long as backups from before",
+    )
+    return True
+
+
+async def _rest(context: Context, took: float) -> None:
+    with trio.move_on_after(max(_PAUSE, _REST * took)):
+        await context.draining.wait()
