@@ -65,7 +65,9 @@ class Keyrings:
         opened = [(each, keypair) for each in stored if (keypair := self._unseal(each))]
         self.keyring = Keyring([keypair for _, keypair in opened])
         active = [keypair.config for each, keypair in opened if each.state is KeyState.ACTIVE]
-        self.published = HpkeConfigList(tuple(HpkeConfig(*config) for config in active)).encode()
+        if active:  # else what was published stays: an empty list would stop all uploads
+            configs = tuple(HpkeConfig(*config) for config in active)
+            self.published = HpkeConfigList(configs).encode()
 
     def _unseal(self, sealed: SealedKeypair) -> HpkeKeypair | None:
         """``None``, and a line in the log the first time, if its sealing key is not at hand."""

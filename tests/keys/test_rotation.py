@@ -1,0 +1,258 @@
+"""The rotation loop on a datastore: what is published, what is opened, what is left in the file."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+import structlog
+
+from dapd import config
+from dapd.commits import key_moves
+from dapd.crypto import HpkeKeypair, hpke_seal, make_sealer
+from dapd.datastore import Tx, keys, open_for_command
+from dapd.datastore import tasks as task_table
+from dapd.errors import UsageError
+from dapd.keys import rotation
+from dapd.messages.common import HpkeConfig, HpkeConfigList
+from dapd.protocol.keys import MANDATORY_SUITE, KeyState, Move, StoredKey
+from dapd.protocol.task import Instant, TaskSettings
+from dapd.runtime import watch
+from dapd.runtime.context import Context
+from tests.build import NOW, X25519, StillClock, make_config, open_context, task_pair
+
+DAY = 86_400
+AGE = 7 * DAY
+PENDING, ACTIVE, EXPIRED, DELETED = KeyState
+
+
+@asynccontextmanager
+async def aggregator(path: Path, age: int | None = AGE) -> AsyncIterator[Context]:
+    """One with a task, and a first key, which is in the file since ``NOW``."""
+    pair = task_pair(settings=TaskSettings(report_expiry_age=age))
+    async with open_context(make_config(path), (pair.helper, pair)) as context:
+        yield context
+
+
+def pass_days(context: Context, days: float) -> None:
+    cast("StillClock", context.clock).advance(days * DAY)
+
+
+def published(context: Context) -> list[HpkeConfig]:
+    return list(HpkeConfigList.decode(context.keyrings.published).configs)
+
+
+async def stored(context: Context) -> dict[int, KeyState]:
+    return {key.config_id: key.state for key in await context.read(keys.all_keys)}
+
+
+async def opens(context: Context, to: HpkeConfig) -> bool:
+    """Whether what a Client seals to a configuration is opened by a kept key pair."""
+    enc, payload = hpke_seal(to.as_tuple, b"info", b"aad", b"measurement")
+    for sealed in await context.read(keys.kept_keypairs):
+        keypair = sealed.unseal(context.sealer)
+        if keypair.config == to.as_tuple:
+            assert sealed.config_id in context.keyrings.keyring.config_ids
+            return keypair.open(b"info", b"aad", enc, payload) == b"measurement"
+    return False
+
+
+async def test_f1_for_two_years_what_was_published_is_opened_for_its_time(tmp_path: Path) -> None:
+    """Twice the cache lifetime, the expiry age and the leeway; later the private key is gone."""
+    async with aggregator(tmp_path) as context:
+        server, reports = context.config.server, context.config.reports
+        kept = 2 * server.hpke_config_max_age + AGE + 3600 + reports.early_leeway
+        last_served: dict[bytes, tuple[float, HpkeConfig]] = {}
+        for day in range(2 * 365):
+            await rotation.rotate(context)
+            for served in published(context):
+                last_served[served.public_key] = day, served
+            assert len(published(context)) == 1
+            for last, served in last_served.values():
+                if (day - last) * DAY <= kept:
+                    assert await opens(context, served), (day, last)
+                elif (day - last - 1) * DAY > kept:
+                    assert not await opens(context, served), (day, last)
+            pass_days(context, 1)
+        assert len(last_served) == 1 + 2 * 365 // 84
+        assert len(await stored(context)) == len(last_served), "each had a new id"
+
+
+async def test_f1_nothing_is_left_of_a_deleted_private_key(tmp_path: Path) -> None:
+    """The row stays, so that its id is the last to be used again."""
+    async with aggregator(tmp_path) as context:
+        for days in (83, 3, 60):
+            pass_days(context, days)
+            await rotation.rotate(context)
+
+        def rows(tx: Tx) -> list[tuple[str, int]]:
+            found = tx.all("SELECT state, length(private_key) FROM hpke_keypairs ORDER BY state")
+            return [(state, length) for state, length in found]
+
+        (_, active), deleted = await context.read(rows)
+        assert active > 32
+        assert deleted == ("deleted", 0)
+        assert 2 not in context.keyrings.keyring.config_ids
+
+
+async def test_f1_d6_no_key_moves_while_the_clock_is_held(tmp_path: Path) -> None:
+    """A machine that wakes up in 2036 replaces nothing and, above all, deletes nothing."""
+    async with aggregator(tmp_path) as context:
+        pass_days(context, 83)
+        await rotation.rotate(context)
+        before = await stored(context)
+        clock = cast("StillClock", context.clock)
+        clock.time += 10 * 365 * DAY * 1000
+        assert await rotation.rotate(context) == []
+        assert await stored(context) == before
+        clock.time -= 10 * 365 * DAY * 1000
+        pass_days(context, 3)
+        assert [move.to for move in await rotation.rotate(context)] == [ACTIVE, EXPIRED]
+
+
+async def test_f1_a_task_whose_reports_never_expire_keeps_every_key(tmp_path: Path) -> None:
+    """Until it is given an age, or deleted."""
+    async with aggregator(tmp_path, None) as context:
+        for days in (83, 3, 10_000):
+            pass_days(context, days)
+            await rotation.rotate(context)
+        assert (await stored(context))[2] is EXPIRED
+        (task,) = context.tasks.all()
+        settings = TaskSettings(report_expiry_age=AGE)
+        await context.run(task_table.set_settings, task.task_pk, settings)
+        await rotation.rotate(context)
+        assert (await stored(context))[2] is DELETED
+
+
+async def test_f1_each_move_is_logged_with_its_key(tmp_path: Path) -> None:
+    """An operator sees in the log which key came and went."""
+    async with aggregator(tmp_path) as context:
+        with structlog.testing.capture_logs() as lines:
+            for days in (83, 3, 60):
+                pass_days(context, days)
+                await rotation.rotate(context)
+    assert [(line["event"], line["config_id"]) for line in lines] == [
+        ("hpke_key_made", 0),
+        ("hpke_key_promoted", 0),
+        ("hpke_key_expired", 2),
+        ("hpke_key_deleted", 2),
+    ]
+
+
+async def test_a_move_is_made_only_from_the_state_that_it_was_planned_from(tmp_path: Path) -> None:
+    """D1: of two that want to move a key one does."""
+    async with aggregator(tmp_path) as context:
+        assert await context.run(keys.move, 2, ACTIVE, EXPIRED, NOW)
+        assert not await context.run(keys.move, 2, ACTIVE, EXPIRED, NOW)
+        fresh = HpkeKeypair.generate(2, *X25519)
+        assert not await context.run(keys.insert_keypair, fresh, context.sealer, "pending", NOW), (
+            "the id is taken"
+        )
+
+
+async def test_without_ids_the_operator_is_told(tmp_path: Path) -> None:
+    """Nothing else says that keys are not replaced any more."""
+    async with aggregator(tmp_path) as context:
+
+        def fill(tx: Tx) -> None:
+            for number in set(range(256)) - {2}:
+                keypair = HpkeKeypair.generate(number, *X25519)
+                keys.insert_keypair(tx, keypair, context.sealer, "expired", NOW + 83_000 * DAY)
+
+        await context.run(fill)
+        pass_days(context, 83)
+        with structlog.testing.capture_logs() as lines:
+            assert await rotation.rotate(context) == []
+            assert await rotation.rotate(context) == []
+    (line,) = lines
+    assert line["event"] == "hpke_ids_used_up"
+    assert "report_expiry_age" in line["remedy"]
+
+
+async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: Path) -> None:
+    """``dapd key add --active`` beside a running daemon."""
+    async with aggregator(tmp_path) as context:
+        command = open_for_command(context.datastore.path, holder="a command", now=NOW)
+        made = command.datastore.run_sync(
+            key_moves.add, context.sealer, MANDATORY_SUITE, NOW, active=True
+        )
+        command.close()
+        await watch.look(context)
+        assert [served.id for served in published(context)] == [made.config_id]
+        assert set(context.keyrings.keyring.config_ids) == {2, made.config_id}
+
+
+async def test_a_key_without_its_sealing_key_stops_no_other(tmp_path: Path) -> None:
+    """It is named in the log, once, and not published: nobody could open what is sealed to it."""
+    async with aggregator(tmp_path) as context:
+        lost = HpkeKeypair.generate(9, *X25519)
+        await context.run(keys.insert_keypair, lost, make_sealer([bytes(32)]), "active", NOW + 1)
+        with structlog.testing.capture_logs() as lines:
+            await context.keyrings.reload()
+            await context.keyrings.reload()
+        assert [served.id for served in published(context)] == [2]
+        (line,) = lines
+        assert (line["event"], line["config_id"]) == ("hpke_key_unreadable", 9)
+        assert "sealing_keys" in line["remedy"]
+
+
+async def test_an_aggregator_whose_keys_are_all_gone_gets_one_at_once(tmp_path: Path) -> None:
+    """As after ``forget-key``: without an active key no report could be sealed."""
+    async with aggregator(tmp_path) as context:
+        await context.run(keys.move, 2, ACTIVE, DELETED, NOW)
+        assert await rotation.rotate(context) == [Move(0, MANDATORY_SUITE, DELETED, ACTIVE)]
+        assert [served.id for served in published(context)] == [0]
+
+
+async def test_the_first_key_is_the_one_that_was_added_before_the_first_start(
+    tmp_path: Path,
+) -> None:
+    """So an operator can choose the first suite."""
+    async with open_context(make_config(tmp_path)) as context:
+        p256 = (0x0010, 0x0001, 0x0001)
+        await context.run(key_moves.add, context.sealer, p256, NOW, active=False)
+        await context.run(key_moves.ensure_active_key, context.sealer, NOW)
+        assert await context.read(keys.all_keys) == [StoredKey(0, p256, ACTIVE, NOW)]
+        assert await context.run(key_moves.ensure_active_key, context.sealer, NOW) == []
+
+
+async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: Path) -> None:
+    """Not even a compromised one: then nobody could upload. The refusal says what to do first."""
+    async with aggregator(tmp_path) as context:
+        times = await context.read(key_moves.key_times, context.config)
+        at = Instant(NOW, NOW)
+        with pytest.raises(UsageError, match="key add --active"):
+            await context.run(key_moves.expire, context.sealer, 2, NOW)
+        with pytest.raises(UsageError, match="key add --active"):
+            await context.run(key_moves.remove, 2, at, times, compromised=True)
+        with pytest.raises(UsageError, match="key expire 2"):
+            await context.run(key_moves.remove, 2, at, times, compromised=False)
+
+
+async def test_f1_an_expired_key_is_removed_by_hand_only_after_its_time(tmp_path: Path) -> None:
+    """Or if others know it."""
+    async with aggregator(tmp_path) as context:
+        times = await context.read(key_moves.key_times, context.config)
+        assert times.kept is not None
+        await context.run(key_moves.add, context.sealer, MANDATORY_SUITE, NOW, active=True)
+        early, late = (Instant(NOW + times.kept + off, NOW + times.kept + off) for off in (-1, 0))
+        with pytest.raises(UsageError, match="may still open reports"):
+            await context.run(key_moves.remove, 2, early, times, compromised=False)
+        jumped = Instant(NOW + 2 * times.kept, NOW)
+        with pytest.raises(UsageError, match="may still open reports"):  # D6: by the safe clock
+            await context.run(key_moves.remove, 2, jumped, times, compromised=False)
+        await context.run(key_moves.remove, 2, late, times, compromised=False)
+        assert (await stored(context))[2] is DELETED
+
+
+def test_pending_must_be_shorter_than_active(tmp_path: Path) -> None:
+    """Else a key would be replaced before it is published."""
+    made = make_config(tmp_path)
+    wrong = msgspec.structs.replace(made, keys=config.Keys(pending=7200, active=7200))
+    assert config._contradictions(wrong) == [
+        "keys.pending: it is not below keys.active; lower it, or raise that"
+    ]
