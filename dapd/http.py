@@ -130,6 +130,7 @@ class DapHttp:
         max_retry_after: a longer Retry-After is cut to this many seconds.
         max_connections: of all peers together.
         tls: a context that replaces the system's trust store.
+        on_date: told the origin of each answer that has a ``Date``, and that time in milliseconds.
     """
 
     def __init__(
@@ -140,7 +141,9 @@ class DapHttp:
         max_retry_after: float = 3600.0,
         max_connections: int = 100,
         tls: ssl.SSLContext | None = None,
+        on_date: Callable[[str, int], None] | None = None,
     ) -> None:
+        self._on_date = on_date
         self._timeout = timeout
         self._max_body = max_body
         self._max_retry_after = max_retry_after
@@ -227,6 +230,7 @@ class DapHttp:
             try:
                 request = self._client.build_request(method, url, content=body, headers=headers)
                 response = await self._client.send(request, stream=True)
+                self._note_date(url, response.headers)
                 try:
                     async for piece in response.aiter_raw():
                         body_read += piece
@@ -242,6 +246,17 @@ class DapHttp:
         if scope.cancelled_caught:
             return Unknown(f"{method} {url}: no whole answer within {self._timeout:g} s")
         return _Answer(response.status_code, response.headers, bytes(body_read))
+
+    def _note_date(self, url: str, headers: httpx2.Headers) -> None:
+        """Say what time it is there, unless a cache kept the answer."""
+        date = headers.get("Date")
+        if self._on_date is None or date is None or "Age" in headers:
+            return
+        seconds = _timestamp(date)
+        if seconds is not None:
+            parts = urlsplit(url)
+            origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+            self._on_date(origin, int(seconds * 1000))
 
     def _resource(
         self, answer: _Answer | Unknown, url: str, expect: MediaType, *, created: bool

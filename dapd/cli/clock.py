@@ -85,7 +85,7 @@ def _at_next_start(config: Config, datastore: Datastore) -> ClockView:
     from dapd.runtime.clock import SafeClock, SystemClock
     from dapd.server.admin.clock import view
 
-    stored = datastore.read_sync(safe_clock.load)
+    stored = datastore.read_sync(safe_clock.load_all)
     return view(SafeClock(SystemClock(), stored, int(config.clock.longest_stop * 1000)).look())
 
 
@@ -95,8 +95,9 @@ def _accept_alone(datastore: Datastore) -> ClockView:
     from dapd.server.admin.clock import view
 
     now = time.time_ns() // 1_000_000
-    datastore.run_sync(safe_clock.store, now)
-    return view(ClockState(now, now, None, {}))
+    accepted = safe_clock.StoredClock(now)
+    datastore.run_sync(safe_clock.store, accepted)
+    return view(ClockState(now, now, None, {}, accepted))
 
 
 def _lines(found: ClockView) -> list[str]:

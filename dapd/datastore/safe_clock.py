@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from dapd.datastore.engines import Tx
 
-_Q_LOAD = "SELECT safe_now FROM safe_clock WHERE one = 1"
+_Q_LOAD = "SELECT safe_now, doubted FROM safe_clock WHERE one = 1"
 _Q_STORE = """
-INSERT INTO safe_clock (one, safe_now) VALUES (1, :safe_now)
-ON CONFLICT (one) DO UPDATE SET safe_now = excluded.safe_now"""
+INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, :safe_now, :doubted)
+ON CONFLICT (one) DO UPDATE SET safe_now = excluded.safe_now, doubted = excluded.doubted"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredClock:
+    """The safe time (ms), and whether the machine's clock was doubted at that time: a restart alone
+    does not end that.
+    """
+
+    safe: int
+    doubted: bool = False
 
 
 def load(tx: Tx) -> int | None:
     """Milliseconds; ``None`` for a database on which no daemon has run yet."""
+    stored = load_all(tx)
+    return None if stored is None else stored.safe
+
+
+def load_all(tx: Tx) -> StoredClock | None:
+    """What a start goes by."""
     row = tx.one(_Q_LOAD)
-    return None if row is None else int(row[0])
+    return None if row is None else StoredClock(int(row[0]), bool(row[1]))
 
 
-def store(tx: Tx, safe_now: int) -> None:
-    """Keep the safe time (ms) for the next start."""
-    tx.execute(_Q_STORE, safe_now=safe_now)
+def store(tx: Tx, clock: StoredClock) -> None:
+    """Keep it for the next start."""
+    tx.execute(_Q_STORE, safe_now=clock.safe, doubted=int(clock.doubted))

@@ -8,14 +8,16 @@ it is, until the machine's clock is right again or an operator says that it is r
 
 from __future__ import annotations
 
-import statistics
 import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from dapd.datastore.safe_clock import StoredClock
+
 AGREEMENT_MS = 5 * 60 * 1000
 """How far the machine's clock may be from what is expected of it, and from its peers' (D6)."""
-_OFFSETS_KEPT_MS = 3600 * 1000
+_STEPS = 1 / 1000
+"""What share of the time elapsed small steps may add up to: NTP's steps of years are no jump."""
 
 
 class Clock(Protocol):
@@ -42,33 +44,36 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class ClockState:
-    """``held`` says why the safe clock stands; ``offsets`` are how far each peer's clock was ahead
-    of this machine's when it last answered. All in milliseconds.
+    """``held`` says why the safe clock stands; ``offsets`` are how far each peer's clock is ahead
+    of this machine's, by its last answer. All in milliseconds. ``stored`` is for the next start.
     """
 
     now: int
     safe: int
     held: str | None
     offsets: dict[str, int]
+    stored: StoredClock
 
 
 class SafeClock:
-    """``stored`` is the safe time of the process before, ``None`` for a new database.
+    """``stored`` is ``None`` for a new database.
 
     ``longest_stop`` is in milliseconds: after a longer one an operator has to confirm the time.
     """
 
-    def __init__(self, clock: Clock, stored: int | None, longest_stop: int) -> None:
+    def __init__(self, clock: Clock, stored: StoredClock | None, longest_stop: int) -> None:
         self._clock = clock
-        self._offsets: dict[str, tuple[int, int]] = {}
-        now = clock.now()
-        self._safe = now if stored is None else max(stored, now)
-        self._stopped_too_long = stored is not None and now - stored > longest_stop
-        if stored is not None and self._stopped_too_long:
-            self._safe = stored
-        # Where the machine's clock should be: it goes on from here with the time that elapses.
-        self._expected = now
+        self._peers: dict[str, tuple[int, int]] = {}
+        self._ignored: set[str] = set()
         self._elapsed = clock.elapsed()
+        self._safe = clock.now() if stored is None else stored.safe
+        # Both go on with the time that elapses: what the machine's clock should show, and the
+        # highest that the safe one may.
+        self._expected: float = self._safe
+        self._ceiling = self._safe
+        self._doubted = stored is not None and stored.doubted
+        self._believed = stored is None
+        self._lead = AGREEMENT_MS if self._believed or self._doubted else longest_stop
 
     def now(self) -> int:
         """The safe time, in milliseconds; it never falls but by ``accept``."""
@@ -77,43 +82,70 @@ class SafeClock:
     def look(self) -> ClockState:
         """The safe time and what holds it, at this moment."""
         now, elapsed = self._clock.now(), self._clock.elapsed()
-        expected = self._expected + elapsed - self._elapsed
-        offsets = self._fresh_offsets(elapsed)
-        held = self._obstacle(now, expected, offsets)
+        passed = elapsed - self._elapsed
+        self._elapsed = elapsed
+        self._expected += passed
+        self._ceiling += passed
+        offsets = {origin: date + elapsed - at - now for origin, (date, at) in self._peers.items()}
+        behind = now < self._safe - AGREEMENT_MS
+        held = self._behind(now) if behind else self._ahead(now) or self._disagreement(offsets)
         if held is None:
-            self._safe = max(self._safe, min(now, expected))
-        return ClockState(now, self._safe, held, offsets)
+            self._follow(now, passed)
+        elif not behind:
+            self._doubted = True
+        return ClockState(now, self._safe, held, offsets, StoredClock(self._safe, self._doubted))
 
-    def note_peer(self, endpoint: str, date: int) -> None:
-        """A peer has answered with this ``Date`` (ms)."""
-        self._offsets[endpoint] = (date - self._clock.now(), self._clock.elapsed())
+    def note_peer(self, origin: str, date: int) -> None:
+        """A peer has just answered with this ``Date`` (ms)."""
+        self._peers[origin] = (date, self._clock.elapsed())
+        if abs(date - self._clock.now()) <= AGREEMENT_MS:
+            self._ignored.discard(origin)
 
     def accept(self) -> None:
-        """The machine's clock is right, says an operator, however far it is from the safe one."""
-        self._safe = self._expected = self._clock.now()
-        self._elapsed = self._clock.elapsed()
-        self._stopped_too_long = False
-        self._offsets.clear()
+        """The machine's clock is right, says an operator, however far it is from the safe one.
 
-    def _fresh_offsets(self, elapsed: int) -> dict[str, int]:
-        return {
-            endpoint: offset
-            for endpoint, (offset, at) in self._offsets.items()
-            if elapsed - at <= _OFFSETS_KEPT_MS
-        }
+        Peers that differ are not listened to until they agree again.
+        """
+        offsets = self.look().offsets
+        self._ignored |= {origin for origin, ms in offsets.items() if abs(ms) > AGREEMENT_MS}
+        self._safe = self._clock.now()
+        self._believe(self._safe)
 
-    def _obstacle(self, now: int, expected: int, offsets: dict[str, int]) -> str | None:
-        if self._stopped_too_long:
-            return f"the daemon did not run for {_spell(now - self._safe)}"
-        if now > expected + AGREEMENT_MS:
-            return f"the clock went ahead by {_spell(now - expected)}"
-        if now < self._safe - AGREEMENT_MS:
-            return f"the clock is {_spell(self._safe - now)} behind the time it showed before"
-        ahead = int(statistics.median(offsets.values())) if offsets else 0
-        if abs(ahead) > AGREEMENT_MS:
-            side = "behind" if ahead > 0 else "ahead of"
-            return f"the clock is {_spell(abs(ahead))} {side} those of the peers"
-        return None
+    def _follow(self, now: int, passed: int) -> None:
+        """The machine's clock is as it should be."""
+        if not self._believed:  # the first time since the start: what has passed can't be measured
+            self._believe(now)
+        self._doubted = False
+        self._safe = max(self._safe, min(now, self._ceiling))
+        self._expected = max(self._expected, min(now, self._expected + passed * _STEPS))
+
+    def _believe(self, now: int) -> None:
+        self._expected = self._ceiling = now
+        self._believed, self._doubted = True, False
+        self._lead = AGREEMENT_MS
+
+    def _behind(self, now: int) -> str:
+        return f"the clock is {_spell(self._safe - now)} behind the time it showed before"
+
+    def _ahead(self, now: int) -> str | None:
+        ahead = now - int(self._expected)
+        if ahead <= self._lead:
+            return None
+        if self._believed:
+            return f"the clock went ahead by {_spell(ahead)}"
+        if self._lead == AGREEMENT_MS:
+            return "the clock was in doubt when the daemon stopped"
+        return f"the daemon did not run for {_spell(ahead)}, if the clock is right"
+
+    def _disagreement(self, offsets: dict[str, int]) -> str | None:
+        """Most of the peers have another time."""
+        asked = [ms for origin, ms in offsets.items() if origin not in self._ignored]
+        differing = sorted((ms for ms in asked if abs(ms) > AGREEMENT_MS), key=abs)
+        if 2 * len(differing) <= len(asked):
+            return None
+        ahead = differing[len(differing) // 2]
+        side = "behind" if ahead > 0 else "ahead of"
+        return f"the clock is {_spell(abs(ahead))} {side} those of the peers"
 
 
 def _spell(milliseconds: int) -> str:

@@ -7,6 +7,7 @@ import trio
 
 from dapd.datastore import safe_clock
 from dapd.errors import DatastoreError
+from dapd.runtime.clock import ClockState
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
@@ -16,14 +17,18 @@ _ALARM_EVERY = 600.0
 
 async def run(context: Context) -> None:
     """Until draining, and once more then."""
+    held = False
     while not context.draining.is_set():
-        await look(context)
+        state = await look(context)
+        if held and not state.held:
+            _log.info("clock_followed", remedy="none; what has expired meanwhile goes now")
+        held = state.held is not None
         with trio.move_on_after(_EVERY):
             await context.draining.wait()
     await look(context)
 
 
-async def look(context: Context) -> None:
+async def look(context: Context) -> ClockState:
     """Store the time, and raise the alarm if it stands."""
     state = context.safe_clock.look()
     if state.held and context.seldom.due("clock_held", _ALARM_EVERY):
@@ -34,6 +39,7 @@ async def look(context: Context) -> None:
             remedy="set this machine's clock right, or confirm it with `dapd clock accept`",
         )
     try:
-        await context.run(safe_clock.store, state.safe)
+        await context.run(safe_clock.store, state.stored)
     except DatastoreError as error:
         _log.error("clock_unstored", error=str(error))
+    return state

@@ -1,7 +1,8 @@
 """The other Aggregators: how many exchanges each may have, and when it is left alone (rule E1).
 
 A peer that can't be reached backs off as a whole, with one probe at a time, so that one
-black-holed Helper delays nobody else.
+black-holed Helper delays nobody else. It goes by the time elapsed: setting the clock back prolongs
+no pause.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ class Peer:
         self._jitter = jitter
         self._taken = 0
         self.failures = 0
-        self.blocked_until = 0
+        self._blocked_until = clock.elapsed()
+
+    @property
+    def blocked_for(self) -> int:
+        """How much longer, in ms, the peer is left alone; not above 0: no longer."""
+        return self._blocked_until - self._clock.elapsed()
 
     @property
     def free(self) -> int:
         """Exchanges that may start now; one probe while the peer fails."""
-        if self._clock.now() < self.blocked_until:
+        if self.blocked_for > 0:
             return 0
         return (1 if self.failures else self._permits) - self._taken
 
@@ -41,13 +47,13 @@ class Peer:
 
     def answered(self) -> None:
         self.failures = 0
-        self.blocked_until = 0
+        self._blocked_until = self._clock.elapsed()
 
     def unreachable(self, minimum: float, maximum: float) -> None:
         """A transport error: leave the peer alone for a while, in seconds, then probe it."""
         self.failures += 1
         wait = backoff_ms(self.failures, minimum, maximum, self._jitter())
-        self.blocked_until = self._clock.now() + wait
+        self._blocked_until = self._clock.elapsed() + wait
 
 
 class Peers:
@@ -64,6 +70,5 @@ class Peers:
 
     def next_unblocked(self, now: int) -> int | None:
         """When the first of the peers that are left alone may be probed, in ms."""
-        return min(
-            (p.blocked_until for p in self._peers.values() if p.blocked_until > now), default=None
-        )
+        waits = [peer.blocked_for for peer in self._peers.values() if peer.blocked_for > 0]
+        return now + min(waits) if waits else None

@@ -49,7 +49,7 @@ def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
     failing = Peer(8, clock, lambda: 0.0)
     failing.unreachable(1, 60)
     assert failing.free == 0
-    clock.time += 1000
+    clock.advance(1)
     chooser = _Chooser({1: failing}, 0, busy=False)
     assert pks(chooser.choose([job(1, "stored"), job(2, "stored")])) == [1]
     failing.answered()

@@ -46,7 +46,8 @@ CREATE TABLE reseal_progress (
 -- The clock that expires things (rule D6): one row.
 CREATE TABLE safe_clock (
     one INTEGER PRIMARY KEY CHECK (one = 1),
-    safe_now INTEGER NOT NULL             -- milliseconds
+    safe_now INTEGER NOT NULL,            -- milliseconds
+    doubted INTEGER NOT NULL              -- 1: the machine's clock was not believed
 );
 
 -- One row an upload transaction: what it claims first (rule D1), and the order of acceptance. Only

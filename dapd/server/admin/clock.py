@@ -43,7 +43,7 @@ async def accept(context: Context, _: Nothing) -> ClockView:
     """The machine's clock is right: the safe one goes on from there, also after a restart."""
     context.safe_clock.accept()
     state = context.safe_clock.look()
-    await context.run(safe_clock.store, state.safe)
+    await context.run(safe_clock.store, state.stored)
     return view(state)
 
 

@@ -1,0 +1,251 @@
+"""The safe clock (rule D6): it follows, it stands, it goes on; and peers by the time elapsed."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dapd.datastore.safe_clock import StoredClock
+from dapd.runtime.clock import AGREEMENT_MS, SafeClock
+from dapd.runtime.peers import Peer, Peers
+from tests.build import StillClock
+
+SECOND = 1000
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+YEAR = 365 * DAY
+WEEK = 7 * DAY
+PEER = "https://helper.example"
+
+_JUMPS = st.one_of(
+    st.integers(-AGREEMENT_MS, AGREEMENT_MS),
+    st.integers(-10 * YEAR, 10 * YEAR),
+    st.just(0),
+)
+_MOVES = st.lists(st.tuples(st.integers(0, 30 * DAY), _JUMPS), max_size=30)
+
+
+def started(stored: StoredClock | None = None) -> tuple[StillClock, SafeClock]:
+    clock = StillClock()
+    return clock, SafeClock(clock, stored, WEEK)
+
+
+@given(_MOVES)
+def test_d6_it_never_falls_and_never_rises_faster_than_time_elapses(
+    moves: list[tuple[int, int]],
+) -> None:
+    """Whatever is done to the machine's clock, the safe one has its two bounds."""
+    clock, safe = started()
+    begun, before = clock.time, clock.time
+    for passed, jump in moves:
+        clock.passed += passed
+        clock.time += passed + jump
+        state = safe.look()
+        assert before <= state.safe <= begun + clock.passed
+        assert state.stored.safe == state.safe == safe.now()
+        before = state.safe
+
+
+@given(_MOVES)
+def test_d6_a_clock_that_comes_right_again_is_followed_again(
+    moves: list[tuple[int, int]],
+) -> None:
+    """However long it was wrong, and however wrong: nobody need confirm what is right again."""
+    clock, safe = started()
+    begun = clock.time
+    for passed, jump in moves:
+        clock.passed += passed
+        clock.time = begun + clock.passed + jump
+        safe.look()
+    # More than what small steps, which are no jump, may have added up to.
+    clock.passed += DAY
+    clock.time = begun + clock.passed
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+
+
+@given(_MOVES, st.integers(-10 * YEAR, 10 * YEAR))
+def test_d6_after_accept_it_is_the_machines_clock(moves: list[tuple[int, int]], jump: int) -> None:
+    """An operator's word ends every hold."""
+    clock, safe = started(StoredClock(StillClock.time - 30 * DAY))
+    safe.note_peer(PEER, clock.time + HOUR)
+    for passed, step in [*moves, (0, jump)]:
+        clock.passed += passed
+        clock.time += passed + step
+        safe.look()
+    safe.accept()
+    state = safe.look()
+    assert (state.held, state.safe, state.stored) == (None, clock.time, StoredClock(clock.time))
+
+
+def test_d6_a_minute_in_2036_holds_it() -> None:
+    """Ten years ahead, a minute there, and back: it has missed only that minute."""
+    clock, safe = started()
+    clock.advance(60)
+    right = safe.now()
+    assert right == clock.time
+    clock.time += 10 * YEAR
+    clock.advance(60)
+    state = safe.look()
+    assert state.safe == right
+    assert state.held == "the clock went ahead by 3650.0 days"
+    clock.time -= 10 * YEAR
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+
+
+def test_d6_an_hour_back_holds_it_for_an_hour() -> None:
+    """Nothing rises until the machine's clock is where it was, nor does anything fall."""
+    clock, safe = started()
+    at = safe.now()
+    clock.time -= HOUR
+    state = safe.look()
+    assert state.safe == at
+    assert state.held == "the clock is 60.0 minutes behind the time it showed before"
+    assert not state.stored.doubted
+    clock.advance(3600)
+    assert (safe.look().held, safe.now()) == (None, at)
+
+
+def test_d6_small_steps_hold_nothing_not_even_in_years() -> None:
+    """NTP's half a second an hour, ahead, for ten years: the safe clock lags by them, no more."""
+    clock, safe = started()
+    for _ in range(10 * 365 * 24):
+        clock.advance(3600)
+        clock.time += 500
+        assert safe.look().held is None
+    assert clock.time - safe.now() == 10 * 365 * 24 * 500
+
+
+def test_d6_many_steps_within_a_day_are_a_jump() -> None:
+    """Five minutes by ten steps of half a minute are five minutes."""
+    clock, safe = started()
+    held = []
+    for _ in range(12):
+        clock.advance(60)
+        clock.time += 30 * SECOND
+        held.append(safe.look().held is not None)
+    assert held == [False] * 10 + [True] * 2
+
+
+def test_d6_a_short_stop_is_followed() -> None:
+    """What passed while no daemon ran can't be measured; up to a limit the clock is believed."""
+    for stop in (0, HOUR, WEEK):
+        clock, safe = started(StoredClock(StillClock.time - stop))
+        state = safe.look()
+        assert (state.held, state.safe) == (None, clock.time)
+    clock.time += HOUR
+    assert safe.look().held is not None
+
+
+def test_d6_a_stop_of_a_month_waits_for_an_operator() -> None:
+    """Nor does another restart end that; ``accept`` does."""
+    stored = StoredClock(StillClock.time - 30 * DAY)
+    for _ in range(2):
+        clock, safe = started(stored)
+        clock.advance(3600)
+        state = safe.look()
+        assert state.safe == StillClock.time - 30 * DAY
+        assert state.held is not None
+        assert state.stored.doubted
+        stored = state.stored
+    safe.accept()
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+    clock.advance(60)
+    assert safe.now() == clock.time
+
+
+@pytest.mark.parametrize("wrong", [-40 * YEAR, 10 * YEAR])
+def test_d6_a_machine_that_learns_the_time_after_its_start_needs_nobody(wrong: int) -> None:
+    """No battery, no time: the clock is set a minute after the daemon has started."""
+    clock = StillClock()
+    right = clock.time
+    clock.time += wrong
+    safe = SafeClock(clock, StoredClock(right - HOUR), WEEK)
+    assert safe.look().held is not None
+    clock.advance(60)
+    assert safe.now() == right - HOUR
+    clock.time -= wrong
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+
+
+def test_d6_a_restart_alone_ends_no_hold() -> None:
+    """A day ahead is less than a long stop: but the daemon before had seen it jump."""
+    clock, safe = started()
+    at = safe.now()
+    clock.time += DAY
+    stored = safe.look().stored
+    again = SafeClock(clock, stored, WEEK)
+    assert again.look().held == "the clock was in doubt when the daemon stopped"
+    assert again.now() == at
+    clock.time -= DAY
+    clock.advance(60)
+    assert (again.look().held, again.now()) == (None, clock.time)
+
+
+def test_d6_a_peer_that_differs_holds_it_until_it_agrees() -> None:
+    """Who is wrong can't be known: nothing expires meanwhile."""
+    clock, safe = started()
+    at = safe.now()
+    safe.note_peer(PEER, clock.time - 4 * 60 * SECOND)
+    assert safe.look().held is None
+    safe.note_peer(PEER, clock.time + 2 * HOUR)
+    clock.advance(60)
+    state = safe.look()
+    assert state.held == "the clock is 2.0 hours behind those of the peers"
+    assert (state.safe, state.offsets) == (at, {PEER: 2 * HOUR})
+    safe.note_peer(PEER, clock.time + 20 * SECOND)
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+
+
+def test_d6_setting_this_machine_right_needs_no_new_answer() -> None:
+    """The peer's last answer still says what time it is."""
+    clock, safe = started()
+    safe.note_peer(PEER, clock.time - 20 * 60 * SECOND)
+    clock.advance(3600)
+    assert safe.look().held == "the clock is 20.0 minutes ahead of those of the peers"
+    clock.time -= 20 * 60 * SECOND
+    assert safe.look().held is None
+
+
+def test_d6_one_of_several_peers_does_not_hold_it() -> None:
+    """Most peers decide: half of them is not most."""
+    clock, safe = started()
+    safe.note_peer("https://a.example", clock.time)
+    safe.note_peer("https://b.example", clock.time + HOUR)
+    assert safe.look().held is None
+    safe.note_peer("https://c.example", clock.time - HOUR)
+    assert safe.look().held is not None
+
+
+def test_d6_an_accepted_difference_holds_nothing_until_the_peer_agreed_once() -> None:
+    """A peer that stays wrong rings no pager for ever."""
+    clock, safe = started()
+    for _ in range(3):
+        safe.note_peer(PEER, clock.time + HOUR)
+        if safe.look().held:
+            safe.accept()
+        clock.advance(60)
+    assert (safe.look().held, safe.now()) == (None, clock.time)
+    assert safe.look().offsets == {PEER: HOUR}
+    safe.note_peer(PEER, clock.time)
+    safe.note_peer(PEER, clock.time + HOUR)
+    assert safe.look().held is not None
+
+
+def test_e1_setting_the_clock_back_prolongs_no_peers_pause() -> None:
+    """A peer is left alone for a time that elapses, whatever the clock shows."""
+    clock = StillClock()
+    peers = Peers(8, clock, lambda: 0.0)
+    peer: Peer = peers.at(PEER)
+    peer.unreachable(60, 600)
+    due = peers.next_unblocked(clock.now())
+    assert due is not None
+    wait = due - clock.now()
+    assert 0 < wait <= 60 * SECOND
+    clock.time -= HOUR
+    assert (peer.free, peers.next_unblocked(clock.now())) == (0, clock.now() + wait)
+    clock.advance(wait / 1000)
+    assert (peer.free, peers.next_unblocked(clock.now())) == (1, None)
+    clock.time += YEAR
+    peer.unreachable(60, 600)
+    assert peer.free == 0
