@@ -1,0 +1,97 @@
+"""A pair that nobody looks after for three years: keys rotate, reports expire, all are opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from dapd.datastore import keys
+from dapd.keys import rotation
+from dapd.messages.common import HpkeConfig, HpkeConfigList
+from dapd.protocol.keys import KeyState
+from dapd.protocol.task import TaskSettings
+from dapd.testing import PairTask, running_pair
+from dapd.testing.pair import Aggregator
+from tests.paths.hands import PRECISION, HandClock, Hands
+
+DAY = 86_400
+STEP = 11
+"""Days between two uploads: no multiple or divisor of the 84 days that a key is active."""
+MAX_AGE = STEP * DAY
+EXPIRY_AGE = 3 * STEP * DAY
+SECONDS = 180
+SETTINGS = {"server": {"hpke_config_max_age": MAX_AGE}, "leader": {"max_wait": 0}}
+
+
+@dataclass
+class Clients:
+    """They seal to what the Aggregators publish now, or to what they may still have in a cache."""
+
+    task: PairTask
+    hands: Hands
+    clock: HandClock
+    served: list[dict[str, HpkeConfig]] = field(default_factory=list)
+    held_back: list[list[bytes]] = field(default_factory=list)
+    sealed: int = 0
+
+    def fetch(self) -> None:
+        pair = self.task.pair
+        sides = {"leader": pair.leader, "helper": pair.helper}
+        self.served.append({name: published(side) for name, side in sides.items()})
+
+    def seal(self, configs: dict[str, HpkeConfig]) -> list[bytes]:
+        self.hands._configs = configs
+        self.sealed += 1
+        now = self.clock.now() // 1000 // PRECISION
+        return self.hands.seal([1], f"report {self.sealed}", at=now)
+
+    async def upload(self) -> int:
+        """One report sealed to the keys of now, one to those that may leave the caches today, and
+        one that such a Client has kept until its last moment; how many the Leader has accepted.
+        """
+        self.fetch()
+        oldest = self.served[-2:][0]
+        reports = self.seal(self.served[-1]) + self.seal(oldest)
+        self.held_back.append(self.seal(oldest))
+        if len(self.held_back) > EXPIRY_AGE // (STEP * DAY):
+            reports += self.held_back.pop(0)
+        assert await self.hands.upload(reports) == []
+        return len(reports)
+
+
+def published(side: Aggregator) -> HpkeConfig:
+    (config,) = HpkeConfigList.decode(side.context.keyrings.published).configs
+    return config
+
+
+async def let_days_pass(sides: tuple[Aggregator, Aggregator], clock: HandClock) -> None:
+    for _ in range(STEP):
+        clock.advance(DAY)
+        for side in sides:
+            await rotation.rotate(side.context)
+
+
+async def test_f1_three_years_of_rotations_with_every_report_opened(tmp_path: Path) -> None:
+    """Whatever a Client may still hold is opened by both, and no more than four keys are kept."""
+    clock = HandClock()
+    with trio.fail_after(SECONDS):
+        async with running_pair(tmp_path, leader=SETTINGS, helper=SETTINGS, clock=clock) as pair:
+            task = await pair.new_task(settings=TaskSettings(report_expiry_age=EXPIRY_AGE))
+            sides = (pair.leader, pair.helper)
+            clients = Clients(task, Hands(task, pair.leader.context.http), clock)
+            uploaded = 0
+            for _ in range(3 * 365 // STEP):
+                uploaded += await clients.upload()
+                await clients.hands.until_counted(pair.helper, "aggregate_finished", uploaded)
+                await clients.hands.until_counted(pair.leader, "aggregate_finished", uploaded)
+                await let_days_pass(sides, clock)
+            for side in sides:
+                stored = await side.context.read(keys.all_keys)
+                kept = [key for key in stored if key.state is not KeyState.DELETED]
+                assert len(kept) <= 4
+                assert len(stored) - len(kept) >= 3 * 365 // 84 - 2
+            counted = await clients.hands.counters(pair.leader)
+            assert counted == {"upload_accepted": uploaded, "aggregate_finished": uploaded}
+            assert uploaded > 3 * 3 * 365 // STEP - 10
