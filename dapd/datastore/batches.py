@@ -56,6 +56,28 @@ WITH RECURSIVE here (bucket) AS (
 SELECT bucket, (SELECT count(*) FROM (SELECT 1 FROM batch_shares AS s
   WHERE s.task_pk = :task_pk AND s.bucket = here.bucket LIMIT :many))
 FROM here WHERE bucket IS NOT NULL"""
+_Q_DROP_BEFORE = """
+DELETE FROM batch_shares WHERE share_pk IN (SELECT share_pk FROM batch_shares
+  WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi LIMIT :most)"""
+_Q_DROP_RANGES = """
+DELETE FROM collected WHERE collected_pk IN (SELECT collected_pk FROM collected
+  WHERE task_pk = :task_pk AND lo >= :lo AND lo < :hi AND hi <= :hi LIMIT :most)"""
+_Q_DROP_ALL_RANGES = """
+DELETE FROM collected WHERE collected_pk IN
+  (SELECT collected_pk FROM collected WHERE task_pk = :task_pk LIMIT :most)"""
+_Q_NEWEST = """
+SELECT max(time_max) FROM batch_shares WHERE task_pk = :task_pk AND bucket = :bucket"""
+# As above, with the newest report of each bucket.
+_Q_NEWEST_OF_EACH = """
+WITH RECURSIVE here (bucket) AS (
+  SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > :after
+  UNION ALL
+  SELECT (SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > here.bucket)
+  FROM here WHERE bucket IS NOT NULL
+  LIMIT :buckets)
+SELECT bucket, (SELECT max(time_max) FROM batch_shares AS s
+  WHERE s.task_pk = :task_pk AND s.bucket = here.bucket)
+FROM here WHERE bucket IS NOT NULL"""
 _Q_EXTENT = """
 SELECT count(*), COALESCE(max(share_pk), 0) FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
@@ -176,11 +198,26 @@ def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[Buck
     """Append what a job adds to its buckets; once, because its commit claims the job first (D1)."""
     for total in totals:
         times = total.time_min, total.time_max
-        _add(
+        add_contribution(
             tx,
             task_pk,
             Contribution(total.bucket, job_id, total.count, total.checksum, *times, total.share),
         )
+
+
+def add_contribution(tx: Tx, task_pk: int, part: Contribution) -> None:
+    """Append one."""
+    tx.execute(
+        _Q_ADD_SHARE,
+        task_pk=task_pk,
+        bucket=part.bucket,
+        job_id=part.job_id,
+        n=part.n,
+        checksum=part.checksum,
+        time_min=part.time_min,
+        time_max=part.time_max,
+        share=part.share,
+    )
 
 
 def replace_contributions(
@@ -192,7 +229,7 @@ def replace_contributions(
     dropped = sum(tx.execute(_Q_DROP_SHARE, share_pk=share_pk) for share_pk in share_pks)
     if dropped != len(share_pks):
         return False
-    _add(tx, task_pk, merged)
+    add_contribution(tx, task_pk, merged)
     return True
 
 
@@ -211,6 +248,36 @@ def crowded(tx: Tx, task_pk: int, after: bytes, *, many: int, buckets: int = 256
     )
 
 
+def newest(tx: Tx, task_pk: int, bucket: bytes) -> int | None:
+    """The time of the newest report that a bucket holds, ``None`` if it holds none."""
+    row = tx.one(_Q_NEWEST, task_pk=task_pk, bucket=bucket)
+    return row[0] if row else None
+
+
+def newest_of_each(
+    tx: Tx, task_pk: int, after: bytes, buckets: int = 256
+) -> list[tuple[bytes, int]]:
+    """(bucket, time of its newest report) of the next buckets behind ``after``."""
+    return [
+        (bucket, newest)
+        for bucket, newest in tx.all(
+            _Q_NEWEST_OF_EACH, task_pk=task_pk, after=after, buckets=buckets
+        )
+    ]
+
+
+def drop_contributions(tx: Tx, task_pk: int, batch: BucketRange, most: int) -> int:
+    """Delete up to ``most`` contributions to the buckets of a batch; how many."""
+    return tx.execute(_Q_DROP_BEFORE, task_pk=task_pk, lo=batch.lo, hi=batch.hi, most=most)
+
+
+def drop_ranges(tx: Tx, task_pk: int, within: BucketRange | None, most: int) -> int:
+    """Forget up to ``most`` ranges that lie in ``within``, or of the whole task; how many."""
+    if within is None:
+        return tx.execute(_Q_DROP_ALL_RANGES, task_pk=task_pk, most=most)
+    return tx.execute(_Q_DROP_RANGES, task_pk=task_pk, lo=within.lo, hi=within.hi, most=most)
+
+
 def contributions_in_pages(
     tx: Tx, task_pk: int, lo: bytes, hi: bytes, size: int = 64
 ) -> Iterator[list[Contribution]]:
@@ -220,7 +287,7 @@ def contributions_in_pages(
         _Q_SHARES_AFTER, task_pk=task_pk, hi=hi, bucket=bucket, job_id=job_id, size=size
     ):
         yield [Contribution(*row) for row in rows]
-        bucket, job_id = rows[-1][1:3]
+        bucket, job_id = rows[-1][:2]
 
 
 def extent(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> tuple[int, int]:
@@ -234,17 +301,3 @@ def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:
     """How many reports the buckets of [lo, hi) hold."""
     row = tx.one(_Q_COUNT, task_pk=task_pk, lo=lo, hi=hi)
     return int(row[0]) if row else 0
-
-
-def _add(tx: Tx, task_pk: int, part: Contribution) -> None:
-    tx.execute(
-        _Q_ADD_SHARE,
-        task_pk=task_pk,
-        bucket=part.bucket,
-        job_id=part.job_id,
-        n=part.n,
-        checksum=part.checksum,
-        time_min=part.time_min,
-        time_max=part.time_max,
-        share=part.share,
-    )

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dapd.datastore import expiry
 from dapd.datastore.engines import Tx
+from dapd.datastore.expiry import Found
 from dapd.protocol.collect import Backlog
 from dapd.protocol.packing import Waiting
 from dapd.reports import Chunk, cut_chunk
@@ -29,18 +31,22 @@ _Q_TASKS = """
 SELECT task_pk FROM tasks WHERE EXISTS (SELECT 1 FROM report_chunks AS chunk
   WHERE chunk.task_pk = tasks.task_pk AND state = 'waiting' AND run_at <= :now)"""
 _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run_at > :now"
+_Q_BEYOND = "SELECT 1 FROM report_chunks WHERE state = 'waiting' AND run_at > :latest LIMIT 1"
+_Q_RECALL = """
+UPDATE report_chunks SET run_at = :now WHERE state = 'waiting' AND run_at > :latest"""
 # The state of the range that a chunk's bucket is in; ranges of a task never overlap.
 _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
     WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
 _Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
-  AND {_SHUT} = 'collected'"""  # noqa: S608 - constants alone
+  AND {_SHUT} = 'collected' LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_EXPIRED = """
 SELECT chunk_pk, n FROM report_chunks
-WHERE task_pk = :task_pk AND state = 'waiting' AND time_max < :expired_before"""
+WHERE task_pk = :task_pk AND state = 'waiting' AND time_max < :expired_before LIMIT :limit"""
 _Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
-WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now AND {_SHUT} IS NULL
+WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
+  AND time_max >= :expired_before AND {_SHUT} IS NULL
 ORDER BY seq, chunk_pk LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
@@ -54,6 +60,17 @@ WHERE chunk_pk = :chunk_pk"""
 _Q_DECIDE = "UPDATE report_chunks SET state = 'decided' WHERE chunk_pk = :chunk_pk"
 _Q_DELETE_ROWS = "DELETE FROM chunk_rows WHERE chunk_pk = :chunk_pk"
 _Q_DELETE = "DELETE FROM report_chunks WHERE chunk_pk = :chunk_pk"
+_Q_PAST = """
+SELECT chunk_pk, time_max,
+  16 * n + COALESCE((SELECT length(rows) FROM chunk_rows AS r WHERE r.chunk_pk = c.chunk_pk), 0)
+FROM report_chunks AS c
+WHERE task_pk = :task_pk AND time_max < :expired_before AND (time_max, chunk_pk) > (:at, :after_pk)
+  AND state <> 'assigned'
+ORDER BY time_max, chunk_pk LIMIT :page"""
+_Q_DROP = """
+DELETE FROM report_chunks
+WHERE chunk_pk = :chunk_pk AND time_max < :expired_before AND state <> 'assigned'
+RETURNING state, n, ids"""
 _Q_OF_JOB = """
 SELECT chunk_pk, task_pk, seq, bucket, n, time_min, time_max, run_at, attempts, ids, lengths, rows
 FROM report_chunks LEFT JOIN chunk_rows USING (chunk_pk)
@@ -136,19 +153,35 @@ def next_due(tx: Tx, now: int) -> int | None:
     return row[0] if row else None
 
 
-def waiting_in_collected(tx: Tx, task_pk: int) -> list[tuple[int, int]]:
+def beyond(tx: Tx, latest: int) -> bool:
+    """Whether a chunk is due only after ``latest`` (ms)."""
+    return tx.one(_Q_BEYOND, latest=latest) is not None
+
+
+def recall(tx: Tx, latest: int, now: int) -> None:
+    """Make chunks that are due only after ``latest`` due now: the clock went back (rule E2)."""
+    tx.execute(_Q_RECALL, latest=latest, now=now)
+
+
+def waiting_in_collected(tx: Tx, task_pk: int, limit: int) -> list[tuple[int, int]]:
     """(chunk_pk, n) of chunks whose batch has been collected without them (rules C2, C8)."""
-    return [(pk, n) for pk, n in tx.all(_Q_COLLECTED, task_pk=task_pk)]
+    return [(pk, n) for pk, n in tx.all(_Q_COLLECTED, task_pk=task_pk, limit=limit)]
 
 
-def waiting_expired(tx: Tx, task_pk: int, expired_before: int) -> list[tuple[int, int]]:
+def waiting_expired(tx: Tx, task_pk: int, expired_before: int, limit: int) -> list[tuple[int, int]]:
     """(chunk_pk, n) of chunks whose newest report is below the watermark (rules C8, D6)."""
-    return [(pk, n) for pk, n in tx.all(_Q_EXPIRED, task_pk=task_pk, expired_before=expired_before)]
+    rows = tx.all(_Q_EXPIRED, task_pk=task_pk, expired_before=expired_before, limit=limit)
+    return [(pk, n) for pk, n in rows]
 
 
-def assignable(tx: Tx, task_pk: int, now: int, limit: int) -> list[Waiting]:
-    """Due chunks in the order of acceptance; those of closed batches are left alone (C2)."""
-    return [Waiting(*row) for row in tx.all(_Q_ASSIGNABLE, task_pk=task_pk, now=now, limit=limit)]
+def assignable(tx: Tx, task_pk: int, now: int, expired_before: int, limit: int) -> list[Waiting]:
+    """Due chunks in the order of acceptance; those of closed batches are left alone (C2), and those
+    below the watermark.
+    """
+    rows = tx.all(
+        _Q_ASSIGNABLE, task_pk=task_pk, now=now, expired_before=expired_before, limit=limit
+    )
+    return [Waiting(*row) for row in rows]
 
 
 def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
@@ -220,6 +253,25 @@ def remove(tx: Tx, chunk_pk: int) -> None:
     """Drop a chunk whose reports have been stored in others."""
     tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
     tx.execute(_Q_DELETE, chunk_pk=chunk_pk)
+
+
+def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+    """Chunks below the watermark that no job holds, oldest first."""
+    return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
+
+
+def drop(tx: Tx, chunk_pk: int, expired_before: int) -> tuple[int, bytes]:
+    """Delete a chunk below the watermark: how many undecided reports went with it, and the ids that
+    are free once this is committed; nothing if a job has taken it meanwhile.
+
+    No other row has these ids: a chunk that is cut is replaced by its parts.
+    """
+    row = tx.one(_Q_DROP, chunk_pk=chunk_pk, expired_before=expired_before)
+    if row is None:
+        return 0, b""
+    tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
+    state, n, ids = row
+    return (n if state == "waiting" else 0), ids
 
 
 def complement(mask: bytes) -> bytes:

@@ -10,21 +10,46 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 
+from dapd.datastore import expiry
 from dapd.datastore.engines import Tx
+from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
-from dapd.protocol.task import Instant
+from dapd.protocol.task import Instant, Mark
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
 leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
 _SELECT = f"SELECT {_COLUMNS} FROM collection_jobs"  # noqa: S608 - constants alone
-_Q_IDENTICAL = f"{_SELECT} WHERE task_pk = :task_pk AND request_hash = :request_hash"
-_Q_BY_ID = f"{_SELECT} WHERE task_pk = :task_pk AND id = :id"
+# A result stays as long as the reports in it would, however long the job had to wait for them.
+_EXPIRED = """state IN ('finished', 'failed', 'deleted') AND created_at < :expired_ms
+  AND COALESCE(time_max, -1) < :expired_before"""
+_Q_IDENTICAL = f"""
+{_SELECT} WHERE task_pk = :task_pk AND request_hash = :request_hash AND NOT ({_EXPIRED})"""
+_Q_BY_ID = f"{_SELECT} WHERE task_pk = :task_pk AND id = :id AND NOT ({_EXPIRED})"
 _Q_BY_PK = f"{_SELECT} WHERE collection_pk = :pk"
 _Q_INSERT = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
 VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :safe)
 RETURNING collection_pk"""
 _Q_END_IDENTITY = "UPDATE collection_jobs SET request_hash = NULL WHERE collection_pk = :pk"
+_Q_EXPIRED_IDENTITY = f"""
+UPDATE collection_jobs SET request_hash = NULL
+WHERE task_pk = :task_pk AND request_hash = :request_hash AND {_EXPIRED}"""  # noqa: S608
+_Q_STUCK = """
+SELECT collection_pk, created_at, 0 FROM collection_jobs
+WHERE task_pk = :task_pk AND state IN ('frozen', 'polling') AND time_max < :expired_before
+  AND (created_at, collection_pk) > (:at, :after_pk)
+ORDER BY created_at, collection_pk LIMIT :page"""
+_Q_GIVE_UP = """
+UPDATE collection_jobs SET state = 'failed', error = :error, detail = :detail, request_hash = NULL,
+  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
+WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND time_max < :expired_before
+RETURNING id, sends"""
+_Q_DROP = f"""
+DELETE FROM collection_jobs WHERE collection_pk IN (SELECT collection_pk FROM collection_jobs
+  WHERE task_pk = :task_pk AND {_EXPIRED} LIMIT :most)"""  # noqa: S608 - constants alone
+_Q_DROP_ALL = """
+DELETE FROM collection_jobs WHERE collection_pk IN (SELECT collection_pk FROM collection_jobs
+  WHERE task_pk = :task_pk AND (lease_token IS NULL OR lease_until <= :now) LIMIT :most)"""
 _Q_WAITING = """
 SELECT lo, hi, cut FROM collection_jobs WHERE task_pk = :task_pk AND state = 'waiting'
 ORDER BY collection_pk"""
@@ -149,15 +174,23 @@ def request_hash(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-def identical(tx: Tx, task_pk: int, body: bytes) -> CollectionJob | None:
-    """The job that an identical request made (rule A1)."""
-    row = tx.one(_Q_IDENTICAL, task_pk=task_pk, request_hash=request_hash(body))
+def identical(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> CollectionJob | None:
+    """The job that an identical request made (rule A1), unless it has expired (rule D6)."""
+    row = tx.one(
+        _Q_IDENTICAL,
+        task_pk=task_pk,
+        request_hash=request_hash(body),
+        expired_before=mark.before,
+        expired_ms=mark.ms,
+    )
     return CollectionJob(*row) if row else None
 
 
-def by_id(tx: Tx, task_pk: int, job_id: bytes) -> CollectionJob | None:
-    """The job with this resource id, in whatever state."""
-    row = tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id)
+def by_id(tx: Tx, task_pk: int, job_id: bytes, mark: Mark) -> CollectionJob | None:
+    """The job with this resource id, in whatever state, unless it has expired (rule D6)."""
+    row = tx.one(
+        _Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=mark.before, expired_ms=mark.ms
+    )
     return CollectionJob(*row) if row else None
 
 
@@ -190,6 +223,44 @@ def insert(
 def end_identity(tx: Tx, pk: int) -> None:
     """The next identical request makes a new job (rule A8)."""
     tx.execute(_Q_END_IDENTITY, pk=pk)
+
+
+def end_expired_identity(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> None:
+    """An expired job keeps nobody from making an identical one."""
+    tx.execute(
+        _Q_EXPIRED_IDENTITY,
+        task_pk=task_pk,
+        request_hash=request_hash(body),
+        expired_before=mark.before,
+        expired_ms=mark.ms,
+    )
+
+
+def stuck(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+    """Jobs that wait for the Helper's share of reports below the watermark (rule D6)."""
+    return expiry.page(tx, _Q_STUCK, after, task_pk=task_pk, expired_before=expired_before)
+
+
+def give_up(
+    tx: Tx, pk: int, expired_before: int, error: str, detail: str
+) -> tuple[bytes, int] | None:
+    """Fail a job that ``stuck`` has found, whoever has it leased; its (id, sends), or ``None`` if
+    it has ended.
+    """
+    row = tx.one(_Q_GIVE_UP, pk=pk, expired_before=expired_before, error=error, detail=detail)
+    return None if row is None else (row[0], row[1])
+
+
+def drop(tx: Tx, task_pk: int, mark: Mark, most: int) -> int:
+    """Delete up to ``most`` ended jobs that reads hide; how many."""
+    return tx.execute(
+        _Q_DROP, task_pk=task_pk, expired_before=mark.before, expired_ms=mark.ms, most=most
+    )
+
+
+def drop_all(tx: Tx, task_pk: int, now: int, most: int) -> int:
+    """Delete up to ``most`` jobs of a deleted task that nobody works on (at ``now``, ms)."""
+    return tx.execute(_Q_DROP_ALL, task_pk=task_pk, now=now, most=most)
 
 
 def claim(tx: Tx, lease: Lease, state: str) -> bool:

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import trio
 
+from dapd.datastore.lock import FileLock
 from dapd.errors import DatastoreError
 from dapd.reports import ReplayIndex
 
@@ -29,6 +32,18 @@ WAL_LIMIT_BYTES = 64 * 1024 * 1024
 _COMMITS_BETWEEN_WAL_LOOKS = 1_000
 # "DAPD" in ASCII, so that a file of another program is recognised before it is touched.
 APPLICATION_ID = 0x44415044
+_INCREMENTAL = 2
+
+# Every key is AUTOINCREMENT, so what stores anything new raises this and nothing lowers it.
+_Q_SEQUENCE = "SELECT coalesce(sum(seq), 0) FROM sqlite_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Pages:
+    """A file's pages; ``free`` ones hold nothing and are used again before it grows."""
+
+    total: int
+    free: int
 
 
 class Tx:
@@ -59,14 +74,41 @@ class Tx:
         cursor.close()
         return row
 
+    def pages(self) -> Pages:
+        """How large the file is."""
+        total, free = (
+            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count")
+        )
+        return Pages(total, free)
+
+    def give_back(self, most: int, seconds: float) -> int:
+        """Take free pages out of the file, until ``most`` or the time are over; how many.
+
+        The file itself gets shorter with the next checkpoint.
+        """
+        deadline = time.perf_counter() + seconds
+        for given in range(most):
+            if time.perf_counter() >= deadline:
+                return given
+            # One a call, whatever number stands in parentheses: sqlite3 makes a single step of it.
+            self._connection.execute("PRAGMA incremental_vacuum")
+        return most
+
 
 class Datastore:
-    """The SQLite engine. Opened by ``dapd.datastore.opening``."""
+    """The SQLite engine. Opened by ``dapd.datastore.opening``.
 
-    def __init__(self, path: Path, on_lost: Callable[[str], None]) -> None:
+    With the lock at hand, each commit notes its sequence there.
+    """
+
+    def __init__(
+        self, path: Path, on_lost: Callable[[str], None], held: FileLock | None = None
+    ) -> None:
         self.path = path
         self.replay = ReplayIndex()
         self._on_lost = on_lost
+        self._held = held
         self._writer = connect(path)
         self._writer_lock = threading.Lock()
         self._writer_limiter = trio.CapacityLimiter(1)
@@ -143,7 +185,11 @@ class Datastore:
         committing = committed = False
         try:
             connection.execute("BEGIN IMMEDIATE")
-            result = fn(Tx(connection, self.replay))
+            changes = connection.total_changes
+            tx = Tx(connection, self.replay)
+            result = fn(tx)
+            changed = connection.total_changes != changes
+            sequence = commit_sequence(tx) if self._held and changed else None
             committing = True
             connection.execute("COMMIT")
             committed = True
@@ -158,6 +204,8 @@ class Datastore:
                 self.replay.commit()
             else:
                 self._undo(connection)
+        if self._held and sequence is not None:
+            self._held.note(sequence)
         self._watch_wal(connection)
         return result
 
@@ -178,6 +226,13 @@ class Datastore:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
 
+def commit_sequence(tx: Tx) -> int:
+    """A number that every commit that stores something new raises, and nothing lowers."""
+    row = tx.one(_Q_SEQUENCE)
+    assert row is not None
+    return int(row[0])
+
+
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with dapd's settings. Raises ``DatastoreError`` for a file of another kind."""
     try:
@@ -193,11 +248,18 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         found = connection.execute("PRAGMA application_id").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        auto_vacuum = connection.execute("PRAGMA auto_vacuum").fetchone()[0]
     except sqlite3.Error as error:
         raise _explain(error, path) from error
     if tables and found != APPLICATION_ID:
         connection.close()
         raise DatastoreError(f"{path} is not a dapd database; set [datastore] path to another file")
+    if auto_vacuum != _INCREMENTAL:  # made by hand, or copied by a tool that forgot it
+        connection.close()
+        raise DatastoreError(
+            f"{path} can't give space back: its auto_vacuum is {auto_vacuum}; with dapd stopped, "
+            f'run: sqlite3 {path} "PRAGMA auto_vacuum = {_INCREMENTAL}; VACUUM"'
+        )
     return connection
 
 

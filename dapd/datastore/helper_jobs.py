@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dapd.datastore import expiry
 from dapd.datastore.engines import Row, Tx
+from dapd.datastore.expiry import Found
 from dapd.reports import HelperFinish
 
 State = Literal["received", "finished", "deleted"]
 
 _SELECT = """
 SELECT id, state, n, response FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk)
-WHERE task_pk = :task_pk"""
+WHERE task_pk = :task_pk AND (newest >= :expired_before OR state = 'received')"""
 _Q_BY_IDENTITY = f"{_SELECT} AND request_hash = :request_hash"
 _Q_BY_ID = f"{_SELECT} AND id = :id"
 _Q_REQUEST = """
@@ -33,6 +35,10 @@ INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, lease
 VALUES (:id, :task_pk, 'helper', :state, :n, :bucket, :now, :lease_token, :lease_until,
   :request_hash, :newest, :now)
 ON CONFLICT DO NOTHING RETURNING job_pk"""
+_Q_EXPIRED_IDENTITY = """
+UPDATE aggregation_jobs SET state = 'deleted', request_hash = NULL
+WHERE task_pk = :task_pk AND request_hash = :request_hash AND newest < :expired_before
+  AND state = 'finished' RETURNING job_pk"""
 _Q_CLAIM = """
 UPDATE aggregation_jobs SET state = 'finished', lease_token = NULL, lease_until = NULL
 WHERE task_pk = :task_pk AND id = :id AND state = 'received' AND lease_token = :lease_token
@@ -55,6 +61,25 @@ _Q_DELETE = """
 UPDATE aggregation_jobs SET state = 'deleted', request_hash = NULL, lease_token = NULL,
   lease_until = NULL
 WHERE task_pk = :task_pk AND id = :id AND state <> 'deleted' RETURNING job_pk"""
+_Q_PAST = """
+SELECT job_pk, newest, 16 * n + COALESCE((SELECT length(request) FROM job_bodies AS b
+  WHERE b.job_pk = j.job_pk), 0)
+FROM aggregation_jobs AS j
+WHERE task_pk = :task_pk AND newest < :expired_before AND (newest, job_pk) > (:at, :after_pk)
+  AND role = 'helper'
+ORDER BY newest, job_pk LIMIT :page"""
+_Q_DROP = """
+DELETE FROM aggregation_jobs
+WHERE job_pk = :job_pk AND role = 'helper' AND newest < :expired_before
+  AND (state <> 'received' OR lease_token IS NULL OR lease_until <= :now)
+RETURNING id, state, n, admitted_ids"""
+_Q_ANSWERED = """
+SELECT job_pk, buckets FROM aggregation_jobs
+WHERE task_pk = :task_pk AND role = 'helper' AND state = 'finished' AND job_pk > :after
+ORDER BY job_pk LIMIT :page"""
+_Q_FORGET = """
+UPDATE aggregation_jobs SET state = 'deleted', request_hash = NULL
+WHERE job_pk = :job_pk AND state = 'finished'"""
 _Q_DELETE_BODIES = "DELETE FROM job_bodies WHERE job_pk = :job_pk"
 
 
@@ -64,6 +89,7 @@ class JobKey:
 
     Whoever works on the job holds it under ``lease_token``, also before the job is stored.
     ``made_at`` is a time of the task by the safe clock: when the job expires if it admits nothing.
+    An identical job below ``expired_before`` is not there any more (rule D6).
     """
 
     task_pk: int
@@ -73,6 +99,7 @@ class JobKey:
     bucket: bytes
     lease_token: bytes
     made_at: int
+    expired_before: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +112,21 @@ class StoredJob:
     response: bytes | None
 
 
-def by_identity(tx: Tx, task_pk: int, request_hash: bytes) -> StoredJob | None:
-    """The job that this request made (rule A1)."""
-    return _stored(tx.one(_Q_BY_IDENTITY, task_pk=task_pk, request_hash=request_hash))
+def by_identity(tx: Tx, task_pk: int, request_hash: bytes, expired_before: int) -> StoredJob | None:
+    """The job that this request made (rule A1), unless it has expired (rule D6)."""
+    return _stored(
+        tx.one(
+            _Q_BY_IDENTITY,
+            task_pk=task_pk,
+            request_hash=request_hash,
+            expired_before=expired_before,
+        )
+    )
 
 
-def by_id(tx: Tx, task_pk: int, job_id: bytes) -> StoredJob | None:
-    """The job, also if only its tombstone is left."""
-    return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id))
+def by_id(tx: Tx, task_pk: int, job_id: bytes, expired_before: int) -> StoredJob | None:
+    """The job, also if only its tombstone is left, unless it has expired (rule D6)."""
+    return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=expired_before))
 
 
 def leased_request(
@@ -119,6 +153,14 @@ def request_of(tx: Tx, job_pk: int) -> bytes | None:
 
 def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None) -> int | None:
     """A new row, leased if ``lease_until`` (ms) is given; ``None`` if identity or id is taken."""
+    expired = tx.one(
+        _Q_EXPIRED_IDENTITY,
+        task_pk=key.task_pk,
+        request_hash=key.request_hash,
+        expired_before=key.expired_before,
+    )
+    if expired is not None:
+        tx.execute(_Q_DELETE_BODIES, job_pk=expired[0])
     row = tx.one(
         _Q_INSERT,
         id=key.id,
@@ -181,6 +223,52 @@ def delete(tx: Tx, task_pk: int, job_id: bytes) -> bool:
     if row is None:
         return False
     tx.execute(_Q_DELETE_BODIES, job_pk=row[0])
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A finished job whose response is kept, and the buckets that it contributed to, joined."""
+
+    job_pk: int
+    buckets: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What went with a job: its id, how many reports if they were undecided, the admitted ids."""
+
+    id: bytes
+    undecided: int
+    admitted_ids: bytes
+
+
+def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+    """Jobs below the watermark, oldest first."""
+    return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
+
+
+def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
+    """Delete a job below the watermark; ``None`` if someone is working on it (at ``now``, ms)."""
+    row = tx.one(_Q_DROP, job_pk=job_pk, expired_before=expired_before, now=now)
+    if row is None:
+        return None
+    tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
+    job_id, state, n, admitted_ids = row
+    return Dropped(job_id, n if state == "received" else 0, admitted_ids or b"")
+
+
+def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:
+    """The next finished jobs behind the key ``after`` that the Leader has not deleted (rule A7)."""
+    rows = tx.all(_Q_ANSWERED, task_pk=task_pk, after=after, page=expiry.PAGE)
+    return [Answered(*row) for row in rows]
+
+
+def forget(tx: Tx, job_pk: int) -> bool:
+    """Leave a tombstone of a finished job, as ``delete`` does; whether it was one (rule A7)."""
+    if not tx.execute(_Q_FORGET, job_pk=job_pk):
+        return False
+    tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
     return True
 
 

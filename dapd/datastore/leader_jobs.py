@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dapd.datastore import expiry
 from dapd.datastore.engines import Tx
+from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.protocol.leader import Later, Standing
 from dapd.protocol.states import LeaderJob, require_move
@@ -39,6 +41,21 @@ RETURNING task_pk, n, sends"""
 _Q_UNFINISHED = """
 SELECT job_pk FROM aggregation_jobs WHERE task_pk = :task_pk AND role = 'leader'
   AND state IN ('assigned', 'stored', 'polling', 'received')"""
+_Q_EXPIRING = """
+SELECT job_pk, newest, n FROM aggregation_jobs
+WHERE task_pk = :task_pk AND newest < :expired_before AND (newest, job_pk) > (:at, :after_pk)
+  AND state IN ('assigned', 'stored', 'polling') AND role = 'leader'
+ORDER BY newest, job_pk LIMIT :page"""
+_Q_PAST = """
+SELECT job_pk, newest, 0 FROM aggregation_jobs
+WHERE task_pk = :task_pk AND newest < :expired_before AND (newest, job_pk) > (:at, :after_pk)
+  AND state IN ('finished', 'abandoned', 'expired', 'lost') AND role = 'leader'
+ORDER BY newest, job_pk LIMIT :page"""
+_Q_DROP = """
+DELETE FROM aggregation_jobs WHERE job_pk = :job_pk AND role = 'leader'
+  AND state IN ('finished', 'abandoned', 'expired', 'lost')
+  AND NOT EXISTS (SELECT 1 FROM report_chunks AS c WHERE c.job_pk = :job_pk)
+RETURNING bucket"""
 _Q_COUNT_SEND = """
 UPDATE aggregation_jobs SET sends = sends + 1
 WHERE job_pk = :job_pk AND state = 'stored' AND lease_token = :token RETURNING sends"""
@@ -111,9 +128,10 @@ def note_newest(tx: Tx, job_pk: int) -> None:
 
 
 def load(tx: Tx, job_pk: int) -> Job:
-    """A job that a lease refers to."""
+    """A job that a lease refers to. Raises ``LeaseLost`` if it has expired and is gone."""
     row = tx.one(_Q_LOAD, job_pk=job_pk)
-    assert row is not None
+    if row is None:
+        raise LeaseLost(f"job {job_pk} has been deleted")
     job_pk, job_id, task_pk, state, *rest = row
     return Job(job_pk, job_id, task_pk, LeaderJob(state), *rest)
 
@@ -157,6 +175,22 @@ def give_up(tx: Tx, job_pk: int, state: LeaderJob, error: str) -> tuple[int, int
 def unfinished(tx: Tx, task_pk: int) -> list[int]:
     """The keys of a Leader's jobs that have not ended."""
     return [row[0] for row in tx.all(_Q_UNFINISHED, task_pk=task_pk)]
+
+
+def expiring(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+    """Unfinished jobs whose newest report is below the watermark, oldest first (rule D6)."""
+    return expiry.page(tx, _Q_EXPIRING, after, task_pk=task_pk, expired_before=expired_before)
+
+
+def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+    """The same for jobs that have ended."""
+    return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
+
+
+def drop(tx: Tx, job_pk: int) -> bytes | None:
+    """Delete an ended job; its batch id, or ``None`` if it has chunks still."""
+    row = tx.one(_Q_DROP, job_pk=job_pk)
+    return None if row is None else row[0]
 
 
 def store_bodies(tx: Tx, job_pk: int, request: bytes, leader_state: bytes) -> None:

@@ -17,6 +17,7 @@ from dapd.datastore.engines import Tx
 Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
 LONGEST_WAIT_MS = 24 * 3600 * 1000
+LONGEST_CRASH_WAIT_MS = 64_000
 
 COMPUTING = frozenset({"assigned", "received", "waiting"})
 """States whose next step computes, and needs a slot (rule E1)."""
@@ -52,7 +53,7 @@ _Q_EXCHANGING = (
     + " AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
 )
 _Q_BEYOND = """
-UPDATE {table} SET run_at = :now WHERE run_at > :now + :longest AND {which}"""
+UPDATE {table} SET run_at = :now WHERE run_at > :latest AND {which}"""
 _Q_NEXT = """
 SELECT min(run_at) FROM {table} WHERE {which} AND lease_token IS NULL AND run_at > :now"""
 _Q_LEASE = """
@@ -96,6 +97,13 @@ class Lease:
         return self.due.pk
 
 
+def recall(tx: Tx, latest: int, now: int) -> None:
+    """Make jobs that are due only after ``latest`` due now: the clock went back (rule E2)."""
+    for kind in _TABLES:
+        for which in ("computing", "exchanging"):
+            tx.execute(_sql(_Q_BEYOND, kind, which), latest=latest, now=now)
+
+
 def lease_due(
     tx: Tx,
     now: int,
@@ -110,9 +118,6 @@ def lease_due(
     ``blocked`` are tasks whose peer takes no exchange now, ``unserved`` those whose jobs must wait:
     however many of their jobs are due, they hide nobody else's (rule E1).
     """
-    for kind in _TABLES:
-        for which in ("computing", "exchanging"):
-            tx.execute(_sql(_Q_BEYOND, kind, which), now=now, longest=LONGEST_WAIT_MS)
     barred = {"computing": set(unserved), "exchanging": {*blocked, *unserved}}
     due = [job for kind in _TABLES for job in _due(tx, kind, now, barred, limit)]
     leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]

@@ -7,18 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dapd.datastore import lock, replay
-from dapd.datastore.engines import Datastore, connect
+from dapd.datastore.engines import Datastore, commit_sequence, connect
 from dapd.datastore.migrate import check_version, migrate
+from dapd.datastore.mounts import refuse_network
 from dapd.errors import DatastoreError
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A datastore with its lock; ``lock`` is ``None`` where a daemon holds the file."""
+    """A datastore with its lock; ``lock`` is ``None`` where a daemon holds the file.
+
+    ``behind``: the file has forgotten commits, as an older copy put in its place has. It stays so,
+    also over restarts, until ``caught_up``.
+    """
 
     datastore: Datastore
     lock: lock.FileLock | None
     migrated: list[str]
+    behind: bool = False
+
+    def caught_up(self) -> None:
+        """What may be forgotten is quarantined: the file's own commit sequence counts again."""
+        if self.lock is not None:
+            self.lock.accept(self.datastore.read_sync(commit_sequence))
 
     def close(self) -> None:
         self.datastore.close()
@@ -32,19 +43,19 @@ def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str
     ``on_lost`` is called when a commit's fate can't be known; it must end the process (rule D3).
     Raises ``DatastoreError``, which names the holder if another process has the file.
     """
+    refuse_network(path)
     held = lock.try_lock(path, holder)
     if held is None:
         raise DatastoreError(
             f"{path} is held by {lock.holder_of(path)}; stop it, or set another [datastore] path"
         )
     try:
-        migrated = _migrate(path, now)
-        datastore = Datastore(path, on_lost)
-        datastore.read_sync(replay.rebuild)
+        opened = _open_held(path, held, now, on_lost)
+        opened.datastore.read_sync(replay.rebuild)
     except BaseException:
         held.close()
         raise
-    return Opened(datastore, held, migrated)
+    return opened
 
 
 def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
@@ -52,30 +63,33 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
 
     With the lock at hand it may create and migrate; without, it never migrates.
     """
+    refuse_network(path)
     held = lock.try_lock(path, holder)
     try:
         if held is not None:
-            migrated = _migrate(path, now)
-        else:
-            migrated = []
-            connection = connect(path)
-            try:
-                check_version(connection, path, may_be_older=False)
-            finally:
-                connection.close()
-        return Opened(Datastore(path, _lost), held, migrated)
+            return _open_held(path, held, now, _lost)
+        connection = connect(path)
+        try:
+            check_version(connection, path, may_be_older=False)
+        finally:
+            connection.close()
+        return Opened(Datastore(path, _lost), None, [])
     except BaseException:
         if held is not None:
             held.close()
         raise
 
 
-def _migrate(path: Path, now: int) -> list[str]:
+def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
+    """Bring the schema up to date, open, and see whether the file is behind its record."""
     connection = connect(path)
     try:
-        return migrate(connection, path, now)
+        migrated = migrate(connection, path, now)
     finally:
         connection.close()
+    datastore = Datastore(path, on_lost, held)
+    behind = held.compare(datastore.read_sync(commit_sequence))
+    return Opened(datastore, held, migrated, behind)
 
 
 def _lost(message: str) -> None:

@@ -9,24 +9,36 @@ from dapd.datastore.engines import Tx
 from dapd.protocol.batches import OpenBatch
 
 _Q_OPEN = """
-SELECT b.batch_id,
+SELECT batch_id, aggregated, in_flight FROM (SELECT b.batch_pk, b.batch_id,
   (SELECT COALESCE(sum(s.n), 0) FROM batch_shares AS s
    WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id) AS aggregated,
+  (SELECT max(s.time_max) FROM batch_shares AS s
+   WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id) AS newest,
   (SELECT COALESCE(sum(j.n), 0) FROM aggregation_jobs AS j
    WHERE j.task_pk = b.task_pk AND j.bucket = b.batch_id
      AND j.state IN ('assigned', 'stored', 'polling', 'received')) AS in_flight
 FROM outstanding_batches AS b WHERE b.task_pk = :task_pk AND b.collection_pk IS NULL
   AND NOT EXISTS (SELECT 1 FROM collected AS c WHERE c.task_pk = b.task_pk AND c.lo = b.batch_id
-    AND c.state = 'quarantined')
-ORDER BY b.batch_pk"""
+    AND c.state = 'quarantined'))
+WHERE COALESCE(newest, :expired_before) >= :expired_before ORDER BY batch_pk"""
 _Q_IDS = """
 SELECT batch_id FROM outstanding_batches WHERE task_pk = :task_pk AND collection_pk IS NULL"""
+_Q_UNFINISHED = """
+SELECT 1 FROM aggregation_jobs WHERE task_pk = :task_pk AND bucket = :batch_id
+  AND state IN ('assigned', 'stored', 'polling', 'received') LIMIT 1"""
+_Q_DROP = "DELETE FROM outstanding_batches WHERE task_pk = :task_pk AND batch_id = :batch_id"
+_Q_DROP_ALL = """
+DELETE FROM outstanding_batches WHERE batch_pk IN
+  (SELECT batch_pk FROM outstanding_batches WHERE task_pk = :task_pk LIMIT :most)"""
 _Q_INSERT = "INSERT INTO outstanding_batches (task_pk, batch_id) VALUES (:task_pk, :batch_id)"
 
 
-def open_batches(tx: Tx, task_pk: int) -> list[OpenBatch]:
-    """The batches that may take more reports, oldest first."""
-    return [OpenBatch(*row) for row in tx.all(_Q_OPEN, task_pk=task_pk)]
+def open_batches(tx: Tx, task_pk: int, expired_before: int) -> list[OpenBatch]:
+    """The batches that may take more reports, oldest first, but for those that hold only expired
+    ones (rule D6).
+    """
+    rows = tx.all(_Q_OPEN, task_pk=task_pk, expired_before=expired_before)
+    return [OpenBatch(*row) for row in rows]
 
 
 def unbound(tx: Tx, task_pk: int) -> list[bytes]:
@@ -37,3 +49,18 @@ def unbound(tx: Tx, task_pk: int) -> list[bytes]:
 def insert(tx: Tx, task_pk: int, batch_id: bytes) -> None:
     """Open a batch; its id is unique in the task (section "Leader-selected Batch Mode")."""
     tx.execute(_Q_INSERT, task_pk=task_pk, batch_id=batch_id)
+
+
+def has_unfinished_job(tx: Tx, task_pk: int, batch_id: bytes) -> bool:
+    """Whether some job may still add to the batch."""
+    return tx.one(_Q_UNFINISHED, task_pk=task_pk, batch_id=batch_id) is not None
+
+
+def drop(tx: Tx, task_pk: int, batch_id: bytes) -> None:
+    """The batch takes no more reports and is never collected, if it was not yet."""
+    tx.execute(_Q_DROP, task_pk=task_pk, batch_id=batch_id)
+
+
+def drop_all(tx: Tx, task_pk: int, most: int) -> int:
+    """Delete up to ``most`` batches of a deleted task; how many."""
+    return tx.execute(_Q_DROP_ALL, task_pk=task_pk, most=most)

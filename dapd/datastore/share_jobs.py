@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from dapd.datastore.engines import Row, Tx
 
-_SELECT = "SELECT id, response FROM aggregate_share_jobs WHERE task_pk = :task_pk"
+_SELECT = """
+SELECT id, response FROM aggregate_share_jobs
+WHERE task_pk = :task_pk AND created_at >= :expired_ms"""
 _Q_BY_IDENTITY = f"{_SELECT} AND request_hash = :request_hash"
 _Q_BY_ID = f"{_SELECT} AND id = :id"
 _Q_INSERT = """
@@ -15,6 +17,12 @@ VALUES (:id, :task_pk, :request_hash, :now)
 ON CONFLICT DO NOTHING"""
 _Q_RESPONSE = """
 UPDATE aggregate_share_jobs SET response = :response WHERE task_pk = :task_pk AND id = :id"""
+_Q_EXPIRED_IDENTITY = """
+DELETE FROM aggregate_share_jobs
+WHERE task_pk = :task_pk AND request_hash = :request_hash AND created_at < :expired_ms"""
+_Q_DROP = """
+DELETE FROM aggregate_share_jobs WHERE share_job_pk IN (SELECT share_job_pk
+  FROM aggregate_share_jobs WHERE task_pk = :task_pk AND created_at < :expired_ms LIMIT :most)"""
 _Q_DELETE = "DELETE FROM aggregate_share_jobs WHERE task_pk = :task_pk AND id = :id"
 
 
@@ -26,18 +34,28 @@ class StoredShare:
     response: bytes
 
 
-def by_identity(tx: Tx, task_pk: int, request_hash: bytes) -> StoredShare | None:
-    """The aggregate share that this request made (rule A1)."""
-    return _stored(tx.one(_Q_BY_IDENTITY, task_pk=task_pk, request_hash=request_hash))
+def by_identity(tx: Tx, task_pk: int, request_hash: bytes, expired_ms: int) -> StoredShare | None:
+    """The aggregate share that this request made (rule A1), unless it has expired (rule D6)."""
+    return _stored(
+        tx.one(_Q_BY_IDENTITY, task_pk=task_pk, request_hash=request_hash, expired_ms=expired_ms)
+    )
 
 
-def by_id(tx: Tx, task_pk: int, share_id: bytes) -> StoredShare | None:
-    """The aggregate share that a URL names."""
-    return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=share_id))
+def by_id(tx: Tx, task_pk: int, share_id: bytes, expired_ms: int) -> StoredShare | None:
+    """The aggregate share that a URL names, unless it has expired (rule D6)."""
+    return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=share_id, expired_ms=expired_ms))
 
 
-def claim(tx: Tx, task_pk: int, share_id: bytes, request_hash: bytes, now: int) -> bool:
-    """Insert the identity; whether it was free (rule D1). ``answer`` follows in the transaction."""
+def claim(
+    tx: Tx, task_pk: int, share_id: bytes, request_hash: bytes, now: int, expired_ms: int
+) -> bool:
+    """Insert the identity; whether it was free (rule D1). ``answer`` follows in the transaction.
+
+    One that was made before ``expired_ms`` does not take it.
+    """
+    tx.execute(
+        _Q_EXPIRED_IDENTITY, task_pk=task_pk, request_hash=request_hash, expired_ms=expired_ms
+    )
     return bool(
         tx.execute(_Q_INSERT, id=share_id, task_pk=task_pk, request_hash=request_hash, now=now)
     )
@@ -51,6 +69,11 @@ def answer(tx: Tx, task_pk: int, share_id: bytes, response: bytes) -> None:
 def delete(tx: Tx, task_pk: int, share_id: bytes) -> bool:
     """Forget it and its identity; the batch stays collected (rule A6)."""
     return bool(tx.execute(_Q_DELETE, task_pk=task_pk, id=share_id))
+
+
+def drop(tx: Tx, task_pk: int, expired_ms: int, most: int) -> int:
+    """Delete up to ``most`` that were made before ``expired_ms``; how many."""
+    return tx.execute(_Q_DROP, task_pk=task_pk, expired_ms=expired_ms, most=most)
 
 
 def _stored(row: Row | None) -> StoredShare | None:

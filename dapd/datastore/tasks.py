@@ -63,6 +63,14 @@ _Q_LAST_RESTORE = "SELECT max(forgotten_before) FROM restores"
 _Q_RAISE = """
 UPDATE tasks SET expired_before = :expired_before
 WHERE task_pk = :task_pk AND expired_before < :expired_before"""
+_Q_HAS_ROWS = """
+SELECT EXISTS (SELECT 1 FROM report_chunks WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM aggregation_jobs WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM batch_shares WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM collected WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM outstanding_batches WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM collection_jobs WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM aggregate_share_jobs WHERE task_pk = :task_pk)"""
 _Q_PURGE = """
 UPDATE tasks SET state = 'purged', verify_key = x'', aggregator_token = NULL,
   inbound_token_hashes = x''
@@ -290,6 +298,12 @@ def expired_before(tx: Tx, task: Task, at: Instant) -> int:
     """
     row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task.task_pk)
     return max(task.expired_before_at(at), row[0] if row else 0)
+
+
+def has_rows(tx: Tx, task_pk: int) -> bool:
+    """Whether anything of a task is left that grows with its reports; counters don't."""
+    row = tx.one(_Q_HAS_ROWS, task_pk=task_pk)
+    return bool(row and row[0])
 
 
 def purge(tx: Tx, task_pk: int) -> bool:

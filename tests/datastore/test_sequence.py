@@ -1,0 +1,160 @@
+"""The commit sequence beside the database: it tells an older copy of the file from the file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
+from dapd.datastore.engines import commit_sequence
+from dapd.datastore.lock import holder_of, lock_path
+from tests.build import NOW
+
+_ADD = "INSERT INTO upload_groups (group_key) VALUES (randomblob(16))"
+_FORGET = "DELETE FROM upload_groups"
+
+
+def refuse_to_end(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "dapd.sqlite"
+
+
+def daemon(path: Path) -> Opened:
+    return open_for_daemon(path, holder="dapd, process 17", now=NOW, on_lost=refuse_to_end)
+
+
+def command(path: Path) -> Opened:
+    return open_for_command(path, holder="dapd task add", now=NOW)
+
+
+def add(opened: Opened, count: int = 1) -> None:
+    for _ in range(count):
+        opened.datastore.run_sync(lambda tx: tx.execute(_ADD))
+
+
+def own(opened: Opened) -> int:
+    return opened.datastore.read_sync(commit_sequence)
+
+
+def recorded(opened: Opened) -> int:
+    assert opened.lock is not None
+    return opened.lock.sequence
+
+
+def older_copy(path: Path, commits: int = 3) -> None:
+    """The file as it was ``commits`` commits ago, in its own place."""
+    opened = daemon(path)
+    add(opened, 5)
+    opened.close()
+    copy = path.with_name("copy")
+    shutil.copyfile(path, copy)
+    opened = daemon(path)
+    add(opened, commits)
+    opened.close()
+    shutil.copyfile(copy, path)
+
+
+def test_every_commit_that_stores_is_recorded_and_nothing_lowers_it(path: Path) -> None:
+    """What is deleted counts on; what is undone never counted."""
+    opened = daemon(path)
+    add(opened, 3)
+    before = own(opened)
+    assert recorded(opened) == before
+
+    def add_and_fail(tx: Tx) -> None:
+        tx.execute(_ADD)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        opened.datastore.run_sync(add_and_fail)
+    opened.datastore.run_sync(lambda tx: tx.execute(_FORGET))
+    assert recorded(opened) == own(opened) == before
+    add(opened)
+    assert recorded(opened) == own(opened) == before + 1
+    opened.close()
+
+
+def test_it_survives_restarts_and_commands(path: Path) -> None:
+    """Whoever holds the lock next keeps the record, and says who it is."""
+    opened = daemon(path)
+    add(opened, 4)
+    sequence = recorded(opened)
+    assert holder_of(path) == "dapd, process 17"
+    beside = command(path)
+    assert beside.lock is None
+    beside.close()
+    opened.close()
+
+    opened = command(path)
+    assert holder_of(path) == "dapd task add"
+    assert (opened.behind, recorded(opened)) == (False, sequence)
+    add(opened)
+    opened.close()
+    opened = daemon(path)
+    assert (opened.behind, recorded(opened)) == (False, sequence + 1)
+    opened.close()
+
+
+def test_an_older_copy_is_behind_until_it_is_accepted(path: Path) -> None:
+    """A start that is cut short before the quarantine finds the file behind again."""
+    older_copy(path)
+    for _ in range(2):
+        opened = daemon(path)
+        assert opened.behind
+        opened.close()
+    opened = daemon(path)
+    opened.caught_up()
+    assert recorded(opened) == own(opened)
+    opened.close()
+    opened = daemon(path)
+    assert not opened.behind
+    opened.close()
+
+
+def test_an_older_copy_does_not_catch_up_by_new_commits(path: Path) -> None:
+    """As many commits as were forgotten, by a command, do not hide that they were."""
+    older_copy(path, commits=3)
+    opened = command(path)
+    assert opened.behind
+    add(opened, 10)
+    opened.close()
+    opened = daemon(path)
+    assert opened.behind
+    opened.close()
+
+
+@pytest.mark.parametrize("left", [b"", bytes(64), b"dapd, process 3\n", b"00000000000"])
+def test_an_unreadable_record_counts_as_none(path: Path, left: bytes) -> None:
+    """After a power loss the lock file may be empty or torn: the daemon starts, and records."""
+    opened = daemon(path)
+    add(opened, 4)
+    opened.close()
+    lock_path(path).write_bytes(left)
+    opened = daemon(path)
+    assert not opened.behind
+    add(opened)
+    assert recorded(opened) == own(opened)
+    opened.close()
+    assert not daemon(path).behind
+
+
+def test_a_commit_stands_if_its_sequence_can_not_be_recorded(path: Path) -> None:
+    """The record is a safeguard: it never fails what was accepted."""
+    opened = daemon(path)
+    assert opened.lock is not None
+    writable = opened.lock._descriptor
+    opened.lock._descriptor = os.open(lock_path(path), os.O_RDONLY)
+    add(opened)
+    assert recorded(opened) < own(opened)
+    os.close(opened.lock._descriptor)
+    opened.lock._descriptor = writable
+    add(opened)
+    assert recorded(opened) == own(opened)
+    opened.close()
