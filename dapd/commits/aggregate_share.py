@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dapd.commits.batch_total import BatchTotal, batch_total
 from dapd.crypto import Sealer
-from dapd.datastore import batches, share_jobs
+from dapd.datastore import batches, share_jobs, tasks
 from dapd.datastore.engines import Tx
 from dapd.datastore.share_jobs import StoredShare
 from dapd.errors import Abort
@@ -41,11 +41,15 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredS
     Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
     """
     task, message = request.task, request.message
-    if not share_jobs.claim(tx, task.task_pk, request.id, request.request_hash, at.safe):  # D1
-        existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash)
+    mark = task.mark_of(tasks.expired_before(tx, task, at))
+    identity = task.task_pk, request.id, request.request_hash
+    if not share_jobs.claim(tx, *identity, at.safe, mark.ms):  # D1
+        existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash, mark.ms)
         assert existing is not None, "a random id of 16 bytes was given out twice"
         return existing
-    batch = selected_range(task, message, task.expired_before_at(at))
+    batch = selected_range(task, message, mark.before)
+    if not task.by_time and _has_expired(tx, task, batch.selected.lo, mark.before):
+        raise Abort("batchInvalid", "expired")  # D6
     # The whole query is closed below, so the whole query must be free, not the selector alone.
     if refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch.closed)):
         raise Abort(*refusal)
@@ -60,6 +64,14 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredS
     response = AggregateShare(sealed).encode()
     share_jobs.answer(tx, task.task_pk, request.id, response)
     return StoredShare(request.id, response)
+
+
+def _has_expired(tx: Tx, task: Task, batch_id: bytes, expired_before: int) -> bool:
+    """Whether all reports of a leader-selected batch are below the watermark: whether they are
+    deleted already makes no difference.
+    """
+    newest = batches.newest(tx, task.task_pk, batch_id)
+    return expired_before > 0 if newest is None else newest < expired_before
 
 
 def _check_size(task: Task, total: BatchTotal) -> None:

@@ -5,7 +5,7 @@ Section "Collection Job Initialization"; rules A1, A8, C4, D6.
 
 from __future__ import annotations
 
-from dapd.datastore import batches, collections
+from dapd.datastore import batches, collections, tasks
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.errors import Abort, DecodeError
@@ -22,7 +22,8 @@ def collection_create(
     ``keep_ms`` is how long a leader-selected job keeps its identity after it was served. Raises
     ``Abort`` with the first error in the draft's order; then nothing is stored.
     """
-    if job := collections.identical(tx, task.task_pk, body):  # A1: before any check
+    mark = task.mark_of(tasks.expired_before(tx, task, at))
+    if job := collections.identical(tx, task.task_pk, body, mark):  # A1: before any check
         if task.by_time or job.served_at is None or at.now < job.served_at + keep_ms:
             return job
         collections.end_identity(tx, job.pk)  # A8
@@ -30,9 +31,10 @@ def collection_create(
         request = CollectionJobReq.decode(body)
     except DecodeError as error:
         raise Abort("invalidMessage", str(error)) from error
-    batch = queried_range(task, request, task.expired_before_at(at))
+    batch = queried_range(task, request, mark.before)
     if batch and (refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch))):
         raise Abort(*refusal)
     check_collection_extensions(request.extensions)
     # A8: all valid leader-selected requests of a task are alike, so their identity makes them one.
+    collections.end_expired_identity(tx, task.task_pk, body, mark)
     return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding
+from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding, tasks
 from dapd.datastore.chunks import Place
 from dapd.datastore.engines import Tx
 from dapd.messages.common import BATCH_ID_SIZE
@@ -22,6 +22,8 @@ _MOST_JOBS = 64
 """Jobs of one transaction, which bounds how long it holds the writer."""
 _MOST_CHUNKS = 20_000
 """Chunks that one transaction looks at."""
+_MOST_REFUSED = 500
+"""Chunks that one transaction drops."""
 
 RandomBytes = Callable[[int], bytes]
 
@@ -38,15 +40,17 @@ class Created:
 def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: RandomBytes) -> Created:
     """Refuse what can't be aggregated any more, make jobs of what is ripe."""
     now = at.now
-    _refuse(tx, task, at)
+    refused_before = task.refused_before_at(at)
+    refused = _refuse(tx, task, refused_before, now)
     asked = [Asked(each.lo, each.hi, each.cut) for each in collections.waiting(tx, task.task_pk)]
-    waiting = chunks.assignable(tx, task.task_pk, now, _MOST_CHUNKS)
+    waiting = chunks.assignable(tx, task.task_pk, now, refused_before, _MOST_CHUNKS)
     if task.by_time:
         plan = pack(waiting, asked, limits, now)
         batch_ids: list[bytes] = []
     else:
         target = task.batch_target_size
-        batches = outstanding.open_batches(tx, task.task_pk)
+        mark = tasks.expired_before(tx, task, at)
+        batches = outstanding.open_batches(tx, task.task_pk, mark)
         batch_ids = [batch.batch_id for batch in batches]
         rooms = [batch.room(target) for batch in batches]
         plan = fill(waiting, asked, limits, (rooms, target), now)
@@ -55,22 +59,25 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
     for packed in made:
         maker.make(packed)
     more = len(made) < len(plan.jobs) or (bool(made) and len(waiting) == _MOST_CHUNKS)
-    return Created(len(made), more, plan.next_at)
+    return Created(len(made), more or refused >= _MOST_REFUSED, plan.next_at)
 
 
-def _refuse(tx: Tx, task: Task, at: Instant) -> None:
-    """Count and drop chunks of collected batches and those below the watermark (rule C8)."""
-    collected = chunks.waiting_in_collected(tx, task.task_pk)
-    expired = chunks.waiting_expired(tx, task.task_pk, task.refused_before_at(at))
+def _refuse(tx: Tx, task: Task, refused_before: int, now: int) -> int:
+    """Count and drop chunks of collected batches and those below the watermark (rule C8), at most
+    ``_MOST_REFUSED`` of each; how many.
+    """
+    collected = chunks.waiting_in_collected(tx, task.task_pk, _MOST_REFUSED)
+    expired = chunks.waiting_expired(tx, task.task_pk, refused_before, _MOST_REFUSED)
     refused = {pk: "aggregate_batch_collected" for pk, _ in collected}
     refused |= {pk: "aggregate_report_dropped" for pk, _ in expired if pk not in refused}
     if not refused:
-        return
+        return 0
     sizes = dict([*collected, *expired])
     for chunk_pk, name in refused.items():
         chunks.decide(tx, chunk_pk)
         counters.add(tx, task.task_pk, {name: sizes[chunk_pk]})
-    collections.touch(tx, task.task_pk, at.now)
+    collections.touch(tx, task.task_pk, now)
+    return len(refused)
 
 
 class _Maker:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore import batches, chunks, collections, leases, outstanding
+from dapd.datastore import batches, chunks, collections, leases, outstanding, tasks
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
@@ -33,20 +33,20 @@ def advance(tx: Tx, lease: Lease, task: Task, at: Instant, look_again: int) -> M
     if not collections.claim(tx, lease, "waiting"):  # D1
         return None
     job = collections.by_pk(tx, lease.pk)
-    if obstacle := _obstacle(tx, task, job, at):
-        collections.fail(tx, lease, *obstacle)
+    if refusal := obstacle_to(tx, task, job, at):
+        collections.fail(tx, lease, *refusal)
         return Failed(job.id)
-    move = planned(tx, task, job, job.cut)
+    move = planned(tx, task, job, job.cut, at)
     if isinstance(move, FixCut):
         collections.set_cut(tx, job.pk, move.seq)
-        after = planned(tx, task, job, move.seq)  # all up to the cut may be decided already
+        after = planned(tx, task, job, move.seq, at)  # all up to the cut may be decided already
         move = after if isinstance(after, Freeze) else move
     if not isinstance(move, Freeze):
         leases.release(tx, lease, look_again, reset_attempts=True)
     return move
 
 
-def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None) -> Move:
+def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instant) -> Move:
     """What the job should do next, given everything in the database."""
     minimum = task.configuration.min_batch_size
     if task.by_time:
@@ -54,16 +54,17 @@ def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None) -> Move:
         aggregated = batches.aggregated(tx, task.task_pk, job.lo, job.hi)
         return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
     backlog = chunks.backlog(tx, task.task_pk, b"", b"", cut)
-    open_batches = outstanding.open_batches(tx, task.task_pk)
+    mark = tasks.expired_before(tx, task, at)
+    open_batches = outstanding.open_batches(tx, task.task_pk, mark)
     return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
 
 
-def _obstacle(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:
+def obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:
     """(error, detail) of a batch that can't be collected any more."""
     if not task.by_time:
         return None
     if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
         return refusal
-    if job.lo < time_bucket(task.expired_before_at(at)):  # D6: the Helper would refuse it
+    if job.lo < time_bucket(tasks.expired_before(tx, task, at)):  # D6: the Helper would refuse it
         return "batchInvalid", "expired"
     return None

@@ -5,14 +5,14 @@ The sum was made outside of it; here, with the job claimed, nothing may have cha
 
 from __future__ import annotations
 
-from dapd.commits.cut import planned
+from dapd.commits.cut import obstacle_to, planned
 from dapd.datastore import batches, collections
 from dapd.datastore.collections import FrozenBatch
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
 from dapd.protocol.batches import BucketRange
 from dapd.protocol.collect import Freeze
-from dapd.protocol.task import Task
+from dapd.protocol.task import Instant, Task
 
 
 class BatchChangedError(Exception):
@@ -20,7 +20,7 @@ class BatchChangedError(Exception):
 
 
 def freeze(
-    tx: Tx, lease: Lease, task: Task, frozen: FrozenBatch, extent: tuple[int, int], now: int
+    tx: Tx, lease: Lease, task: Task, frozen: FrozenBatch, extent: tuple[int, int], at: Instant
 ) -> bool:
     """Close the batch; ``extent`` is that of its sum. Whether the lease still held.
 
@@ -31,13 +31,13 @@ def freeze(
     batch = BucketRange(frozen.lo, frozen.hi)
     job = collections.by_pk(tx, lease.pk)
     if (
-        planned(tx, task, job, job.cut) != Freeze(batch)
+        planned(tx, task, job, job.cut, at) != Freeze(batch)
         or batches.extent(tx, task.task_pk, *batch) != extent
-        or batches.overlapping(tx, task.task_pk, *batch)
+        or obstacle_to(tx, task, job, at)  # D6: what was summed may have been deleted in part
     ):
         raise BatchChangedError
     if not task.by_time and not collections.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
         raise BatchChangedError
     batches.close(tx, task.task_pk, *batch, state="closed", collection_pk=job.pk)
-    collections.touch(tx, task.task_pk, now)  # C5: those that overlap fail now
+    collections.touch(tx, task.task_pk, at.now)  # C5: those that overlap fail now
     return True

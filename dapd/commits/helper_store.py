@@ -30,9 +30,9 @@ def store(
 
 def existing(tx: Tx, key: JobKey) -> StoredJob:
     """The job that stands where ``key`` would. Raises ``Abort`` if it was deleted (rule A6)."""
-    job = helper_jobs.by_id(tx, key.task_pk, key.id)
+    job = helper_jobs.by_id(tx, key.task_pk, key.id, key.expired_before)
     if job is None:
-        job = helper_jobs.by_identity(tx, key.task_pk, key.request_hash)
+        job = helper_jobs.by_identity(tx, key.task_pk, key.request_hash, key.expired_before)
     if job is None or job.state == "deleted":
         raise unknown_job()
     return job

@@ -1,7 +1,6 @@
-"""The transactions that end a Leader's job without a result: halved, rejected, expired.
+"""The transaction that ends a Leader's job which the Helper refused for good: halved or rejected.
 
-Rules D4, D5, D6. A job that is refused for good was never stored by the Helper, so its reports may
-go into other jobs; one that expired may have been, so its reports are lost and counted.
+Rules D4, D5. The Helper never stored it, so its reports may go into other jobs.
 """
 
 from __future__ import annotations
@@ -66,15 +65,3 @@ def _hand_over(
         chunks.split(tx, chunk, keep, first, second)
     else:
         chunks.hand_over(tx, chunk.chunk_pk, first if in_first else second)
-
-
-def expire(tx: Tx, lease: Lease, job: Job, sent: bool, now: int) -> None:
-    """End a job whose newest report is below the watermark; counted, and lost if it was ``sent``,
-    so that the Helper may have aggregated it (D6). Raises ``LeaseLost``.
-    """
-    leader_jobs.end(tx, lease, job, LeaderJob.EXPIRED, "its reports expired")
-    for chunk_pk, _ in chunks.sizes_of_job(tx, job.job_pk):
-        chunks.decide(tx, chunk_pk)
-    name = "aggregate_lost" if sent else "aggregate_report_dropped"
-    counters.add(tx, job.task_pk, {name: job.n})
-    collections.touch(tx, job.task_pk, now)

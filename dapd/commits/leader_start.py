@@ -5,7 +5,7 @@ Section "Leader Initialization"; invariant I3, rules D4, D6.
 
 from __future__ import annotations
 
-from dapd.commits.leader_refused import expire
+from dapd.commits.expire import expire_job
 from dapd.datastore import leader_jobs
 from dapd.datastore.engines import Tx
 from dapd.datastore.leader_jobs import Job
@@ -27,23 +27,17 @@ def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | Non
     """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has
     expired instead. Raises ``LeaseLost``.
     """
-    sends = leader_jobs.count_send(tx, lease)
-    job = leader_jobs.load(tx, lease.pk)
-    if job.newest < expired_before:  # D6
-        expire(tx, lease, job, sends > 1, now)
+    if leader_jobs.load(tx, lease.pk).newest < expired_before:  # D6
+        expire_job(tx, lease.pk, now)
         return None
-    return job
+    leader_jobs.count_send(tx, lease)
+    return leader_jobs.load(tx, lease.pk)
 
 
 def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
-    """A job to be polled; ``None`` if it has expired."""
+    """A job to be polled; ``None`` if it has expired. Raises ``LeaseLost``."""
     job = leader_jobs.load(tx, lease.pk)
     return job if job.newest >= expired_before else None  # D6
-
-
-def expire_polled(tx: Tx, lease: Lease, now: int) -> None:
-    """End an expired job that the Helper has. Raises ``LeaseLost``."""
-    expire(tx, lease, leader_jobs.load(tx, lease.pk), True, now)
 
 
 def wait(tx: Tx, lease: Lease, old: LeaderJob, later: Later) -> None:

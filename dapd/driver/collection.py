@@ -86,7 +86,7 @@ async def _freeze(context: Context, desk: Desk, batch: BucketRange) -> bool:
     job = await context.read(collections.by_pk, lease.pk)
     frozen = frozen_batch(task, context.sealer, job, batch, total)
     try:
-        held = await context.run(freeze, lease, task, frozen, total.extent, context.now())
+        held = await context.run(freeze, lease, task, frozen, total.extent, context.instant())
     except BatchChangedError:
         await context.run(leases.release, lease, context.now())
         return False

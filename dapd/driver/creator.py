@@ -12,6 +12,7 @@ import structlog
 import trio
 
 from dapd.commits.create_jobs import create, due_tasks
+from dapd.datastore import chunks
 from dapd.protocol.packing import Limits
 from dapd.runtime.context import Context
 
@@ -38,6 +39,9 @@ async def create_due(context: Context) -> float:
     """Make every job that is ripe; the seconds until the next may be."""
     at = context.instant()
     now = at.now
+    latest = now + int(1000 * context.config.leader.retry_max)
+    if await context.read(chunks.beyond, latest):
+        await context.run(chunks.recall, latest, now)
     task_pks, next_at = await context.read(due_tasks, now)
     upcoming = [] if next_at is None else [next_at]
     made = 0

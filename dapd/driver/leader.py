@@ -18,6 +18,7 @@ from dapd.commits import leader_finish as finishing
 from dapd.commits import leader_refused as refusing
 from dapd.commits import leader_start as starting
 from dapd.commits.create_jobs import JOB_ID_SIZE
+from dapd.commits.expire import expire_job
 from dapd.datastore import Tx, chunks, leader_jobs
 from dapd.datastore.chunks import StoredChunk
 from dapd.datastore.leader_jobs import Job, LeaseLost
@@ -99,7 +100,7 @@ async def _poll(context: Context, desk: Desk) -> None:
     now, mark = at.now, desk.task.expired_before_at(at)
     job = await context.read(starting.load_to_poll, desk.lease, mark)
     if job is None:
-        await context.run(starting.expire_polled, desk.lease, now)
+        await context.run(expire_job, desk.lease.pk, now)
         _warn_expired(desk)
         return
     assert job.location is not None

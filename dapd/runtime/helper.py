@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import structlog
@@ -56,7 +56,8 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
 
     Raises ``Abort``: the request is at fault, or there is no room for new work.
     """
-    digest, found = await context.read(_examine, task, body)
+    expired_before = task.expired_before_at(context.instant())
+    digest, found = await context.read(_examine, task, body, expired_before)
     if isinstance(found, StoredJob):
         return found  # A1: before admission
     identity = (task.task_pk, "aggregation_job", digest)
@@ -64,7 +65,8 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
     if running is None:
         context.disk.require_space()  # E4
         require_replay_room(context, task)
-        job = NewJob(task, _new_key(context, task, digest, found), body, found, identity)
+        key = _new_key(context, task, digest, found)
+        job = NewJob(task, replace(key, expired_before=expired_before), body, found, identity)
         handle = _verify_now if _runs_at_once(context, job) else _store_for_later
         running = context.work.start(identity, partial(handle, context, job))
     joined: StoredJob = await running.wait()
@@ -90,7 +92,8 @@ async def find(context: Context, task: Task, job_id: bytes | None) -> StoredJob:
     """Raises ``Abort``: the job is unknown, or was deleted (rule A6)."""
     job = None
     if job_id is not None:
-        job = await context.read(helper_jobs.by_id, task.task_pk, job_id)
+        expired_before = task.expired_before_at(context.instant())
+        job = await context.read(helper_jobs.by_id, task.task_pk, job_id, expired_before)
     if job is None or job.state == "deleted":
         raise unknown_job()
     return job
@@ -137,10 +140,12 @@ async def verify_and_commit(
         ended(context, key.id)
 
 
-def _examine(tx: Tx, task: Task, body: bytes) -> tuple[bytes, StoredJob | InitRequest]:
+def _examine(
+    tx: Tx, task: Task, body: bytes, expired_before: int
+) -> tuple[bytes, StoredJob | InitRequest]:
     """In one hop off the event loop: the identity (A1), then the whole-request checks (A3)."""
     digest = hashlib.sha256(body).digest()
-    existing = helper_jobs.by_identity(tx, task.task_pk, digest)
+    existing = helper_jobs.by_identity(tx, task.task_pk, digest, expired_before)
     return digest, existing or judge_init(task, body)
 
 

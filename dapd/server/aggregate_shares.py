@@ -45,7 +45,8 @@ def blueprint(context: Context) -> Blueprint:
         task, share_id = task_of(request), resource_id(share)
         found = None
         if share_id is not None:
-            found = await context.read(share_jobs.by_id, task.task_pk, share_id)
+            expired_ms = task.mark_at(context.instant()).ms
+            found = await context.read(share_jobs.by_id, task.task_pk, share_id, expired_ms)
         if found is None:
             raise _unknown()
         return _share(task, found)
@@ -66,7 +67,8 @@ def blueprint(context: Context) -> Blueprint:
 async def _created(context: Context, task: Task, body: bytes) -> StoredShare:
     digest = hashlib.sha256(body).digest()
     # A1: before admission, and before the checks, which need not hold any more.
-    if existing := await context.read(share_jobs.by_identity, task.task_pk, digest):
+    expired_ms = task.mark_at(context.instant()).ms
+    if existing := await context.read(share_jobs.by_identity, task.task_pk, digest, expired_ms):
         return existing
     try:
         message = AggregateShareReq.decode(body)

@@ -57,7 +57,8 @@ def blueprint(context: Context) -> Blueprint:
     async def delete(task_id: str, job_id: str) -> Response:  # noqa: ARG001
         """The Collector needs the job no more; its batch stays collected (rule A6)."""
         wanted = resource_id(job_id)
-        if wanted is None or not await context.run(collection_delete, task_of(request), wanted):
+        task, at = task_of(request), context.instant()
+        if wanted is None or not await context.run(collection_delete, task, wanted, at):
             raise _unknown_job()
         context.finished.announce(("collection", wanted))
         context.chunks.ring()
@@ -100,7 +101,10 @@ async def _settled(context: Context, task: Task, job: CollectionJob) -> Collecti
 
 
 async def _find(context: Context, task: Task, job_id: bytes | None) -> CollectionJob:
-    job = await context.read(collections.by_id, task.task_pk, job_id) if job_id else None
+    job = None
+    if job_id is not None:
+        mark = task.mark_at(context.instant())
+        job = await context.read(collections.by_id, task.task_pk, job_id, mark)
     if job is None:
         raise _unknown_job()
     return job

@@ -52,7 +52,7 @@ def frozen(who: Aggregators, job: CollectionJob) -> Lease:
     assert isinstance(made, Freeze), made
     total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, made.batch)
     batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), made.batch, total)
-    assert who.store.run_sync(freeze, lease, who.leader, batch, total.extent, who.clock.at)
+    assert who.store.run_sync(freeze, lease, who.leader, batch, total.extent, who.clock.instant())
     return lease
 
 
@@ -90,7 +90,7 @@ async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
 async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> None:
     """Before the freeze a job binds nothing, and a new one can be made."""
     job = pair.query(QUERY)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
     assert pair.state_of(time_bucket(TIME)) is None
     assert pair.query(QUERY).id != job.id
 
@@ -100,7 +100,7 @@ async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) ->
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     finished(pair, job)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
     assert pair.job(job).response is None
     assert error_of(pair, interval_query(TIME, 2)) == "batchOverlap"
     assert error_of(pair, QUERY) == "batchOverlap"
@@ -116,7 +116,7 @@ async def test_a6_deleting_a_frozen_job_collects_what_may_have_been_asked_for(
     lease = frozen(pair, job)
     if sent:
         assert pair.store.run_sync(collections.note_send, lease)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id)
+    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
     assert pair.state_of(time_bucket(TIME)) == state
     assert not pair.store.run_sync(collections.note_send, lease)
     assert not pair.store.run_sync(collection_finish, lease, b"too late")
@@ -136,7 +136,9 @@ async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
         repeat = selected.query(NEXT_BATCH)
         assert (repeat.id, repeat.response) == (job.id, batch_id)
         seen.append(selected.job(job).lo)
-        selected.store.run_sync(collection_delete, selected.leader, job.id)
+        selected.store.run_sync(
+            collection_delete, selected.leader, job.id, selected.clock.instant()
+        )
     assert seen == batches
     waits = selected.query(NEXT_BATCH)
     assert isinstance(move(selected, waits), Wait)
@@ -168,7 +170,9 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
     selected.store.run_sync(collection_refused, frozen(selected, refused), "batchMismatch", "x")
     deleted = selected.query(NEXT_BATCH)
     frozen(selected, deleted)
-    selected.store.run_sync(collection_delete, selected.leader, deleted.id)
+    selected.store.run_sync(
+        collection_delete, selected.leader, deleted.id, selected.clock.instant()
+    )
     assert selected.job(deleted).lo != selected.job(refused).lo
     assert isinstance(move(selected, selected.query(NEXT_BATCH)), Wait)
 
@@ -226,7 +230,7 @@ async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggrega
     batch = frozen_batch(pair.leader, pair.pair.sealer, job, made.batch, total)
     pair.aggregate([1])
     with pytest.raises(BatchChangedError):
-        pair.store.run_sync(freeze, lease, pair.leader, batch, total.extent, NOW)
+        pair.store.run_sync(freeze, lease, pair.leader, batch, total.extent, pair.clock.instant())
     assert pair.job(job).state == "waiting"
     assert pair.state_of(time_bucket(TIME)) is None
 

@@ -218,7 +218,7 @@ def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
     with pytest.raises(VerifyAgainError) as caught:
         store.run_sync(helper_commit.commit, key, mistaken, NOW, stored=False)
     assert len(store.replay) == 0
-    assert store.read_sync(helper_jobs.by_id, task.task_pk, key.id) is None
+    assert store.read_sync(helper_jobs.by_id, task.task_pk, key.id, 0) is None
     again = verify(pair, task, job, key, caught.value.known)
     finished = store.run_sync(helper_commit.commit, key, again, NOW, stored=False)
     assert outcomes(job, finished) == bytes(2)

@@ -247,7 +247,7 @@ async def test_a6_a_job_deleted_while_it_is_asked_for_stays_deleted(tmp_path: Pa
     """The answer that comes after it finds no job to finish."""
 
     def deleted_meanwhile(request: Request) -> bytes:
-        it.who.store.run_sync(collection_delete, it.who.leader, made.id)
+        it.who.store.run_sync(collection_delete, it.who.leader, made.id, it.who.clock.instant())
         return it.who.helper_answer(request)
 
     async with scene(tmp_path, deleted_meanwhile) as it:

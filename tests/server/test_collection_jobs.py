@@ -17,6 +17,7 @@ from dapd.datastore.leases import Lease
 from dapd.http import DapHttp, Outcome, Processing, Ready, Refused
 from dapd.messages.collection import CollectionJobReq, Query
 from dapd.messages.common import BatchMode, Interval, MediaType, b64url_decode, b64url_encode
+from dapd.protocol.task import Mark
 from dapd.runtime.context import Context
 from dapd.server import quart_app
 from dapd.server.front import front
@@ -61,7 +62,7 @@ class Served:
     def job(self, location: str) -> CollectionJob:
         """The job at a Location as it is in the database."""
         job_id = b64url_decode(location.rpartition("/")[2])
-        job = self.who.store.read_sync(collections.by_id, self.who.leader.task_pk, job_id)
+        job = self.who.store.read_sync(collections.by_id, self.who.leader.task_pk, job_id, Mark(0, 0))
         assert job is not None
         return job
 

@@ -1,0 +1,161 @@
+"""The garbage collector's loop: watermarks rise, then what lies below them goes (rule D6).
+
+Raising a task's watermark is a transaction of its own, and deletions go by the stored one alone: a
+process killed between the two has changed nothing that anybody could see, since reads hide by the
+same comparison. Left out: which rows go in which order (``dapd.gc.sweep``).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+import structlog
+import trio
+
+from dapd.datastore import Tx, batches, helper_jobs
+from dapd.datastore import tasks as task_table
+from dapd.datastore.expiry import PAGE
+from dapd.datastore.tasks import UnreadableTask
+from dapd.gc.sweep import ALL, Sweep
+from dapd.protocol.task import Instant, Task, TaskState
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+_ANSWERED_PAGES = 20
+"""Pages of kept answers that one round looks at; the next one goes on behind them."""
+
+
+async def run(context: Context) -> None:
+    """A round each ``[gc] interval``, until draining."""
+    collector = GarbageCollector(context)
+    while not context.draining.is_set():
+        with trio.move_on_after(context.config.gc.interval):
+            await context.draining.wait()
+            return
+        try:
+            await collector.collect()
+        except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+            _log.exception(
+                "garbage_collection_failed", remedy="retried; if it stays, check the database"
+            )
+
+
+class GarbageCollector:
+    """Rounds over all tasks, also those that are not served."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._answered: dict[int, int] = {}
+
+    async def collect(self) -> Mapping[bytes, Counter[str]]:
+        """One whole round; what went of each task, by its id and the kind of rows."""
+        at = self._context.instant()
+        await self._retire(await self._tasks(), at)
+        await self._raise_marks(await self._tasks(), at)
+        collected = {}
+        for task in await self._tasks():
+            gone = await self._collect_task(task)
+            if gone.total():
+                collected[task.task_id] = gone
+                counts = {name: value for name, value in gone.items() if value}
+                _log.info("garbage_collected", task_id=task.id_text, **counts)
+        return collected
+
+    async def _tasks(self) -> list[Task]:
+        """Every task as it is stored, without secrets; none of another version of DAP."""
+        found = []
+        for sealed in await self._context.read(task_table.all_tasks):
+            try:
+                found.append(sealed.public())
+            except UnreadableTask:
+                continue  # said when it was loaded
+        return found
+
+    async def _retire(self, tasks: list[Task], at: Instant) -> None:
+        """Delete tasks whose interval ended so long ago that nobody collects from it any more."""
+        retention = self._context.config.gc.ended_task_retention * 1000
+        for task in tasks:
+            interval = task.configuration.task_interval
+            if interval is None or task.state in (TaskState.DELETED, TaskState.PURGED):
+                continue
+            if task.ms_of(interval.end) + retention > at.safe:
+                continue
+            # Reports of this task are of times within its interval.
+            mark = max(interval.end, task.expired_before_at(at))
+            if await self._context.run(task_table.delete, task.task_pk, mark):
+                _log.info("task_retired", task_id=task.id_text, reason="its task_interval is over")
+                await self._context.tasks.reload()
+
+    async def _raise_marks(self, tasks: list[Task], at: Instant) -> None:
+        """Before anything below is deleted, live tasks too refuse it."""
+        marks = {
+            task.task_pk: mark
+            for task in tasks
+            if (mark := task.expired_before_at(at)) > task.expired_before
+        }
+        if marks:
+            await self._context.run(raise_marks, marks)
+            await self._context.tasks.reload()
+
+    async def _collect_task(self, task: Task) -> Counter[str]:
+        match task.state:
+            case TaskState.DELETED | TaskState.PURGED:
+                return await self._purge(task)
+            case _:
+                sweep = Sweep(self._context, task, task.mark_of(task.expired_before))
+                if task.expired_before:
+                    await sweep.run()
+                if not task.is_leader:
+                    await self._forget_answers(task, sweep)
+                return sweep.counts
+
+    async def _purge(self, task: Task) -> Counter[str]:
+        """Take away all of a deleted task but its tombstone. A request that was under way when it
+        was deleted may leave something behind, so tombstones are looked after too.
+        """
+        sweep = Sweep(self._context, task, ALL)
+        if await self._context.read(task_table.has_rows, task.task_pk):
+            await sweep.run()
+        if task.state is TaskState.DELETED and await self._context.run(_purge, task.task_pk):
+            _log.info("task_purged", task_id=task.id_text)
+        return sweep.counts
+
+    async def _forget_answers(self, task: Task, sweep: Sweep) -> None:
+        """A7: a bounded part of the kept answers in each round, in turn."""
+        context = self._context
+        for _ in range(_ANSWERED_PAGES):
+            after = self._answered.pop(task.task_pk, 0)
+            last, settled = await context.read(_settled, task, after)
+            await sweep.forget_answers(settled)
+            if last is None or context.draining.is_set():
+                return
+            self._answered[task.task_pk] = last
+
+
+def raise_marks(tx: Tx, marks: Mapping[int, int]) -> None:
+    """Raise the watermark of each task (task_pk: mark), which never falls (rule D6)."""
+    for task_pk, mark in marks.items():
+        task_table.raise_expired_before(tx, task_pk, mark)
+
+
+def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:
+    """Of the next page of finished jobs, those whose every bucket is collected; and the last job of
+    the page, ``None`` if no page follows.
+    """
+    page = helper_jobs.answered(tx, task.task_pk, after)
+    size = 8 if task.by_time else 32
+    states: dict[bytes, str | None] = {}
+    settled = []
+    for job in page:
+        buckets = [job.buckets[at : at + size] for at in range(0, len(job.buckets), size)]
+        for bucket in buckets:
+            if bucket not in states:
+                states[bucket] = batches.bucket_state(tx, task.task_pk, bucket)
+        if buckets and all(states[bucket] == "collected" for bucket in buckets):
+            settled.append(job.job_pk)
+    return (page[-1].job_pk if len(page) == PAGE else None), settled
+
+
+def _purge(tx: Tx, task_pk: int) -> bool:
+    return not task_table.has_rows(tx, task_pk) and task_table.purge(tx, task_pk)
