@@ -1,15 +1,18 @@
 """What a batch holds in sum: the merge of its contributions (section "Obtaining Aggregate Shares").
 
 Changes nothing, so it may run in a reader, beside the writer; ``extent`` then tells the committing
-transaction whether something was added since. Memory does not grow with the number of jobs.
+transaction whether something was added or merged since. Memory does not grow with the number of
+jobs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dapd.crypto import Sealer, batch_share_aad
 from dapd.datastore import batches
+from dapd.datastore.batches import Contribution
 from dapd.datastore.engines import Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
@@ -18,7 +21,7 @@ from dapd.vdaf import merge
 
 
 @dataclass(frozen=True, slots=True)
-class BatchTotal:
+class Total:
     """``share`` is an encoded aggregate share, in the clear; times are inclusive, 0 if ``n`` is."""
 
     n: int
@@ -26,28 +29,56 @@ class BatchTotal:
     time_min: int
     time_max: int
     share: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTotal(Total):
+    """That of a batch; ``extent`` changes whenever its contributions do."""
+
     extent: tuple[int, int]
 
 
 def batch_total(tx: Tx, task: Task, sealer: Sealer, batch: BucketRange) -> BatchTotal:
     """Counts summed, checksums XORed, shares merged. ``ValueError`` if a share does not open."""
-    n, checksum, times = 0, 0, list[int]()
-    share = merge(task.vdaf, [])
+    total = nothing(task)
     for page in batches.contributions_in_pages(tx, task.task_pk, batch.lo, batch.hi):
-        shares = [share]
-        for part in page:
-            aad = batch_share_aad(task.task_id, part.job_id, part.bucket)
-            shares.append(sealer.open(aad, part.share))
-            n += part.n
-            checksum ^= int.from_bytes(part.checksum, "big")
-        share = merge(task.vdaf, shares)
-        spans = [time for part in page for time in (part.time_min, part.time_max)]
-        times = [min(*times, *spans), max(*times, *spans)]
+        total = added(task, sealer, total, page)
     return BatchTotal(
-        n=n,
-        checksum=checksum.to_bytes(CHECKSUM_SIZE, "big"),
-        time_min=times[0] if times else 0,
-        time_max=times[1] if times else 0,
-        share=share,
-        extent=batches.extent(tx, task.task_pk, batch.lo, batch.hi),
+        total.n,
+        total.checksum,
+        total.time_min,
+        total.time_max,
+        total.share,
+        batches.extent(tx, task.task_pk, batch.lo, batch.hi),
+    )
+
+
+def nothing(task: Task) -> Total:
+    """What a batch without contributions holds."""
+    return Total(0, bytes(CHECKSUM_SIZE), 0, 0, merge(task.vdaf, []))
+
+
+def added(task: Task, sealer: Sealer, total: Total, parts: Sequence[Contribution]) -> Total:
+    """``total`` and some contributions. ``ValueError`` if a share does not open.
+
+    One share is in the clear at a time.
+    """
+
+    def shares() -> Iterator[bytes]:
+        yield total.share
+        for part in parts:
+            aad = batch_share_aad(task.task_id, part.job_id, part.bucket)
+            yield sealer.open(aad, part.share)
+
+    checksum = int.from_bytes(total.checksum, "big")
+    for part in parts:
+        checksum ^= int.from_bytes(part.checksum, "big")
+    spans = [(part.time_min, part.time_max) for part in parts]
+    spans += [(total.time_min, total.time_max)] if total.n else []
+    return Total(
+        total.n + sum(part.n for part in parts),
+        checksum.to_bytes(CHECKSUM_SIZE, "big"),
+        min((start for start, _ in spans), default=0),
+        max((end for _, end in spans), default=0),
+        merge(task.vdaf, shares()),
     )

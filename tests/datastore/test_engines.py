@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from dapd.datastore import Datastore, Tx, open_for_command, open_for_daemon
-from dapd.datastore.engines import connect
+from dapd.datastore.engines import Pages, connect
 from dapd.datastore.migrate import migrate, migrations
 from dapd.errors import DatastoreError
 
@@ -170,3 +170,40 @@ def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:
         "foreign_keys": 1,
     }.items():
         assert datastore.run_sync(pragma, name) == value, name
+
+
+def test_e5_a_file_that_can_not_give_space_back_is_refused_and_the_remedy_works(
+    tmp_path: Path,
+) -> None:
+    """``auto_vacuum`` is a property of the file that nothing but a VACUUM changes."""
+    path = tmp_path / "dapd.sqlite"
+    open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end).close()
+
+    def outside(sql: str) -> None:
+        other = sqlite3.connect(path, isolation_level=None)
+        other.executescript(sql)
+        other.close()
+
+    outside("PRAGMA auto_vacuum = NONE; VACUUM")
+    with pytest.raises(DatastoreError, match="can't give space back") as caught:
+        open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+    outside(str(caught.value).split('"')[1])
+    open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end).close()
+
+
+async def test_space_goes_back_in_bounded_steps(tmp_path: Path) -> None:
+    """As many pages as were asked for, while the time lasts; the file is whole and shorter."""
+    datastore = open_new(tmp_path)
+
+    def fill(tx: Tx) -> None:
+        tx.many(_ADD, [{"key_id": bytes([i]) * 5000} for i in range(200)])
+
+    await datastore.run(fill)
+    await datastore.run(lambda tx: tx.execute("DELETE FROM sealing_keys WHERE key_id > x'04'"))
+    before = await datastore.read(Tx.pages)
+    assert before.free > 300
+    assert await datastore.run(Tx.give_back, 100, 60.0) == 100
+    assert await datastore.read(Tx.pages) == Pages(before.total - 100, before.free - 100)
+    assert await datastore.run(Tx.give_back, 100, 0.0) == 0
+    datastore.close()
+    assert datastore.path.stat().st_size == (before.total - 100) * 4096

@@ -1,0 +1,102 @@
+"""Merges what many jobs added to one bucket into a single contribution.
+
+A busy bucket gets one for each job and may stay open for weeks; the sum that a collection needs is
+to stay quick, and the database small. Reading and adding up happen beside the writer. Left out: the
+transaction (``dapd.commits.compact``) and batches that are closed, whose contributions are summed
+once or will be deleted.
+"""
+
+from __future__ import annotations
+
+import secrets
+from itertools import islice
+
+import structlog
+import trio
+
+from dapd.commits.batch_total import added, nothing
+from dapd.commits.compact import ContributionsChangedError, compact
+from dapd.crypto import Sealer, batch_share_aad
+from dapd.datastore import Tx, batches
+from dapd.datastore.batches import Contribution
+from dapd.protocol.batches import batch_id_range, time_bucket
+from dapd.protocol.task import Task
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+
+MANY = 64
+"""A bucket with fewer contributions is left alone."""
+_PAGE = 512
+_PAGE_BYTES = 4 << 20
+"""What one step reads, and its transaction deletes, at most: about 5 ms of the writer's time."""
+_PAUSE = 0.02
+_ALARM_EVERY = 600.0
+
+
+async def run_round(context: Context) -> None:
+    """Once over all buckets that take reports, or until draining."""
+    for task in context.tasks.all():
+        await _compact_task(context, task)
+
+
+async def _compact_task(context: Context, task: Task) -> None:
+    expired_before = task.expired_before_at(context.instant())
+    after: bytes | None = time_bucket(expired_before) if task.by_time else b""
+    while after is not None and not context.draining.is_set():
+        look = await context.read(batches.crowded, task.task_pk, after, many=MANY)
+        for bucket in look.buckets:
+            await _compact_bucket(context, task, bucket)
+        after = look.after
+
+
+async def _compact_bucket(context: Context, task: Task, bucket: bytes) -> None:
+    size = page_size(task)
+    while not context.draining.is_set():
+        parts = await context.read(load, task, bucket, size)
+        if len(parts) < min(size, MANY):
+            return
+        try:
+            merged = await context.compute(merge_contributions, task, context.sealer, parts)
+            await context.run(compact, task.task_pk, [part.share_pk for part in parts], merged)
+        except ContributionsChangedError:
+            return  # the next round looks again
+        except ValueError as error:
+            _alarm(context, task, error)
+            return
+        await trio.sleep(_PAUSE)
+
+
+def page_size(task: Task) -> int:
+    """How many contributions one step merges; at least two, so that it makes progress."""
+    share = len(nothing(task).share)
+    return max(2, min(_PAGE, _PAGE_BYTES // share))
+
+
+def load(tx: Tx, task: Task, bucket: bytes, size: int) -> list[Contribution]:
+    """Up to ``size`` contributions of the bucket."""
+    pages = batches.contributions_in_pages(tx, task.task_pk, *batch_id_range(bucket), size)
+    return [part for page in islice(pages, 1) for part in page]
+
+
+def merge_contributions(task: Task, sealer: Sealer, parts: list[Contribution]) -> Contribution:
+    """One contribution to the parts' bucket that adds as much as they do, under an id of its own.
+
+    ``ValueError`` if a share does not open.
+    """
+    bucket, job_id = parts[0].bucket, secrets.token_bytes(16)
+    total = added(task, sealer, nothing(task), parts)
+    share = sealer.seal(batch_share_aad(task.task_id, job_id, bucket), total.share)
+    return Contribution(
+        bucket, job_id, total.n, total.checksum, total.time_min, total.time_max, share
+    )
+
+
+def _alarm(context: Context, task: Task, error: ValueError) -> None:
+    if context.seldom.due(f"compaction_failed {task.id_text}", _ALARM_EVERY):
+        _log.error(
+            "compaction_failed",
+            task=task.id_text,
+            error=str(error),
+            remedy="add the missing key to [datastore] sealing_keys, or see `dapd datastore check`",
+        )
