@@ -23,6 +23,7 @@ COMPUTING = frozenset({"assigned", "received", "waiting"})
 """States whose next step computes, and needs a slot (rule E1)."""
 EXCHANGING = frozenset({"stored", "polling", "frozen"})
 """States whose next step asks the peer, and needs its permit."""
+_NOBODY: Mapping[str, Collection[int]] = {"computing": (), "exchanging": ()}
 
 _TABLES: dict[Kind, dict[str, str]] = {
     "aggregation": {
@@ -53,7 +54,7 @@ _Q_EXCHANGING = (
     + " AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
 )
 _Q_BEYOND = """
-UPDATE {table} SET run_at = :now WHERE run_at > :latest AND {which}"""
+UPDATE {table} SET run_at = :now WHERE run_at > :now + :longest AND {which}"""
 _Q_NEXT = """
 SELECT min(run_at) FROM {table} WHERE {which} AND lease_token IS NULL AND run_at > :now"""
 _Q_LEASE = """
@@ -97,28 +98,22 @@ class Lease:
         return self.due.pk
 
 
-def recall(tx: Tx, latest: int, now: int) -> None:
-    """Make jobs that are due only after ``latest`` due now: the clock went back (rule E2)."""
-    for kind in _TABLES:
-        for which in ("computing", "exchanging"):
-            tx.execute(_sql(_Q_BEYOND, kind, which), latest=latest, now=now)
-
-
 def lease_due(
     tx: Tx,
     now: int,
     choose: Callable[[Sequence[Due]], list[Due]],
-    blocked: Collection[int] = (),
+    barred: Mapping[str, Collection[int]] = _NOBODY,
     limit: int = 64,
-    *,
-    unserved: Collection[int] = (),
+    longest_wait: int = LONGEST_WAIT_MS,
 ) -> tuple[list[Lease], int | None]:
     """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known.
 
-    ``blocked`` are tasks whose peer takes no exchange now, ``unserved`` those whose jobs must wait:
-    however many of their jobs are due, they hide nobody else's (rule E1).
+    ``barred`` are the tasks whose jobs may not compute or exchange now: however many of those are
+    due, they hide nobody else's (rule E1). No job waits longer than ``longest_wait``, in ms (E2).
     """
-    barred = {"computing": set(unserved), "exchanging": {*blocked, *unserved}}
+    for kind in _TABLES:
+        for which in ("computing", "exchanging"):
+            tx.execute(_sql(_Q_BEYOND, kind, which), now=now, longest=longest_wait)
     due = [job for kind in _TABLES for job in _due(tx, kind, now, barred, limit)]
     leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]
     for lease in leases:

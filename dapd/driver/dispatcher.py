@@ -13,7 +13,14 @@ import structlog
 import trio
 
 from dapd.datastore import leases
-from dapd.datastore.leases import COMPUTING, EXCHANGING, LEASE_MS, Due, Lease
+from dapd.datastore.leases import (
+    COMPUTING,
+    EXCHANGING,
+    LEASE_MS,
+    LONGEST_CRASH_WAIT_MS,
+    Due,
+    Lease,
+)
 from dapd.driver.desk import Desk, Step
 from dapd.protocol.retry import backoff_ms
 from dapd.runtime.context import Context
@@ -56,9 +63,11 @@ class Dispatcher:
         peers = self._peers_by_task()
         chooser = _Chooser(peers, self._free_slots(), busy=bool(self._held))
         blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
+        unserved = context.tasks.unserved
+        barred = {"computing": unserved, "exchanging": {*blocked, *unserved}}
         now = context.now()
         leased, next_run_at = await context.run(
-            leases.lease_due, now, chooser.choose, blocked, unserved=context.tasks.unserved
+            leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait()
         )
         for lease in leased:
             self._held[lease.token] = lease
@@ -66,6 +75,11 @@ class Dispatcher:
         unblocked = context.peers.next_unblocked(now)
         upcoming = [at for at in (next_run_at, unblocked) if at is not None]
         return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
+
+    def _longest_wait(self) -> int:
+        """No job waits longer, in ms, unless the clock was set back (E2)."""
+        limits = self._context.config.leader
+        return max(int(1000 * max(limits.retry_max, limits.poll_max)), LONGEST_CRASH_WAIT_MS)
 
     def _free_slots(self) -> int:
         """Not what was leased to compute, but what computes or is about to: a step that has gone on

@@ -76,7 +76,8 @@ def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> 
         datastore.run_sync(add_job, task_pk, "stored", NOW - 1000)
     for _ in range(20):
         datastore.run_sync(add_job, 1, "stored", NOW - 2000)
-    seen, _ = datastore.run_sync(leases.lease_due, NOW, list, [1], 5)
+    barred = {"computing": [], "exchanging": [1]}
+    seen, _ = datastore.run_sync(leases.lease_due, NOW, list, barred, 5)
     assert [lease.due.task_pk for lease in seen] == [2]
 
 
