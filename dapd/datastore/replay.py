@@ -6,7 +6,9 @@ committing transaction alone writes. Pending, rejected and deleted jobs contribu
 
 from __future__ import annotations
 
-from dapd.datastore.engines import Tx
+from collections.abc import Iterator
+
+from dapd.datastore.engines import Row, Tx
 
 _Q_CHUNKS = """
 SELECT chunk_pk, task_pk, ids FROM report_chunks
@@ -17,10 +19,16 @@ WHERE job_pk > :after AND admitted_ids IS NOT NULL ORDER BY job_pk LIMIT 500"""
 
 
 def rebuild(tx: Tx) -> None:
-    """Load every admitted id into the index, a few hundred rows at a time."""
-    for query in (_Q_CHUNKS, _Q_JOBS):
+    """Load every admitted id into the index."""
+    for _, page in id_pages(tx):
+        for _, task_pk, ids in page:
+            tx.replay.load(task_pk, ids)
+
+
+def id_pages(tx: Tx) -> Iterator[tuple[str, list[Row]]]:
+    """Every admitted id, a few hundred rows at a time: the table, and (row, task_pk, ids) each."""
+    for table, query in (("report_chunks", _Q_CHUNKS), ("aggregation_jobs", _Q_JOBS)):
         after = 0
         while rows := tx.all(query, after=after):
-            for _, task_pk, ids in rows:
-                tx.replay.load(task_pk, ids)
+            yield table, rows
             after = rows[-1][0]
