@@ -153,6 +153,8 @@ def interfere(
             moves = [Move(gone.config_id, gone.suite, PENDING, DELETED)]
         case "back":
             return stored, max(0, now - number * DAY)
+        case _:
+            pass
     return after(stored, moves, now), now
 
 
