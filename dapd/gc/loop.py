@@ -8,7 +8,8 @@ same comparison. Left out: which rows go in which order (``dapd.gc.sweep``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 
 import structlog
 import trio
@@ -17,6 +18,7 @@ from dapd.datastore import Tx, batches, helper_jobs
 from dapd.datastore import tasks as task_table
 from dapd.datastore.expiry import PAGE
 from dapd.datastore.tasks import UnreadableTask
+from dapd.gc import compact, space
 from dapd.gc.sweep import ALL, Sweep
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.runtime.context import Context
@@ -27,18 +29,23 @@ _ANSWERED_PAGES = 20
 
 
 async def run(context: Context) -> None:
-    """A round each ``[gc] interval``, until draining."""
-    collector = GarbageCollector(context)
+    """A round each ``[gc] interval``, until draining: deletion, and what makes room afterwards."""
+    parts: list[Callable[[], Awaitable[object]]] = [
+        GarbageCollector(context).collect,
+        partial(compact.run_round, context),
+        partial(space.run_round, context),
+    ]
     while not context.draining.is_set():
         with trio.move_on_after(context.config.gc.interval):
             await context.draining.wait()
             return
-        try:
-            await collector.collect()
-        except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-            _log.exception(
-                "garbage_collection_failed", remedy="retried; if it stays, check the database"
-            )
+        for part in parts:
+            try:
+                await part()
+            except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+                _log.exception(
+                    "garbage_collection_failed", remedy="retried; if it stays, check the database"
+                )
 
 
 class GarbageCollector:
@@ -100,9 +107,13 @@ class GarbageCollector:
 
     async def _collect_task(self, task: Task) -> Counter[str]:
         match task.state:
-            case TaskState.DELETED | TaskState.PURGED:
+            case TaskState.DELETED:
                 return await self._purge(task)
+            case TaskState.PURGED if not await self._has_rows(task):
+                return Counter()
             case _:
+                # What a request that was under way has left of a deleted task lies below its mark,
+                # which holds even if the task is being added again just now.
                 sweep = Sweep(self._context, task, task.mark_of(task.expired_before))
                 if task.expired_before:
                     await sweep.run()
@@ -111,15 +122,16 @@ class GarbageCollector:
                 return sweep.counts
 
     async def _purge(self, task: Task) -> Counter[str]:
-        """Take away all of a deleted task but its tombstone. A request that was under way when it
-        was deleted may leave something behind, so tombstones are looked after too.
-        """
+        """Take away all of a deleted task but its tombstone."""
         sweep = Sweep(self._context, task, ALL)
-        if await self._context.read(task_table.has_rows, task.task_pk):
+        if await self._has_rows(task):
             await sweep.run()
-        if task.state is TaskState.DELETED and await self._context.run(_purge, task.task_pk):
+        if await self._context.run(_purge, task.task_pk):
             _log.info("task_purged", task_id=task.id_text)
         return sweep.counts
+
+    async def _has_rows(self, task: Task) -> bool:
+        return await self._context.read(task_table.has_rows, task.task_pk)
 
     async def _forget_answers(self, task: Task, sweep: Sweep) -> None:
         """A7: a bounded part of the kept answers in each round, in turn."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, settings
@@ -21,11 +22,13 @@ from dapd.commits.batch_total import BatchTotal, batch_total
 from dapd.commits.compact import ContributionsChangedError, compact
 from dapd.commits.cut import advance
 from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.config import Gc
 from dapd.crypto import batch_share_aad, make_sealer
 from dapd.datastore import Datastore, Tx, batches, collections
 from dapd.datastore.batches import Contribution
 from dapd.driver.collection import collection_response, frozen_batch
 from dapd.gc import compact as compaction
+from dapd.gc import loop
 from dapd.messages.collection import AggregateShare, AggregateShareReq, CollectionJobReq
 from dapd.messages.common import BatchMode
 from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
@@ -259,6 +262,19 @@ async def test_d6_expired_buckets_are_left_to_the_garbage_collector(leader: Side
     await leader.context.tasks.reload()
     await leader.compact()
     assert leader.rows() == 64
+
+
+async def test_the_garbage_collector_s_loop_compacts(leader: Side) -> None:
+    """In each of its rounds."""
+    leader.fill(64)
+    config = msgspec.structs.replace(leader.context.config, gc=Gc(interval=0.001))
+    leader.context.config = config
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(loop.run, leader.context)
+            while leader.rows() != 1:
+                await trio.lowlevel.checkpoint()
+            leader.context.drain()
 
 
 CONTRIBUTIONS = st.tuples(
