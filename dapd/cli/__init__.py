@@ -15,7 +15,7 @@ import click
 from dapd import __version__
 from dapd.errors import DatastoreError, PeerError, UsageError
 
-_COMMANDS = ("clock", "collect", "demo", "init", "key", "task", "upload")
+_COMMANDS = ("clock", "collect", "datastore", "demo", "init", "key", "task", "upload")
 """``NAME`` is the click command ``NAME`` of the module ``dapd.cli.NAME``."""
 
 

@@ -38,7 +38,7 @@ def init(role: Literal["leader", "helper"], url: str, directory: Path) -> None:
     Example:
       dapd init --role helper --url https://helper.example/dap --dir /etc/dapd
     """
-    from dapd.config import SEALING_KEY_SIZE, minimal_config
+    from dapd.config import minimal_config
 
     _check_url(url)
     config, key, state = directory / _CONFIG, directory / _KEY, directory / _STATE
@@ -48,13 +48,21 @@ def init(role: Literal["leader", "helper"], url: str, directory: Path) -> None:
     try:
         for private in (key.parent, state):
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        secret = base64.urlsafe_b64encode(os.urandom(SEALING_KEY_SIZE)).decode().rstrip("=")
-        _create(key, secret + "\n", 0o600)
+        write_sealing_key(key)
         _create(config, minimal_config(role, url), 0o644)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; choose another --dir") from None
     click.echo(f"Made {config}, {key} (keep a copy elsewhere) and {state}/.")
     click.echo(f"Next: dapd --config {shlex.quote(str(config))}")
+
+
+def write_sealing_key(path: Path) -> bytes:
+    """Make a new key that only this user may read. Raises ``OSError``, also if the file exists."""
+    from dapd.config import SEALING_KEY_SIZE
+
+    key = os.urandom(SEALING_KEY_SIZE)
+    _create(path, base64.urlsafe_b64encode(key).decode().rstrip("=") + "\n", 0o600)
+    return key
 
 
 def _create(path: Path, text: str, mode: int) -> None:

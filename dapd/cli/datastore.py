@@ -1,0 +1,233 @@
+"""``dapd datastore``: sealing keys, and whether the database holds together.
+
+Left out: backups, and the HPKE keys that Clients see (``dapd key``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dapd.cli import required_config
+from dapd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dapd.config import Config
+    from dapd.datastore import Opened
+
+_ID_SIZE = 8
+_LOST = {
+    "collection_jobs.leader_share": "collections that the Helper was asked for: they fail, and "
+    "their batches stay closed",
+    "batch_shares.share": "contributions to batches: a batch that is not collected yet can't be",
+    "job_bodies.leader_state": "aggregation jobs under way: their reports count as lost",
+    "chunk_rows.rows": "uploaded reports that are not aggregated: they count as lost",
+    "hpke_keypairs.private_key": "HPKE keys: reports sealed to them are rejected",
+    "tasks.verify_key": "verification keys: the task stops until `dapd task rekey FILE`",
+    "tasks.aggregator_token": "tokens for the Helper: the task stops until `dapd task rekey FILE`",
+}
+"""What is lost with a column's values."""
+
+
+@click.group()
+def datastore() -> None:
+    """Sealing keys, and whether the database holds together.
+
+    \b
+    To replace the sealing key:
+      dapd datastore new-key keys/sealing-2.key   add it last to [datastore] sealing_keys, restart
+      put it first in the list, restart           all is sealed again in the background
+      dapd --config dapd.toml datastore keys      once the old key seals nothing, take it out
+    """
+
+
+@datastore.command("new-key")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def new_key(file: Path) -> None:
+    """Make another sealing key, in a new FILE.
+
+    \b
+    Example:
+      dapd datastore new-key keys/sealing-2.key
+    """
+    from dapd.cli.init import write_sealing_key
+    from dapd.crypto import sealing_key_id
+
+    try:
+        key = write_sealing_key(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}; name a new file") from None
+    click.echo(f"Made sealing key {sealing_key_id(key).hex()} in {file}; keep a copy elsewhere.")
+    click.echo("Next: add the file last to [datastore] sealing_keys and restart the daemon;")
+    click.echo("then put it first and restart again.")
+
+
+@datastore.command("keys")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def keys(config: Path | None, *, as_json: bool) -> None:
+    """The sealing keys, and how many values of which column each has sealed.
+
+    The first configured key seals, the others open; a missing one is needed and not configured.
+
+    \b
+    Example:
+      dapd --config dapd.toml datastore keys
+    """
+    from dapd.datastore import sealed
+
+    with _opened(config, "datastore keys") as (loaded, opened):
+        configured = _configured(loaded)
+        known = opened.datastore.read_sync(sealed.sealing_key_ids)
+        used = opened.datastore.read_sync(sealed.usage)
+    found = dict.fromkeys([*configured, *known, *(key for each in used.values() for key in each)])
+    described = [
+        {
+            "key": key_id.hex(),
+            "state": _state(key_id, configured),
+            "values": {name: counts[key_id] for name, counts in used.items() if counts[key_id]},
+        }
+        for key_id in found
+    ]
+    if as_json:
+        click.echo(json.dumps(described, indent=2))
+        return
+    for each in described:
+        click.echo(f"{each['key']}  {each['state']:7}  {_values_text(each['values'])}")
+    if missing := [each["key"] for each in described if each["state"] == "missing"]:
+        click.echo(
+            f"Add the file of key {missing[0]} to [datastore] sealing_keys; if it is lost for good, "
+            f"run `dapd --config FILE datastore forget-key {missing[0]}`."
+        )
+
+
+@datastore.command("forget-key")
+@click.argument("key_id", metavar="ID")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_obj
+def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
+    """Drop what a lost sealing key has sealed, so that the daemon can start without it.
+
+    Only for a key whose every copy is gone, while the daemon is stopped, and with the key taken out
+    of [datastore] sealing_keys. What is lost is said first, and counted in the tasks' counters.
+    Report ids and collected batches stay known. Interrupted, it goes on when it is run again.
+
+    \b
+    Example:
+      dapd --config dapd.toml datastore forget-key 630dcd2966c43366
+    """
+    from dapd.commits import forget_key as commits
+    from dapd.datastore import safe_clock
+    from dapd.datastore.lock import holder_of
+    from dapd.protocol.task import Instant
+
+    lost = _key_id(key_id)
+    with _opened(config, "datastore forget-key") as (loaded, opened):
+        if opened.lock is None:
+            path = loaded.datastore.path
+            raise UsageError(f"{path} is held by {holder_of(path)}; stop it first")
+        store = opened.datastore
+        store.read_sync(commits.require_lost, lost, _configured(loaded))
+        usage = store.read_sync(commits.usage, lost)
+        for name, n in usage.items():
+            if n:
+                click.echo(f"{n:8} {_LOST[name]}")
+        if not yes:
+            click.confirm(f"Forget key {key_id} and what it sealed, for good?", abort=True)
+        now = time.time_ns() // 1_000_000
+        forgetting = commits.Forgetting(lost, Instant(now, store.read_sync(safe_clock.load) or now))
+        dropped: Counter[str] = Counter()
+        for column in commits.ORDER:
+            after: int | None = -1
+            while after is not None:
+                after, counted = store.run_sync(commits.forget_page, column, after, forgetting)
+                dropped += counted
+        store.run_sync(commits.forget_id, lost)
+    for name, n in sorted(dropped.items()):
+        click.echo(f"{n:8} reports counted as {name}")
+    click.echo(f"Key {key_id} is forgotten; the daemon starts without it.")
+
+
+@datastore.command("check")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+@click.pass_context
+def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
+    """Look for damage: to the file, and to what must hold between its rows.
+
+    Changes nothing, and may run beside the daemon. The exit status is 1 if something is wrong.
+
+    \b
+    Example:
+      dapd --config dapd.toml datastore check
+    """
+    from dapd.datastore.check import check as find
+
+    with _opened(config, "datastore check") as (_, opened):
+        findings = opened.datastore.read_sync(find)
+    if as_json:
+        described = [{name: getattr(each, name) for name in each.__slots__} for each in findings]
+        click.echo(json.dumps(described, indent=2))
+    elif not findings:
+        click.echo("ok")
+    else:
+        for each in findings:
+            where = f"{each.table} {each.key}".strip()
+            click.echo(f"{where}{': ' if where else ''}{each.problem}; {each.remedy}")
+    ctx.exit(1 if findings else 0)
+
+
+@contextmanager
+def _opened(config: Path | None, command: str) -> Iterator[tuple[Config, Opened]]:
+    """The configuration and its datastore, whatever keys are missing."""
+    from dapd import config as configuration
+    from dapd.datastore import open_for_command
+
+    loaded = configuration.load(required_config(config))
+    if not loaded.datastore.path.exists():
+        raise UsageError(f"{loaded.datastore.path}: no database yet; the daemon makes it")
+    holder = f"a `dapd {command}` command, process {os.getpid()}"
+    opened = open_for_command(loaded.datastore.path, holder=holder, now=time.time_ns() // 1_000_000)
+    try:
+        yield loaded, opened
+    finally:
+        opened.close()
+
+
+def _configured(config: Config) -> list[bytes]:
+    """The ids of the configured keys, the one that seals first."""
+    from dapd.config import read_sealing_keys
+    from dapd.crypto import sealing_key_id
+
+    return [sealing_key_id(key) for key in read_sealing_keys(config)]
+
+
+def _key_id(text: str) -> bytes:
+    try:
+        key_id = bytes.fromhex(text)
+    except ValueError:
+        key_id = b""
+    if len(key_id) != _ID_SIZE:
+        raise UsageError(
+            f"{text}: a sealing key's id is {2 * _ID_SIZE} hexadecimal digits; "
+            "`dapd datastore keys` shows them"
+        )
+    return key_id
+
+
+def _state(key_id: bytes, configured: list[bytes]) -> str:
+    if key_id == configured[0]:
+        return "seals"
+    return "opens" if key_id in configured else "missing"
+
+
+def _values_text(values: Any) -> str:
+    return ", ".join(f"{name} {n}" for name, n in values.items()) or "nothing"
