@@ -26,6 +26,7 @@ from dapd.taskfile import (
     TaskFile,
     TaskFiles,
     aggregator_task,
+    local_settings,
     new_task,
     parse_vdaf_spec,
     read_task_draft,
@@ -96,13 +97,14 @@ class TestEachPartyGetsItsOwn:
         "collector_auth_token",
         "collector_hpke_config",
         "collector_hpke_private_key",
+        "report_expiry_age",
     )
 
     @pytest.mark.parametrize(
         ("role", "own"),
         [
-            ("leader", {0, 1, 2, 3, 4}),
-            ("helper", {0, 1, 2, 4}),
+            ("leader", {0, 1, 2, 3, 4, 6}),
+            ("helper", {0, 1, 2, 4, 6}),
             ("collector", {3, 4, 5}),
             ("client", set()),
         ],
@@ -382,7 +384,7 @@ class TestRefusals:
     def test_every_missing_key_is_named(self, role: str, files: TaskFiles, tmp_path: Path) -> None:
         text = to_toml(getattr(files, role))
         keys = set(re.findall(r"^(\w+) = ", text, flags=re.MULTILINE))
-        for key in keys - {"task_interval", "verification_key_id"}:
+        for key in keys - {"task_interval", "verification_key_id", "report_expiry_age"}:
             assert f"{key}: missing" in _refusal(tmp_path, _without(text, key))
 
     def test_b4_verification_key_id_defaults_to_0(self, files: TaskFiles, tmp_path: Path) -> None:
@@ -403,6 +405,8 @@ class TestRefusals:
             ("batch_mode", '"time_interval"', "invalid enum value"),
             ("vdaf_verify_key", '"AAAA"', "it must be 32"),
             ("verification_key_id", "256", "<= 255"),
+            ("report_expiry_age", "0", ">= 1"),
+            ("report_expiry_age", '"always"', "invalid enum value"),
             ("aggregator_auth_token", '"a b"', "visible ASCII"),
             ("aggregator_auth_token", '""', "visible ASCII"),
             ("collector_auth_token", '"é"', "visible ASCII"),
@@ -479,6 +483,58 @@ class TestVdafSpec:
             new_task(_draft(vdaf=parse_vdaf_spec(text)))
         except UsageError as error:
             assert "vdaf: " in str(error)  # noqa: PT017 - any other exception fails the test
+
+
+class TestExpiryAge:
+    """How long reports are kept: local to an Aggregator, but the Helper must not be the first."""
+
+    @pytest.mark.parametrize(
+        ("chosen", "leaders", "helpers"),
+        [
+            (None, 2_419_200, 2_505_600),
+            (3600, 3600, 90_000),
+            ("never", "never", "never"),
+            (2**63 - 1, 2**63 - 1, 2**63 - 1),
+        ],
+    )
+    def test_d6_the_helper_keeps_reports_a_day_longer(
+        self, chosen: Any, leaders: Any, helpers: Any
+    ) -> None:
+        """D6: else what the Leader still counts, the Helper drops."""
+        made = new_task(_draft(report_expiry_age=chosen))
+        assert (made.leader.report_expiry_age, made.helper.report_expiry_age) == (leaders, helpers)
+
+    @pytest.mark.parametrize(
+        ("role", "given", "leaders"),
+        [("leader", 7200, 7200), ("helper", 90_000, 3600), ("helper", "never", "never")],
+    )
+    def test_a_task_made_from_an_aggregators_file_keeps_its_age(
+        self, role: str, given: Any, leaders: Any
+    ) -> None:
+        """What a file of ours says comes out of `dapd task new --from` again."""
+        made = new_task(_draft(role=role, report_expiry_age=given))
+        assert made.leader.report_expiry_age == leaders
+
+    def test_a_helpers_age_that_leaves_its_leader_none_is_refused(self) -> None:
+        """A day longer than nothing."""
+        with pytest.raises(UsageError, match=r"^report_expiry_age: 86400; .* above 86400"):
+            new_task(_draft(role="helper", report_expiry_age=86_400))
+
+    def test_an_aggregator_takes_the_age_of_its_file(
+        self, files: TaskFiles, tmp_path: Path
+    ) -> None:
+        """Else its configuration's default; other local settings are not in the file."""
+        defaults = TaskSettings("sync", 7, 99)
+        path = tmp_path / "t.toml"
+        for line, age in (
+            ("", 99),
+            ("report_expiry_age = 5\n", 5),
+            ('report_expiry_age = "never"\n', None),
+        ):
+            path.write_text(_without(to_toml(files.helper), "report_expiry_age") + line)
+            task = read_task_file(path)
+            assert isinstance(task, HelperTask)
+            assert local_settings(task, defaults) == TaskSettings("sync", 7, age)
 
 
 class TestAggregatorTask:

@@ -147,6 +147,14 @@ class SealedTask:
             state=self.state,
         )
 
+    def is_readable(self, sealer: Sealer) -> bool:
+        """Whether ``unseal`` succeeds."""
+        try:
+            self.unseal(sealer)
+        except UnreadableTask:
+            return False
+        return True
+
     def unseal(self, sealer: Sealer) -> Task:
         """Raises ``UnreadableTask``."""
         public = self.public()

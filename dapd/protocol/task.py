@@ -152,10 +152,15 @@ class Task:
 
     def mark_at(self, at: Instant) -> Mark:
         """``expired_before_at``, for both kinds of what expires."""
-        return self.mark_of(self.expired_before_at(at))
+        return self.mark_of(self.expired_before_at(at), at)
 
-    def mark_of(self, expired_before: int) -> Mark:
-        return Mark(expired_before, self.ms_of(expired_before))
+    def mark_of(self, expired_before: int, at: Instant) -> Mark:
+        """A watermark for both. It may lie ahead of the clock, if the task was deleted and added
+        again; what is made now does not expire for that.
+        """
+        age = self.settings.report_expiry_age
+        aged = 0 if age is None else max(0, at.safe - age * 1000)
+        return Mark(expired_before, min(self.ms_of(expired_before), aged))
 
     def refused_before_at(self, at: Instant) -> int:
         """Reports below this are dropped: they are expired, or a restore may have forgotten that

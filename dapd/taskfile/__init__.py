@@ -1,32 +1,36 @@
 """Task files, TOML <-> frozen dataclasses: what each of a task's four parties is told.
 
-Section "Task Configuration"; rules B7 and C7. Left out: local settings (``dapd task set``) and how
-an Aggregator stores a task (``dapd.datastore.tasks``). ``docs/tasks.md`` explains the files.
+Section "Task Configuration"; rules B7 and C7. Left out: how an Aggregator stores a task
+(``dapd.datastore.tasks``). ``docs/tasks.md`` explains the files.
 
 - ``read_task_file`` reads one party's file, ``write_task_files`` writes all four;
-- a ``TaskDraft`` holds the keys that somebody chose; ``new_task`` makes the rest.
+- a ``TaskDraft`` holds the keys that somebody chose; ``new_task`` makes the rest;
+- ``aggregator_task`` is what an Aggregator stores of its file.
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import replace
 
-import msgspec
-from msgspec import Meta, Struct
-
-from dapd.config import explain, read_toml
-from dapd.crypto import HpkeKeypair, hash_token
-from dapd.errors import UsageError
-from dapd.messages.common import TASK_ID_SIZE, BatchMode, HpkeConfig, Role, b64url_encode
-from dapd.messages.task import TaskConfiguration, task_interval_extension
-from dapd.protocol.task import MAX_INTEGER, Task, TaskSettings
-from dapd.taskfile import values
-from dapd.taskfile.values import Fault, parse_vdaf_spec
+from dapd.crypto import hash_token
+from dapd.messages.common import Role
+from dapd.protocol.task import Task, TaskSettings
+from dapd.taskfile.files import (
+    ClientTask,
+    CollectorTask,
+    HelperTask,
+    LeaderTask,
+    TaskDraft,
+    TaskFile,
+    TaskFiles,
+    read_task_draft,
+    read_task_file,
+    to_toml,
+    write_task_file,
+    write_task_files,
+)
+from dapd.taskfile.making import new_task, refuse_unsafe
+from dapd.taskfile.values import parse_vdaf_spec
 
 __all__ = [
     "ClientTask",
@@ -37,6 +41,7 @@ __all__ = [
     "TaskFile",
     "TaskFiles",
     "aggregator_task",
+    "local_settings",
     "new_task",
     "parse_vdaf_spec",
     "read_task_draft",
@@ -46,223 +51,6 @@ __all__ = [
     "write_task_file",
     "write_task_files",
 ]
-
-VERIFY_KEY_SIZE = 32
-
-_HINT = "docs/tasks.md explains every key"
-_MODES = {"time-interval": BatchMode.TIME_INTERVAL, "leader-selected": BatchMode.LEADER_SELECTED}
-# DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM: what every party must support.
-_COLLECTOR_SUITE = (0x0020, 0x0001, 0x0001)
-
-_Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
-
-
-class TaskDraft(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """The keys of a task file as they stand there; ``None`` where a key is absent.
-
-    Bytes are unpadded base64url. ``vdaf`` is ``{"type": ..., parameter: ...}``; ``task_interval``
-    is (start, duration) in seconds, or with a start in ISO 8601.
-    """
-
-    role: Literal["leader", "helper", "collector", "client"] | None = None
-    task_id: str | None = None
-    task_info: str | None = None
-    leader_aggregator_endpoint: str | None = None
-    helper_aggregator_endpoint: str | None = None
-    time_precision: _Positive | None = None
-    min_batch_size: _Positive | None = None
-    batch_mode: Literal["time-interval", "leader-selected"] | None = None
-    vdaf: dict[str, int | str] | None = None
-    task_interval: tuple[Any, Any] | None = None
-    vdaf_verify_key: str | None = None
-    verification_key_id: Annotated[int, Meta(ge=0, le=255)] | None = None
-    aggregator_auth_token: str | None = None
-    collector_auth_token: str | None = None
-    collector_hpke_config: str | None = None
-    collector_hpke_private_key: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientTask:
-    """``client.toml``: what everybody knows."""
-
-    task_id: bytes
-    configuration: TaskConfiguration
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeaderTask(ClientTask):
-    """``leader.toml``."""
-
-    vdaf_verify_key: bytes = field(repr=False)
-    verification_key_id: int = 0  # B4
-    aggregator_auth_token: str = field(repr=False)
-    collector_auth_token: str = field(repr=False)
-    collector_hpke_config: HpkeConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HelperTask(ClientTask):
-    """``helper.toml``."""
-
-    vdaf_verify_key: bytes = field(repr=False)
-    verification_key_id: int = 0  # B4
-    aggregator_auth_token: str = field(repr=False)
-    collector_hpke_config: HpkeConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectorTask(ClientTask):
-    """``collector.toml``."""
-
-    collector_auth_token: str = field(repr=False)
-    collector_hpke_config: HpkeConfig
-    collector_hpke_private_key: bytes = field(repr=False)
-
-
-TaskFile = LeaderTask | HelperTask | CollectorTask | ClientTask
-P = TypeVar("P", LeaderTask, HelperTask, CollectorTask, ClientTask)
-
-_BY_ROLE: Mapping[str, type[TaskFile]] = {
-    "leader": LeaderTask,
-    "helper": HelperTask,
-    "collector": CollectorTask,
-    "client": ClientTask,
-}
-_SHARED = (
-    "task_id",
-    "task_info",
-    "leader_aggregator_endpoint",
-    "helper_aggregator_endpoint",
-    "time_precision",
-    "min_batch_size",
-    "batch_mode",
-    "vdaf",
-    "task_interval",
-)
-_OPTIONAL = {"task_interval", "verification_key_id"}
-_CONVERSIONS: Mapping[str, Callable[[str, str], object]] = {
-    "vdaf_verify_key": lambda key, text: values.bytes_of(key, text, VERIFY_KEY_SIZE),
-    "aggregator_auth_token": values.token_of,
-    "collector_auth_token": values.token_of,
-    "collector_hpke_config": values.hpke_config_of,
-    "collector_hpke_private_key": values.bytes_of,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TaskFiles:
-    """One task, as each party gets it."""
-
-    leader: LeaderTask
-    helper: HelperTask
-    collector: CollectorTask
-    client: ClientTask
-
-
-def read_task_file(path: Path | str) -> TaskFile:
-    """One party's task. Raises ``UsageError``, one line that names file and key."""
-    path = Path(path)
-    draft = read_task_draft(path)
-    if draft.role is None:
-        raise UsageError(f'{path}: role: missing; write whose file it is, such as role = "helper"')
-    try:
-        return _task_of(draft, _BY_ROLE[draft.role])
-    except Fault as fault:
-        raise UsageError(f"{path}: {fault}") from None
-
-
-def read_task_draft(path: Path) -> TaskDraft:
-    """A task file, complete or not, for ``new_task``. Raises ``UsageError``."""
-    if not path.exists():
-        raise UsageError(f"{path}: no such file; make task files with `dapd task new`")
-    return read_toml(path, TaskDraft, _HINT)
-
-
-def new_task(
-    draft: TaskDraft, *, allow_insecure_http: bool = False, allow_tiny_batches: bool = False
-) -> TaskFiles:
-    """The task of ``draft``, with a fresh task id, verification key, tokens and Collector key pair
-    where it has none. Raises ``UsageError`` that names the key.
-    """
-    try:
-        full = _completed(_validated(draft))
-        files = TaskFiles(
-            leader=_narrowed(full, LeaderTask),
-            helper=_narrowed(full, HelperTask),
-            collector=_narrowed(full, CollectorTask),
-            client=_narrowed(full, ClientTask),
-        )
-    except Fault as fault:
-        raise UsageError(str(fault)) from None
-    refuse_unsafe(
-        files.client.configuration,
-        allow_insecure_http=allow_insecure_http,
-        allow_tiny_batches=allow_tiny_batches,
-    )
-    return files
-
-
-def refuse_unsafe(
-    configuration: TaskConfiguration,
-    *,
-    allow_insecure_http: bool = False,
-    allow_tiny_batches: bool = False,
-) -> None:
-    """What needs a flag of its own (rule B7). Raises ``UsageError`` that names it."""
-    for key in ("leader_aggregator_endpoint", "helper_aggregator_endpoint"):
-        url = getattr(configuration, key)
-        if not allow_insecure_http and values.is_insecure(url):
-            raise UsageError(
-                f"{key}: {url} sends tokens unencrypted over a network;"
-                " use https://, or give --allow-insecure-http"
-            )
-    if not allow_tiny_batches and configuration.min_batch_size == 1:
-        raise UsageError(
-            "min_batch_size: a batch of one report is one person's measurement;"
-            " raise it, or give --allow-tiny-batches"
-        )
-
-
-def write_task_files(directory: Path, files: TaskFiles) -> list[Path]:
-    """``leader.toml`` and so on in ``directory``, made if need be; overwrites nothing.
-
-    Raises ``UsageError``.
-    """
-    named = {directory / f"{role}.toml": getattr(files, role) for role in _BY_ROLE}
-    for path in named:
-        if path.exists():
-            raise UsageError(f"{path}: it exists already; give another directory, or move it away")
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"{directory}: {error.strerror}; give another directory") from error
-    for path, task in named.items():
-        write_task_file(path, task)
-    return list(named)
-
-
-def write_task_file(path: Path, task: TaskFile) -> None:
-    """Write a new file that only this user can read. Raises ``UsageError``, also if it exists."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; give another place") from error
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(to_toml(task))
-
-
-def to_toml(task: TaskFile) -> str:
-    """The task file's text."""
-    draft = msgspec.to_builtins(_draft_of(task))
-    secret = "" if draft["role"] == "client" else " Keep it secret."
-    lines = [f"# A DAP-18 task, as its {draft['role']} gets it.{secret}"]
-    lines += [
-        f"{key} = {values.to_toml(draft[key])}"
-        for key in TaskDraft.__struct_fields__
-        if key in draft
-    ]
-    return "\n".join(lines) + "\n"
 
 
 def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Task:
@@ -285,138 +73,12 @@ def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Ta
     )
 
 
-def _validated(draft: TaskDraft) -> TaskDraft:
-    """Msgspec checks what it reads, not what Python code puts together."""
-    try:
-        return msgspec.convert(msgspec.structs.asdict(draft), TaskDraft)
-    except msgspec.ValidationError as error:
-        raise UsageError(f"{explain(error)}; {_HINT}") from None
-
-
-def _completed(draft: TaskDraft) -> TaskDraft:
-    if draft.vdaf is None:
-        raise _missing("vdaf")
-    fresh: dict[str, Callable[[], str]] = {
-        "task_id": _fresh_task_id,
-        "task_info": lambda: b64url_encode(b"dapd"),
-        "vdaf_verify_key": lambda: b64url_encode(secrets.token_bytes(VERIFY_KEY_SIZE)),
-        "aggregator_auth_token": lambda: secrets.token_urlsafe(32),
-        "collector_auth_token": lambda: secrets.token_urlsafe(32),
-    }
-    made: dict[str, Any] = {
-        key: make() for key, make in fresh.items() if getattr(draft, key) is None
-    }
-    made["vdaf"] = values.vdaf_table(values.vdaf_of(draft.vdaf, complete=False))
-    pair = {draft.collector_hpke_config is None, draft.collector_hpke_private_key is None}
-    if len(pair) == 2:
-        raise Fault(
-            "collector_hpke_private_key",
-            "it and collector_hpke_config belong together; give both or neither",
-        )
-    if pair == {True}:
-        keypair = HpkeKeypair.generate(secrets.randbelow(256), *_COLLECTOR_SUITE)
-        made["collector_hpke_config"] = b64url_encode(HpkeConfig(*keypair.config).encode())
-        made["collector_hpke_private_key"] = b64url_encode(keypair.private_key)
-    return msgspec.structs.replace(draft, **made)
-
-
-def _fresh_task_id() -> str:
-    """One that a shell does not take for an option."""
-    while (text := b64url_encode(secrets.token_bytes(TASK_ID_SIZE))).startswith("-"):
-        pass
-    return text
-
-
-def _own_keys(party: type[TaskFile]) -> list[str]:
-    return [each.name for each in fields(party) if each.name not in {"task_id", "configuration"}]
-
-
-def _narrowed(draft: TaskDraft, party: type[P]) -> P:
-    """The task of a draft that holds other parties' keys too."""
-    known = {*_SHARED, *_own_keys(party)}
-    foreign = {key: None for key in TaskDraft.__struct_fields__ if key not in known}
-    return _task_of(msgspec.structs.replace(draft, **foreign), party)
-
-
-def _task_of(draft: TaskDraft, party: type[P]) -> P:
-    """The one place where keys become a task. Raises ``Fault``."""
-    own: list[str] = _own_keys(party)
-    _check_keys(draft, {*_SHARED, *own}, _role_of(party))
-    given: dict[str, Any] = {key: getattr(draft, key) for key in own}
-    given = {key: value for key, value in given.items() if value is not None}
-    for key, convert in _CONVERSIONS.items():
-        if key in given:
-            given[key] = convert(key, given[key])
-    if "collector_hpke_private_key" in given:
-        values.check_pair(given["collector_hpke_config"], given["collector_hpke_private_key"])
-    task_id = values.bytes_of("task_id", draft.task_id or "", TASK_ID_SIZE)
-    return party(task_id=task_id, configuration=_configuration(draft), **given)
-
-
-def _check_keys(draft: TaskDraft, known: set[str], role: str) -> None:
-    for key in TaskDraft.__struct_fields__:
-        present = getattr(draft, key) is not None
-        if present and key not in known and key != "role":
-            raise Fault(key, f"it is not for the {role}; remove the line")
-        if not present and key in known - _OPTIONAL:
-            raise _missing(key)
-
-
-def _configuration(draft: TaskDraft) -> TaskConfiguration:
-    """All of ``_SHARED`` but ``task_interval`` is there."""
-    assert draft.task_info is not None
-    assert draft.leader_aggregator_endpoint is not None
-    assert draft.helper_aggregator_endpoint is not None
-    assert draft.time_precision is not None
-    assert draft.min_batch_size is not None
-    assert draft.batch_mode is not None
-    assert draft.vdaf is not None
-    task_info = values.bytes_of("task_info", draft.task_info)
-    if not 1 <= len(task_info) <= 255:  # B7
-        raise Fault("task_info", f"{len(task_info)} bytes; it must have 1 to 255")
-    leader, helper = draft.leader_aggregator_endpoint, draft.helper_aggregator_endpoint
-    return TaskConfiguration(
-        task_info=task_info,
-        leader_aggregator_endpoint=values.endpoint_of("leader_aggregator_endpoint", leader),
-        helper_aggregator_endpoint=values.endpoint_of("helper_aggregator_endpoint", helper),
-        time_precision=draft.time_precision,
-        min_batch_size=draft.min_batch_size,
-        batch_mode=_MODES[draft.batch_mode],
-        vdaf=values.vdaf_of(draft.vdaf, complete=True),
-        extensions=()
-        if draft.task_interval is None
-        else (
-            task_interval_extension(values.interval_of(draft.task_interval, draft.time_precision)),
-        ),
-    )
-
-
-def _draft_of(task: TaskFile) -> TaskDraft:
-    configuration = task.configuration
-    interval = configuration.task_interval
-    precision = configuration.time_precision
-    by_time = configuration.batch_mode is BatchMode.TIME_INTERVAL
-    own = {key: values.text_of(getattr(task, key)) for key in _own_keys(type(task))}
-    return TaskDraft(
-        role=_role_of(type(task)),
-        task_id=b64url_encode(task.task_id),
-        task_info=b64url_encode(configuration.task_info),
-        leader_aggregator_endpoint=configuration.leader_aggregator_endpoint,
-        helper_aggregator_endpoint=configuration.helper_aggregator_endpoint,
-        time_precision=precision,
-        min_batch_size=configuration.min_batch_size,
-        batch_mode="time-interval" if by_time else "leader-selected",
-        vdaf=values.vdaf_table(configuration.vdaf),
-        task_interval=(
-            (interval.start * precision, interval.duration * precision) if interval else None
-        ),
-        **own,
-    )
-
-
-def _role_of(party: type[TaskFile]) -> Any:
-    return next(role for role, each in _BY_ROLE.items() if each is party)
-
-
-def _missing(key: str) -> Fault:
-    return Fault(key, f"missing; {_HINT}")
+def local_settings(task: LeaderTask | HelperTask, defaults: TaskSettings) -> TaskSettings:
+    """``defaults``, but for the expiry age if the file has one."""
+    match task.report_expiry_age:
+        case None:
+            return defaults
+        case int(age):
+            return replace(defaults, report_expiry_age=age)
+        case _:
+            return replace(defaults, report_expiry_age=None)

@@ -1,0 +1,153 @@
+"""A new task: what nobody has chosen is made, and each party gets its own part of it.
+
+Left out: how the files are written (``.files``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from dapd.config import Defaults, explain
+from dapd.crypto import HpkeKeypair
+from dapd.errors import UsageError
+from dapd.messages.common import TASK_ID_SIZE, HpkeConfig, b64url_encode
+from dapd.messages.task import TaskConfiguration
+from dapd.protocol.task import MAX_INTEGER
+from dapd.taskfile import values
+from dapd.taskfile.files import (
+    HINT,
+    VERIFY_KEY_SIZE,
+    Age,
+    ClientTask,
+    CollectorTask,
+    HelperTask,
+    LeaderTask,
+    TaskDraft,
+    TaskFiles,
+    missing,
+    narrowed,
+)
+from dapd.taskfile.values import Fault
+
+HELPER_KEEPS_LONGER = 86_400
+"""Seconds. What the Leader still sends, the Helper must still take: else a report that expired
+between the two is counted by neither or by one. A day covers clocks and retries.
+"""
+# DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM: what every party must support.
+_COLLECTOR_SUITE = (0x0020, 0x0001, 0x0001)
+
+
+def new_task(
+    draft: TaskDraft, *, allow_insecure_http: bool = False, allow_tiny_batches: bool = False
+) -> TaskFiles:
+    """The task of ``draft``, with a fresh task id, verification key, tokens and Collector key pair
+    where it has none. Its ``report_expiry_age`` is the Leader's, unless ``role`` says that it comes
+    from a Helper's file. Raises ``UsageError`` that names the key.
+    """
+    try:
+        full = _completed(_validated(draft))
+        files = TaskFiles(
+            leader=narrowed(full, LeaderTask),
+            helper=narrowed(_for_helper(full), HelperTask),
+            collector=narrowed(full, CollectorTask),
+            client=narrowed(full, ClientTask),
+        )
+    except Fault as fault:
+        raise UsageError(str(fault)) from None
+    refuse_unsafe(
+        files.client.configuration,
+        allow_insecure_http=allow_insecure_http,
+        allow_tiny_batches=allow_tiny_batches,
+    )
+    return files
+
+
+def refuse_unsafe(
+    configuration: TaskConfiguration,
+    *,
+    allow_insecure_http: bool = False,
+    allow_tiny_batches: bool = False,
+) -> None:
+    """What needs a flag of its own (rule B7). Raises ``UsageError`` that names it."""
+    for key in ("leader_aggregator_endpoint", "helper_aggregator_endpoint"):
+        url = getattr(configuration, key)
+        if not allow_insecure_http and values.is_insecure(url):
+            raise UsageError(
+                f"{key}: {url} sends tokens unencrypted over a network;"
+                " use https://, or give --allow-insecure-http"
+            )
+    if not allow_tiny_batches and configuration.min_batch_size == 1:
+        raise UsageError(
+            "min_batch_size: a batch of one report is one person's measurement;"
+            " raise it, or give --allow-tiny-batches"
+        )
+
+
+def _validated(draft: TaskDraft) -> TaskDraft:
+    """Msgspec checks what it reads, not what Python code puts together."""
+    try:
+        return msgspec.convert(msgspec.structs.asdict(draft), TaskDraft)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{explain(error)}; {HINT}") from None
+
+
+def _completed(draft: TaskDraft) -> TaskDraft:
+    if draft.vdaf is None:
+        raise missing("vdaf")
+    fresh: dict[str, Callable[[], str]] = {
+        "task_id": _fresh_task_id,
+        "task_info": lambda: b64url_encode(b"dapd"),
+        "vdaf_verify_key": lambda: b64url_encode(secrets.token_bytes(VERIFY_KEY_SIZE)),
+        "aggregator_auth_token": lambda: secrets.token_urlsafe(32),
+        "collector_auth_token": lambda: secrets.token_urlsafe(32),
+    }
+    made: dict[str, Any] = {
+        key: make() for key, make in fresh.items() if getattr(draft, key) is None
+    }
+    made["report_expiry_age"] = _age_at_leader(draft)
+    made["vdaf"] = values.vdaf_table(values.vdaf_of(draft.vdaf, complete=False))
+    pair = {draft.collector_hpke_config is None, draft.collector_hpke_private_key is None}
+    if len(pair) == 2:
+        raise Fault(
+            "collector_hpke_private_key",
+            "it and collector_hpke_config belong together; give both or neither",
+        )
+    if pair == {True}:
+        keypair = HpkeKeypair.generate(secrets.randbelow(256), *_COLLECTOR_SUITE)
+        made["collector_hpke_config"] = b64url_encode(HpkeConfig(*keypair.config).encode())
+        made["collector_hpke_private_key"] = b64url_encode(keypair.private_key)
+    return msgspec.structs.replace(draft, **made)
+
+
+def _age_at_leader(draft: TaskDraft) -> Age:
+    age = draft.report_expiry_age
+    if age is None:
+        return Defaults().report_expiry_age
+    if draft.role != "helper" or not isinstance(age, int):
+        return age
+    if age <= HELPER_KEEPS_LONGER:
+        raise Fault(
+            "report_expiry_age",
+            f"{age}; a Helper's is a day longer than its Leader's, "
+            f"so it must be above {HELPER_KEEPS_LONGER}",
+        )
+    return age - HELPER_KEEPS_LONGER
+
+
+def _for_helper(draft: TaskDraft) -> TaskDraft:
+    age = draft.report_expiry_age
+    if not isinstance(age, int):
+        return draft
+    longer = min(age + HELPER_KEEPS_LONGER, MAX_INTEGER)
+    return msgspec.structs.replace(draft, report_expiry_age=longer)
+
+
+def _fresh_task_id() -> str:
+    """One that a shell does not take for an option."""
+    while (text := b64url_encode(secrets.token_bytes(TASK_ID_SIZE))).startswith("-"):
+        pass
+    return text
