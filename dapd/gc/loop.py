@@ -1,5 +1,7 @@
 """The garbage collector's loop: watermarks rise, then what lies below them goes (rule D6).
 
+Each round also merges contributions and gives back space (``dapd.gc.compact``, ``dapd.gc.space``).
+
 Raising a task's watermark is a transaction of its own, and deletions go by the stored one alone: a
 process killed between the two has changed nothing that anybody could see, since reads hide by the
 same comparison. Left out: which rows go in which order (``dapd.gc.sweep``).
@@ -62,7 +64,7 @@ class GarbageCollector:
         await self._raise_marks(await self._tasks(), at)
         collected = {}
         for task in await self._tasks():
-            gone = await self._collect_task(task)
+            gone = await self._collect_task(task, at)
             if gone.total():
                 collected[task.task_id] = gone
                 counts = {name: value for name, value in gone.items() if value}
@@ -105,7 +107,7 @@ class GarbageCollector:
             await self._context.run(raise_marks, marks)
             await self._context.tasks.reload()
 
-    async def _collect_task(self, task: Task) -> Counter[str]:
+    async def _collect_task(self, task: Task, at: Instant) -> Counter[str]:
         match task.state:
             case TaskState.DELETED:
                 return await self._purge(task)
@@ -114,7 +116,7 @@ class GarbageCollector:
             case _:
                 # What a request that was under way has left of a deleted task lies below its mark,
                 # which holds even if the task is being added again just now.
-                sweep = Sweep(self._context, task, task.mark_of(task.expired_before))
+                sweep = Sweep(self._context, task, task.mark_of(task.expired_before, at))
                 if task.expired_before:
                     await sweep.run()
                 if not task.is_leader:
