@@ -104,7 +104,7 @@ def keys(config: Path | None, *, as_json: bool) -> None:
         click.echo(f"{each['key']}  {each['state']:7}  {_values_text(each['values'])}")
     if missing := [each["key"] for each in described if each["state"] == "missing"]:
         click.echo(
-            f"Add the file of key {missing[0]} to [datastore] sealing_keys; if it is lost for good, "
+            f"Add the file of key {missing[0]} to [datastore] sealing_keys; if it is lost, "
             f"run `dapd --config FILE datastore forget-key {missing[0]}`."
         )
 
