@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dapd.cli.store import command_store
+from dapd.protocol.keys import SUITES
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from dapd.protocol.task import Instant
 
 _ID = click.IntRange(0, 255)
-_SUITES = ("x25519-aes128", "x25519-chacha20", "p256-aes128")
 _FOLLOWS = "A running daemon follows within a second."
 
 
@@ -69,8 +69,10 @@ def list_keys(config: Path | None, *, as_json: bool) -> None:
 
 
 @key.command("add")
-@click.option("--suite", type=click.Choice(_SUITES), default=_SUITES[0], show_default=True)
-@click.option("--active", is_flag=True, help="Publish it at once, in no backup though it is yet.")
+@click.option(
+    "--suite", type=click.Choice(list(SUITES)), default=next(iter(SUITES)), show_default=True
+)
+@click.option("--active", is_flag=True, help="Publish it at once, although no backup has it yet.")
 @click.pass_obj
 def add(config: Path | None, suite: str, *, active: bool) -> None:
     """Make a key, of another suite or before its time.
@@ -83,7 +85,6 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
       dapd --config dapd.toml key add --suite p256-aes128
     """
     from dapd.commits import key_moves
-    from dapd.protocol.keys import SUITES
 
     with command_store(config, "key") as (_, datastore, sealer):
         now = max(_instant(datastore))
@@ -194,7 +195,7 @@ def _sealed_to(datastore: Datastore, config_id: int) -> int:
 
 
 def _description(each: StoredKey, stored: list[StoredKey], times: KeyTimes) -> dict[str, Any]:
-    from dapd.protocol.keys import SUITES, next_of
+    from dapd.protocol.keys import next_of
 
     names = {ids: name for name, ids in SUITES.items()}
     upcoming = next_of(each, stored, times)

@@ -81,6 +81,6 @@ class Keyrings:
                     config_id=sealed.config_id,
                     error=str(error),
                     effect="reports sealed to it can't be opened",
-                    remedy="add its sealing key to [datastore] sealing_keys",
+                    remedy="restart with its sealing key in [datastore] sealing_keys",
                 )
             return None

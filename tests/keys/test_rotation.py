@@ -10,6 +10,7 @@ from typing import cast
 import msgspec
 import pytest
 import structlog
+import trio.testing
 
 from dapd import config
 from dapd.commits import key_moves
@@ -184,6 +185,20 @@ async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: P
         await watch.look(context)
         assert [served.id for served in published(context)] == [made.config_id]
         assert set(context.keyrings.keyring.config_ids) == {2, made.config_id}
+
+
+async def test_f1_unknown_ids_make_it_read_the_keys_once_a_second_at_most(
+    tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
+    """Uploads are open to all, so anybody can name ids that nobody has."""
+    async with aggregator(tmp_path) as context:
+        mock_clock.jump(10)
+        await context.keyrings.for_ids(bytes([80]))
+        fresh = HpkeKeypair.generate(81, *X25519)
+        await context.run(keys.insert_keypair, fresh, context.sealer, "active", NOW)
+        assert 81 not in (await context.keyrings.for_ids(bytes([81]))).config_ids
+        mock_clock.jump(1)
+        assert 81 in (await context.keyrings.for_ids(bytes([81]))).config_ids
 
 
 async def test_a_key_without_its_sealing_key_stops_no_other(tmp_path: Path) -> None:
