@@ -30,6 +30,7 @@ from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, UsageError
+from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
@@ -62,6 +63,7 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     watch.run,
     rotation.run,
     reseal.run,
+    garbage.run,
     creator.run,
     dispatch,
 ]

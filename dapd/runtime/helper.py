@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
@@ -65,8 +65,7 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
     if running is None:
         context.disk.require_space()  # E4
         require_replay_room(context, task)
-        key = _new_key(context, task, digest, found)
-        job = NewJob(task, replace(key, expired_before=expired_before), body, found, identity)
+        job = NewJob(task, _new_key(context, task, digest, found), body, found, identity)
         handle = _verify_now if _runs_at_once(context, job) else _store_for_later
         running = context.work.start(identity, partial(handle, context, job))
     joined: StoredJob = await running.wait()
@@ -150,6 +149,8 @@ def _examine(
 
 
 def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) -> JobKey:
+    at = context.instant()
+    expired_before = task.expired_before_at(at)
     return JobKey(
         task_pk=task.task_pk,
         id=secrets.token_bytes(16),
@@ -157,7 +158,9 @@ def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) 
         n=request.rows.count,
         bucket=request.batch_id or b"",
         lease_token=secrets.token_bytes(16),
-        made_at=task.time_of(context.safe_clock.now()),
+        # A task that was added again may have its mark ahead of the clock.
+        made_at=max(task.time_of(at.safe), expired_before),
+        expired_before=expired_before,
     )
 
 
