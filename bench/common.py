@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +80,17 @@ class Connection:
 
 @contextmanager
 def daemon(
-    directory: Path, role: str, port: int, task: LeaderTask | HelperTask, mode: str = "auto"
+    directory: Path,
+    role: str,
+    port: int,
+    task: LeaderTask | HelperTask,
+    *,
+    mode: str = "auto",
+    prepare: Callable[[Path], None] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """An Aggregator with one task; ``mode`` is a Helper's."""
+    """An Aggregator with one task; ``mode`` is a Helper's; ``prepare`` is called with its directory
+    before it starts.
+    """
     command = [sys.executable, "-m", "dapd"]
     url = f"http://127.0.0.1:{port}/"
     subprocess.run(
@@ -99,6 +107,8 @@ def daemon(
         check=True,
         stdout=subprocess.DEVNULL,
     )
+    if prepare is not None:
+        prepare(directory)
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen([*command, "--config", str(config)], stdout=log, stderr=log)
         try:

@@ -135,7 +135,7 @@ async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
     task = make_task(arguments.vdaf, NOBODY, f"http://127.0.0.1:{port}/").helper
     with (
         tempfile.TemporaryDirectory(prefix="dapd-bench-") as name,
-        daemon(Path(name), "helper", port, task, mode) as process,
+        daemon(Path(name), "helper", port, task, mode=mode) as process,
     ):
         async with DapHttp() as http:
             key = await hpke_config(http, f"http://127.0.0.1:{port}/hpke_config")
