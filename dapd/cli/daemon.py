@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
@@ -42,11 +43,14 @@ def ask(
 ) -> R:
     """What the daemon answers; if none runs, what ``alone`` does in its place, under the lock.
 
-    Raises ``UsageError`` or ``DatastoreError``.
+    The socket is tried first: it is all that one of the daemon's group can open. Raises
+    ``UsageError`` or ``DatastoreError``.
     """
     from dapd.datastore import open_for_command
     from dapd.datastore.lock import holder_of
 
+    with suppress(NoDaemon):
+        return call(config, operation, request)
     path = config.datastore.path
     holder = f"a `dapd` command ({operation.name}), process {os.getpid()}"
     opened = open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
@@ -55,13 +59,10 @@ def ask(
             return alone(opened.datastore)
     finally:
         opened.close()
-    try:
-        return call(config, operation, request)
-    except NoDaemon as error:
-        raise DatastoreError(
-            f"{path} is held by {holder_of(path)}, which does not answer on "
-            f"{config.admin_socket}; try again when it has started or stopped"
-        ) from error
+    raise DatastoreError(
+        f"{path} is held by {holder_of(path)}, which does not answer on {config.admin_socket}; "
+        "try again when it has started or stopped"
+    )
 
 
 def call(config: Config, operation: Operation[Q, R], request: Q) -> R:

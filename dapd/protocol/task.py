@@ -184,8 +184,10 @@ class Task:
         start, end = (
             (interval.start, interval.start + interval.duration) if interval else (0, END_OF_TIME)
         )
+        # The safe time never falls: setting the clock back makes no report too early that was not.
+        latest = max(at.now, at.safe)
         return ReportRules(
-            too_early_after=self.time_of(at.now + int(early_leeway * 1000)),
+            too_early_after=self.time_of(latest + int(early_leeway * 1000)),
             task_start=start,
             task_end=end,
             expired_before=expired_before,
