@@ -131,3 +131,15 @@ def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Dat
     _, following = datastore.run_sync(leases.lease_due, NOW, look)  # type: ignore[arg-type]
     assert [due.run_at for due in seen] == [NOW - 5, NOW]
     assert following == NOW + 7
+
+
+def test_jobs_of_a_task_that_is_not_served_wait_and_hide_nobody(datastore: Datastore) -> None:
+    """However many are due and older, computing or exchanging; they keep their places."""
+    for state in ("assigned", "stored"):
+        for _ in range(10):
+            datastore.run_sync(add_job, 2, state, NOW - 1000)
+    barred = {"computing": [2], "exchanging": [2]}
+    found, following = datastore.run_sync(leases.lease_due, NOW, list, barred, 5)
+    assert [lease.due.task_pk for lease in found] == [1]
+    assert following is None
+    assert len(lease_all(datastore, NOW)) == 20

@@ -9,20 +9,26 @@ import pytest
 import trio
 import trio.testing
 
+from dapd.commits.task_state import set_task_state
 from dapd.config import Leader
 from dapd.crypto import HpkeKeypair
-from dapd.datastore import keys
+from dapd.datastore import Tx, keys
 from dapd.errors import Abort
+from dapd.protocol.task import TaskState
 from dapd.reports import ReportError, parse_upload_errors
 from dapd.runtime.disk import Disk
 from dapd.runtime.lane import Lane
 from tests.build import NOW, X25519, Pair, make_reports, task_pair
-from tests.leaderhouse import QUICK, open_house
+from tests.leaderhouse import QUICK, helper_response, open_house, ready
 from tests.peer import Request, answer
 
 
 def silent(_: Pair, __: Request) -> bytes:
     return answer(500)
+
+
+def honest(pair: Pair, request: Request) -> bytes:
+    return ready(helper_response(pair, request.body))
 
 
 async def test_what_has_queued_is_one_transaction(tmp_path: Path) -> None:
@@ -138,3 +144,40 @@ async def test_a_database_that_fails_is_each_requests_503(tmp_path: Path) -> Non
         )
         result = await house.context.lane.submit(house.task, report)
         assert result.upload_errors == b""
+
+
+async def test_a_draining_task_drops_uploads_and_finishes_what_it_has(tmp_path: Path) -> None:
+    """Each report is ``report_dropped``; those accepted before are aggregated as ever."""
+    async with open_house(tmp_path, task_pair(), honest, config=QUICK) as house:
+        await house.upload(3)
+        await house.create()
+        await house.context.run(set_task_state, house.task.task_id, TaskState.DRAINING)
+        await house.context.tasks.reload()
+        (draining,) = house.context.tasks.all()
+        reports = make_reports(house.pair, [1] * 2)
+        result = await house.context.lane.submit(draining, b"".join(reports))
+        codes = [code for _, code in parse_upload_errors(result.upload_errors)]
+        assert codes == [ReportError.REPORT_DROPPED] * 2
+        await house.step()
+        assert await house.aggregated() == 3
+        counters = await house.counters()
+        assert (counters["upload_accepted"], counters["upload_report_dropped"]) == (3, 2)
+
+
+@pytest.mark.parametrize("state", ["draining", "deleted", "disabled"])
+async def test_an_upload_that_was_let_in_before_its_task_was_stopped(
+    tmp_path: Path, state: str
+) -> None:
+    """Once `task drain` or `task delete` has returned, nothing is accepted any more: the
+    transaction looks. A disabled task keeps what was let in.
+    """
+    async with open_house(tmp_path, task_pair(), silent, config=QUICK) as house:
+
+        def stop(tx: Tx) -> None:
+            tx.execute("UPDATE tasks SET state = :state", state=state)
+
+        await house.context.run(stop)
+        (report,) = make_reports(house.pair, [1])
+        result = await house.context.lane.submit(house.task, report)
+        codes = [code for _, code in parse_upload_errors(result.upload_errors)]
+        assert codes == ([] if state == "disabled" else [ReportError.REPORT_DROPPED])

@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Concatenate, ParamSpec
+
+import pytest
+import structlog.testing
+import trio
 
 from dapd.commits.add_task import add_task
-from dapd.datastore import open_for_command, tasks
-from dapd.protocol.task import TaskSettings
+from dapd.commits.delete_task import delete_task
+from dapd.commits.rekey_task import rekey_task
+from dapd.commits.task_state import set_task_state
+from dapd.crypto import make_sealer
+from dapd.datastore import Datastore, Tx, open_for_command, tasks
+from dapd.protocol.task import TaskSettings, TaskState
 from dapd.runtime.tasks import Tasks
-from tests.build import open_store, task_pair
+from tests.build import NOW, Pair, open_store, task_pair
+
+P = ParamSpec("P")
+
+
+@dataclass
+class Daemon:
+    """What one process knows of one task, while commands of another change it."""
+
+    store: Datastore
+    pair: Pair
+    live: Tasks
+
+    @property
+    def task_id(self) -> bytes:
+        return self.pair.leader.task_id
+
+    def command(
+        self, fn: Callable[Concatenate[Tx, P], object], *args: P.args, **kwargs: P.kwargs
+    ) -> None:
+        opened = open_for_command(self.store.path, holder="a command", now=0)
+        opened.datastore.run_sync(fn, *args, **kwargs)
+        opened.close()
+
+    async def state(self) -> TaskState | None:
+        """As a request finds it."""
+        task = await self.live.find(self.task_id)
+        return None if task is None else task.state
+
+
+@pytest.fixture
+async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
+    opened, pair = open_store(tmp_path / "dapd.sqlite"), task_pair()
+    opened.datastore.run_sync(add_task, pair.leader, pair.sealer)
+    live = Tasks(opened.datastore, pair.sealer)
+    await live.refresh()
+    yield Daemon(opened.datastore, pair, live)
+    opened.close()
 
 
 async def test_e5_a_task_that_a_command_has_just_added_is_not_refused(tmp_path: Path) -> None:
@@ -40,3 +87,114 @@ async def test_e5_a_change_by_a_command_is_seen_at_the_next_look(tmp_path: Path)
     await live.refresh()
     assert live.by_pk(task.task_pk).settings.helper_mode == "sync"
     opened.close()
+
+
+async def test_e5_a_disabled_task_is_found_by_nobody_and_its_jobs_are_barred(
+    daemon: Daemon,
+) -> None:
+    """From the next look on; a step that is under way still knows what it works on."""
+    (task,) = daemon.live.all()
+    daemon.command(set_task_state, daemon.task_id, TaskState.DISABLED)
+    assert await daemon.state() is TaskState.ACTIVE
+    await daemon.live.refresh()
+    assert await daemon.state() is None
+    assert daemon.live.all() == []
+    assert daemon.live.unserved == {task.task_pk}
+    assert daemon.live.by_pk(task.task_pk).state is TaskState.DISABLED
+    daemon.command(set_task_state, daemon.task_id, TaskState.ACTIVE)
+    assert await daemon.state() is TaskState.ACTIVE
+    assert daemon.live.unserved == set()
+
+
+async def test_e5_nobody_is_refused_by_a_state_that_is_over(daemon: Daemon) -> None:
+    """A task that drains is looked at before it refuses an upload."""
+    daemon.command(set_task_state, daemon.task_id, TaskState.DRAINING)
+    await daemon.live.refresh()
+    assert await daemon.state() is TaskState.DRAINING
+    assert [task.state for task in daemon.live.all()] == [TaskState.DRAINING]
+    daemon.command(set_task_state, daemon.task_id, TaskState.ACTIVE)
+    assert await daemon.state() is TaskState.ACTIVE
+
+
+async def test_d6_a_deleted_task_comes_back_under_its_mark(daemon: Daemon) -> None:
+    """D6: deleted, purged, added again, beside one running daemon; a tombstone needs no secret."""
+    with structlog.testing.capture_logs() as logs:
+        daemon.command(delete_task, daemon.task_id, NOW, 0.0, discard=False)
+        await daemon.live.refresh()
+        pk = 1
+        assert daemon.live.unserved == {pk}
+        daemon.command(tasks.purge, pk)
+        await daemon.live.refresh()
+        assert not daemon.live.unserved
+        assert not daemon.live.all()
+        assert daemon.live.by_pk(pk).state is TaskState.PURGED
+        again = Tasks(daemon.store, daemon.pair.sealer)
+        await again.refresh()
+        assert again.all() == []
+        daemon.command(add_task, daemon.pair.leader, daemon.pair.sealer)
+        found = await daemon.live.find(daemon.task_id)
+    assert found is not None
+    assert found.expired_before > 0
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == []
+
+
+async def test_f2_an_unreadable_task_is_said_once_and_harms_no_other(daemon: Daemon) -> None:
+    """F2: the line says what to do; when that is done, the task is served."""
+    other = make_sealer([bytes(32)])
+    live = Tasks(daemon.store, other)
+    with structlog.testing.capture_logs() as logs:
+        await live.refresh()
+        await live.reload()
+    assert [line["event"] for line in logs] == ["task_unreadable"]
+    assert "dapd task rekey" in logs[0]["remedy"]
+    assert not live.all()
+    assert live.unserved == {1}
+    daemon.command(rekey_task, daemon.pair.leader, other)
+    assert await live.find(daemon.task_id) is not None
+
+
+async def test_a_task_of_another_version_is_left_alone(daemon: Daemon) -> None:
+    """Its rows mean something else; the remedy is another dapd."""
+
+    def change(tx: Tx) -> None:
+        tx.execute("UPDATE tasks SET dap_version = 'dap-19'")
+
+    daemon.command(change)
+    live = Tasks(daemon.store, daemon.pair.sealer)
+    with structlog.testing.capture_logs() as logs:
+        await live.refresh()
+    (line,) = logs
+    assert (line["event"], line["remedy"]) == ("task_unreadable", "run a dapd that speaks dap-19")
+    assert not live.all()
+    assert live.unserved == {1}
+
+
+async def test_what_the_helper_accepted_turns_no_change_back(daemon: Daemon) -> None:
+    """A step that began before the task was disabled notes what it learned, and no more."""
+    (task,) = daemon.live.all()
+    daemon.command(set_task_state, daemon.task_id, TaskState.DISABLED)
+    await daemon.live.refresh()
+    daemon.live.note_peer_accepted(task)
+    known = daemon.live.by_pk(task.task_pk)
+    assert (known.state, known.peer_accepted) == (TaskState.DISABLED, True)
+
+
+async def test_many_that_would_be_refused_share_a_look(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any request may cause one, so they don't queue up behind each other; each is served by one
+    that began after it came.
+    """
+    looks = 0
+    look = daemon.store.changes_elsewhere
+
+    async def counted() -> int:
+        nonlocal looks
+        looks += 1
+        return await look()
+
+    monkeypatch.setattr(daemon.store, "changes_elsewhere", counted)
+    async with trio.open_nursery() as nursery:
+        for n in range(100):
+            nursery.start_soon(daemon.live.find, n.to_bytes(32, "big"))
+    assert looks <= 2

@@ -1,0 +1,405 @@
+"""What an operator may do with a task, from adding it to adding it again."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from dapd.commits.add_task import add_task
+from dapd.commits.delete_task import Standing, delete_task, standing
+from dapd.commits.rekey_task import rekey_task
+from dapd.commits.task_state import set_task_state
+from dapd.commits.tokens import add_token, remove_token, use_token
+from dapd.crypto import hash_token, make_sealer
+from dapd.datastore import Datastore, Tx, batches, collections, safe_clock, tasks
+from dapd.datastore.safe_clock import StoredClock
+from dapd.datastore.uncollected import Uncollected
+from dapd.errors import UsageError
+from dapd.messages.common import BatchMode
+from dapd.protocol.batches import batch_id_range, time_bucket
+from dapd.protocol.task import Task, TaskSettings, TaskState
+from tests.build import (
+    AGGREGATOR_TOKEN,
+    COLLECTOR_TOKEN,
+    NOW,
+    PRECISION,
+    TIME,
+    Pair,
+    open_store,
+    task_pair,
+)
+from tests.collecting import QUERY, Aggregators, aggregators
+
+LEEWAY = 300.0
+AGED = TaskSettings(report_expiry_age=PRECISION)
+OTHER_SEALER = make_sealer([bytes(32)])
+"""Of a process that has lost the key of ``pair.sealer``."""
+
+
+@dataclass
+class Operator:
+    """Commands on one datastore; ``pair`` is the task that its files say."""
+
+    store: Datastore
+    pair: Pair
+
+    @property
+    def task_id(self) -> bytes:
+        return self.pair.leader.task_id
+
+    def add(self, task: Task) -> bool:
+        return self.store.run_sync(add_task, task, self.pair.sealer)
+
+    def make(self, state: TaskState) -> bool:
+        return self.store.run_sync(set_task_state, self.task_id, state)
+
+    def delete(self, *, now: int = NOW, discard: bool = False) -> Uncollected:
+        return self.store.run_sync(delete_task, self.task_id, now, LEEWAY, discard=discard)
+
+    def task(self) -> Task:
+        """As it is stored."""
+        return self.stored().unseal(self.pair.sealer)
+
+    def stored(self) -> tasks.SealedTask:
+        found = self.store.read_sync(tasks.find, self.task_id)
+        assert found is not None
+        return found
+
+    def purge(self) -> None:
+        """What the garbage collector does once nothing is left."""
+        assert self.store.run_sync(tasks.purge, self.stored().task_pk)
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    opened = open_store(tmp_path / "dapd.sqlite")
+    yield Operator(opened.datastore, task_pair(settings=AGED))
+    opened.close()
+
+
+@pytest.fixture
+async def who(tmp_path: Path) -> AsyncIterator[Aggregators]:
+    async with aggregators(tmp_path) as made:
+        yield made
+
+
+class TestStates:
+    """Active, draining, disabled, and back; deleted is another matter."""
+
+    def test_each_change_is_said_once(self, operator: Operator) -> None:
+        """A command that is typed twice changes nothing the second time."""
+        operator.add(operator.pair.leader)
+        for state in (TaskState.DRAINING, TaskState.DISABLED, TaskState.DRAINING, TaskState.ACTIVE):
+            assert operator.make(state)
+            assert not operator.make(state)
+            assert operator.task().state is state
+
+    def test_a_helper_does_not_drain(self, operator: Operator) -> None:
+        """It takes no uploads; the line says what to do instead."""
+        operator.add(operator.pair.helper)
+        with pytest.raises(UsageError, match="drain it at its Leader"):
+            operator.make(TaskState.DRAINING)
+        assert operator.make(TaskState.DISABLED)
+
+    def test_a_deleted_task_has_no_other_state(self, operator: Operator) -> None:
+        """Its rows may be gone already."""
+        operator.add(operator.pair.leader)
+        operator.delete()
+        with pytest.raises(UsageError, match="is deleted; `dapd task add` brings it back"):
+            operator.make(TaskState.ACTIVE)
+        with pytest.raises(UsageError, match="is deleted"):
+            operator.delete()
+        with pytest.raises(UsageError, match=r"no task .* `dapd task list`"):
+            operator.store.run_sync(set_task_state, bytes(32), TaskState.ACTIVE)
+
+
+class TestDelete:
+    """Nothing that somebody may still collect goes by accident; the mark outlives all (D6)."""
+
+    def test_d6_the_mark_is_above_all_that_may_have_been_admitted(self, operator: Operator) -> None:
+        """D6: now, and as far ahead as reports may be, in whole time precisions."""
+        operator.add(operator.pair.leader)
+        operator.delete(now=NOW + (PRECISION - 300) * 1000)
+        stored = operator.stored()
+        assert stored.state is TaskState.DELETED
+        assert stored.public().expired_before == TIME + 2
+
+    def test_d6_the_mark_never_falls(self, operator: Operator) -> None:
+        """D6: neither below itself nor below what a restore may have forgotten."""
+        operator.add(operator.pair.leader)
+        pk = operator.task().task_pk
+        operator.store.run_sync(tasks.quarantine, pk, TIME + 5)
+        operator.delete()
+        assert operator.stored().public().expired_before == TIME + 5
+        operator.purge()
+        operator.add(operator.pair.leader)
+        operator.delete(now=NOW - 10**9)
+        assert operator.stored().public().expired_before == TIME + 5
+
+    async def test_d6_the_mark_is_above_reports_of_a_clock_that_was_ahead(
+        self, who: Aggregators
+    ) -> None:
+        """D6: whatever the clock said when they were admitted."""
+        operator = Operator(who.store, who.pair)
+        who.upload(1, time=TIME + 1000)
+        operator.delete(discard=True)
+        assert operator.stored().public().expired_before == TIME + 1001
+
+    async def test_refused_with_counts_while_something_is_uncollected(
+        self, who: Aggregators
+    ) -> None:
+        """One line says what there is, and what to do; nothing has changed."""
+        operator = Operator(who.store, who.pair)
+        who.upload(4)
+        who.aggregate([1, 1, 1])
+        job = who.query(QUERY)
+        with pytest.raises(UsageError) as refused:
+            operator.delete()
+        for part in (
+            "4 reports that are not aggregated",
+            "3 aggregated reports",
+            "1 collections",
+            "drain it and collect them first",
+            "--discard",
+        ):
+            assert part in str(refused.value)
+        assert operator.task().state is TaskState.ACTIVE
+        left = operator.delete(discard=True)
+        assert (left.waiting, left.aggregated, left.jobs, left.collections) == (4, 3, 0, 1)
+        assert operator.stored().state is TaskState.DELETED
+        assert who.job(job).state == "waiting"  # the garbage collector's
+
+    async def test_what_a_collection_took_is_collected_once_it_was_fetched(
+        self, who: Aggregators
+    ) -> None:
+        """A batch that is only closed is not collected; nor is a result that nobody has."""
+        operator = Operator(who.store, who.pair)
+        who.aggregate([1, 1, 1])
+        job = who.query(QUERY)
+        pk = who.leader.task_pk
+        bucket, after = time_bucket(TIME), time_bucket(TIME + 1)
+        for state in ("quarantined", "closed", "collected"):
+
+            def shut(tx: Tx, state: str = state) -> None:
+                tx.execute("DELETE FROM collected")
+                batches.close(tx, pk, bucket, after, state=state, collection_pk=job.pk)
+
+            who.store.run_sync(shut)
+            left = who.store.read_sync(standing, who.leader, NOW).uncollected
+            assert left.aggregated == (0 if state == "collected" else 3)
+        who.store.run_sync(
+            lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
+        )
+        with pytest.raises(UsageError, match="1 collections whose result nobody has fetched"):
+            operator.delete()
+        who.store.run_sync(collections.note_served, job.pk, NOW)
+        assert not operator.delete()
+
+    async def test_d6_what_has_expired_is_not_waited_for(self, who: Aggregators) -> None:
+        """D6: nobody can collect it any more, whether or not the garbage collector has been there.
+
+        By the clock that expires things, as it was stored last.
+        """
+        who.upload(1)
+        who.aggregate([1, 1])
+        who.store.run_sync(tasks.set_settings, who.leader.task_pk, AGED)
+        end = (TIME + 2) * PRECISION * 1000
+        for safe, left in ((end - 1, (1, 2)), (end, (0, 0))):
+            who.store.run_sync(safe_clock.store, StoredClock(safe))
+            task = replace(who.leader, settings=AGED)
+            found = who.store.read_sync(standing, task, NOW + 10**9).uncollected
+            assert (found.waiting, found.aggregated) == left
+
+    async def test_a_helpers_remedy_is_its_leader(self, who: Aggregators) -> None:
+        """It can't collect by itself."""
+        who.aggregate([1, 1])
+        with pytest.raises(UsageError, match="let its Leader end it first"):
+            Operator(who.helper_store, who.pair).delete()
+
+
+class TestCollectBefore:
+    """When the first of what is uncollected expires."""
+
+    async def test_it_is_the_end_of_the_oldest_bucket_plus_the_age(self, who: Aggregators) -> None:
+        """Whether its reports are aggregated or wait; collected ones count no more."""
+        task = replace(who.leader, settings=AGED)
+
+        def first() -> int | None:
+            return who.store.read_sync(standing, task, NOW).collect_before
+
+        assert first() is None
+        who.aggregate([1], time=TIME + 2)
+        assert first() == (TIME + 3 + 1) * PRECISION * 1000
+        who.upload(1, time=TIME + 1)
+        assert first() == (TIME + 2 + 1) * PRECISION * 1000
+        who.decide(1)
+        who.store.run_sync(
+            batches.close, who.leader.task_pk, time_bucket(TIME), time_bucket(TIME + 3),
+            state="collected", collection_pk=None,
+        )  # fmt: skip
+        assert first() is None
+
+    async def test_without_an_age_there_is_no_such_time(self, who: Aggregators) -> None:
+        """But what is uncollected is known."""
+        who.aggregate([1], time=TIME)
+        found = who.store.read_sync(standing, who.leader, NOW)
+        assert found == Standing(Uncollected(0, 1, 0, 0, TIME), None)
+
+    async def test_c6_a_leader_selected_batch_goes_whole_by_its_newest(
+        self, tmp_path: Path
+    ) -> None:
+        """C6: its older reports do not expire before it."""
+        async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
+            batch_id, other = who.open_batch(), who.open_batch()
+            who.aggregate([1], time=TIME, batch_id=batch_id)
+            who.aggregate([1], time=TIME + 4, batch_id=batch_id)
+            who.aggregate([1], time=TIME + 2, batch_id=other)
+            task = replace(who.leader, settings=AGED)
+
+            def first() -> int | None:
+                return who.store.read_sync(standing, task, NOW).collect_before
+
+            assert first() == (TIME + 3 + 1) * PRECISION * 1000
+            who.store.run_sync(
+                batches.close, task.task_pk, *batch_id_range(other),
+                state="collected", collection_pk=None,
+            )  # fmt: skip
+            assert first() == (TIME + 5 + 1) * PRECISION * 1000
+
+
+class TestAddAgain:
+    """Adding a task that was deleted starts from its tombstone (D6)."""
+
+    def test_d6_the_same_task_comes_back_with_its_mark_and_new_secrets(
+        self, operator: Operator
+    ) -> None:
+        """D6: state and peer are as of a new one, the mark as it was left."""
+        operator.add(operator.pair.leader)
+        pk = operator.task().task_pk
+        operator.store.run_sync(tasks.note_peer_accepted, pk)
+        operator.delete()
+        with pytest.raises(UsageError, match="still being deleted; try again"):
+            operator.add(operator.pair.leader)
+        operator.purge()
+        fresh = replace(
+            operator.pair.leader,
+            verify_key=bytes(32),
+            aggregator_token="fresh",
+            inbound_token_hashes=(hash_token("fresh too"),),
+            settings=TaskSettings(batch_target_size=9),
+        )
+        assert operator.add(fresh)
+        assert operator.task() == replace(fresh, task_pk=pk, expired_before=TIME + 1)
+        assert not operator.add(fresh)
+
+    def test_a_tombstone_takes_no_other_task(self, operator: Operator) -> None:
+        """The id stands for one configuration and one role for ever."""
+        operator.add(operator.pair.leader)
+        operator.delete()
+        operator.purge()
+        other = replace(operator.pair.configuration, task_info=b"another").encode()
+        with pytest.raises(UsageError, match="another TaskConfiguration"):
+            operator.add(replace(operator.pair.leader, configuration_bytes=other))
+        with pytest.raises(UsageError, match="as its Leader"):
+            operator.add(operator.pair.helper)
+        assert operator.stored().state is TaskState.PURGED
+
+    def test_a_task_whose_tokens_were_replaced_is_told_how_tokens_change(
+        self, operator: Operator
+    ) -> None:
+        """Its file is out of date; while both tokens are valid it is not."""
+        operator.add(operator.pair.helper)
+        operator.store.run_sync(add_token, operator.task_id, hash_token("second"))
+        assert not operator.add(operator.pair.helper)
+        operator.store.run_sync(remove_token, operator.task_id)
+        with pytest.raises(UsageError, match=r"another token; .*`dapd task token`"):
+            operator.add(operator.pair.helper)
+
+
+class TestTokens:
+    """Two inbound ones at most, one at least; the outbound one is the Leader's (A9)."""
+
+    def test_a9_the_older_goes_and_the_last_stays(self, operator: Operator) -> None:
+        """A9: a third is refused, and so is none at all."""
+        operator.add(operator.pair.leader)
+        first, second, third = (hash_token(each) for each in (COLLECTOR_TOKEN, "second", "third"))
+        operator.store.run_sync(add_token, operator.task_id, second)
+        assert operator.task().inbound_token_hashes == (first, second)
+        with pytest.raises(UsageError, match=r"2 valid tokens; .*`dapd task token remove`"):
+            operator.store.run_sync(add_token, operator.task_id, third)
+        assert operator.store.run_sync(remove_token, operator.task_id) == first
+        assert operator.task().inbound_token_hashes == (second,)
+        with pytest.raises(UsageError, match="add its successor first"):
+            operator.store.run_sync(remove_token, operator.task_id)
+
+    def test_i9_the_outbound_token_is_sealed_and_the_leaders(self, operator: Operator) -> None:
+        """I9: nobody reads it in the database; a Helper has none."""
+        operator.add(operator.pair.leader)
+        operator.store.run_sync(use_token, operator.task_id, "brand-new", operator.pair.sealer)
+        assert operator.task().aggregator_token == "brand-new"
+        assert b"brand-new" not in repr(operator.stored().row).encode()
+
+    def test_a_helper_uses_none(self, operator: Operator) -> None:
+        """The line says whom to give it to."""
+        operator.add(operator.pair.helper)
+        with pytest.raises(UsageError, match="give the token to the Leader's operator"):
+            operator.store.run_sync(use_token, operator.task_id, "x", operator.pair.sealer)
+
+
+class TestRekey:
+    """Secrets come back from the file once the key that sealed them is lost."""
+
+    @pytest.mark.parametrize("role", ["leader", "helper"])
+    def test_all_is_as_before_under_the_new_key(self, operator: Operator, role: str) -> None:
+        """Marks, settings and state stay; tokens that were replaced since stay replaced."""
+        task: Task = getattr(operator.pair, role)
+        operator.add(task)
+        pk = operator.task().task_pk
+        operator.store.run_sync(tasks.quarantine, pk, TIME)
+        operator.make(TaskState.DISABLED)
+        before = operator.task()
+        file = replace(task, settings=TaskSettings("async"))
+        assert operator.store.run_sync(rekey_task, file, OTHER_SEALER)
+        assert operator.stored().unseal(OTHER_SEALER) == before
+        assert not operator.stored().is_readable(operator.pair.sealer)
+
+    def test_a_revoked_token_stays_revoked(self, operator: Operator) -> None:
+        """Inbound tokens are not sealed: an old file must not let an old token in again."""
+        operator.add(operator.pair.helper)
+        operator.store.run_sync(add_token, operator.task_id, hash_token("second"))
+        operator.store.run_sync(remove_token, operator.task_id)
+        assert not operator.store.run_sync(rekey_task, operator.pair.helper, OTHER_SEALER)
+        found = operator.stored().unseal(OTHER_SEALER)
+        assert found.inbound_token_hashes == (hash_token("second"),)
+
+    def test_the_file_of_another_task_is_refused(self, operator: Operator) -> None:
+        """Role, configuration and the Collector's key must be the same."""
+        pair = operator.pair
+        operator.add(pair.leader)
+        other = replace(pair.configuration, task_info=b"another").encode()
+        for file, why in (
+            (replace(pair.leader, configuration_bytes=other), "another TaskConfiguration"),
+            (replace(pair.leader, verification_key_id=7), "another verification_key_id"),
+            (pair.helper, "as its Leader"),
+            (replace(pair.leader, task_id=bytes(32)), "no task"),
+        ):
+            with pytest.raises(UsageError, match=why):
+                operator.store.run_sync(rekey_task, file, OTHER_SEALER)
+        assert operator.task().aggregator_token == AGGREGATOR_TOKEN
+
+    def test_a_task_that_lost_nothing_keeps_its_secrets(self, operator: Operator) -> None:
+        """An old file is not a way to turn a replaced token back."""
+        operator.add(operator.pair.leader)
+        with pytest.raises(UsageError, match="has all its secrets"):
+            operator.store.run_sync(rekey_task, operator.pair.leader, operator.pair.sealer)
+
+    def test_a_leader_whose_token_was_dropped_is_unreadable(self, operator: Operator) -> None:
+        """`dapd datastore forget-key` leaves nothing where a lost key had sealed something."""
+        operator.add(operator.pair.leader)
+        operator.store.run_sync(lambda tx: tx.execute("UPDATE tasks SET aggregator_token = NULL"))
+        assert not operator.stored().is_readable(operator.pair.sealer)
+        assert operator.store.run_sync(rekey_task, operator.pair.leader, operator.pair.sealer)
+        assert operator.task().aggregator_token == AGGREGATOR_TOKEN
