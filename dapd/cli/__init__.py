@@ -15,7 +15,18 @@ import click
 from dapd import __version__
 from dapd.errors import DatastoreError, PeerError, UsageError
 
-_COMMANDS = ("clock", "collect", "datastore", "demo", "init", "key", "task", "upload")
+_COMMANDS = (
+    "backup",
+    "clock",
+    "collect",
+    "datastore",
+    "demo",
+    "init",
+    "key",
+    "restore",
+    "task",
+    "upload",
+)
 """``NAME`` is the click command ``NAME`` of the module ``dapd.cli.NAME``."""
 
 

@@ -6,6 +6,7 @@ admitted is admitted again (rule D6). Its secrets come from the file anew.
 
 from __future__ import annotations
 
+from dapd.commits.quarantine import quarantine_added
 from dapd.crypto import Sealer
 from dapd.datastore import tasks
 from dapd.datastore.engines import Tx
@@ -30,7 +31,7 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
     """
     stored = tasks.find(tx, task.task_id)
     if stored is None:
-        tasks.insert(tx, task, sealer)
+        quarantine_added(tx, tasks.insert(tx, task, sealer).task_pk)
         return True
     require_role(task, stored.role)
     if stored.state is TaskState.DELETED:
@@ -40,7 +41,9 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
         )
     if stored.state is TaskState.PURGED:
         require_same(task, stored.public(), {"configuration_bytes": "TaskConfiguration"})
-        return tasks.revive(tx, stored.task_pk, task, sealer)
+        revived = tasks.revive(tx, stored.task_pk, task, sealer)
+        quarantine_added(tx, stored.task_pk)
+        return revived
     _require_known(task, stored, sealer)
     return False
 

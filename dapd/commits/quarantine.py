@@ -14,7 +14,7 @@ from dapd.datastore.engines import Tx
 from dapd.datastore.tasks import Outline
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, time_bucket
 from dapd.protocol.states import LeaderJob
-from dapd.protocol.task import Instant, Task
+from dapd.protocol.task import Instant
 
 REASON = "restored from a backup"
 
@@ -34,11 +34,11 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
     return quarantined
 
 
-def quarantine_added(tx: Tx, task: Task) -> None:
+def quarantine_added(tx: Tx, task_pk: int) -> None:
     """A task that is new to a restored file may have been here before: the same for it."""
     newest = tasks.last_restore(tx)
     if newest is not None:
-        outline = next(each for each in tasks.outlines(tx) if each.task_pk == task.task_pk)
+        outline = next(each for each in tasks.outlines(tx) if each.task_pk == task_pk)
         _close(tx, outline, newest)
 
 

@@ -165,7 +165,10 @@ def parse_interval(start: Any, duration: Any, precision: int) -> Interval:
     ``start`` is seconds since the Epoch, a date (its midnight in UTC), a time of day with a zone,
     or one of these as text; ``duration`` is seconds. Raises ``ValueError`` that says what to write.
     """
-    start = _seconds(start)
+    try:
+        start = seconds_of(start)
+    except ValueError as error:
+        raise ValueError(f"its start {error}") from None
     if isinstance(duration, str):  # as the command line gives it
         duration = _moment(duration)
     if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
@@ -177,7 +180,8 @@ def parse_interval(start: Any, duration: Any, precision: int) -> Interval:
     return Interval(start // precision, duration // precision)
 
 
-def _seconds(value: Any) -> int:
+def seconds_of(value: Any) -> int:
+    """A moment in seconds since the Epoch. Raises ``ValueError`` that says what it must be."""
     match _moment(value) if isinstance(value, str) else value:
         case datetime() as moment if moment.tzinfo is not None and not moment.microsecond:
             return int(moment.timestamp())
@@ -186,7 +190,7 @@ def _seconds(value: Any) -> int:
         case int() as seconds if not isinstance(seconds, bool):
             return seconds
         case _:
-            raise ValueError("its start must be seconds, a date, or a time with a zone (Z)")
+            raise ValueError("must be seconds, a date, or a time with a zone (Z)")
 
 
 def _moment(text: str) -> int | date | None:

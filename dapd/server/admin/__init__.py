@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapd.server.admin import clock
+from dapd.server.admin import clock, restore
 from dapd.server.admin.operation import Operation
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
     clock.SHOW,
     clock.ACCEPT,
+    restore.ACCEPT,
 )

@@ -1,0 +1,261 @@
+"""``dapd restore``: put a backup in the database's place, and reopen what that has closed.
+
+A restored database has forgotten which reports were admitted and which batches were collected since
+the backup was made, so it comes up quarantined (``dapd.commits.quarantine``, ADR 0020).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dapd.cli import required_config
+from dapd.errors import UsageError
+
+if TYPE_CHECKING:
+    from dapd.commits.restore_accept import Quarantine
+    from dapd.config import Config
+    from dapd.datastore import Datastore, Tx
+    from dapd.datastore.tasks import Outline
+
+_MOST_BUCKETS = 1000
+
+
+class _Restore(click.Group):
+    """``restore FILE`` beside ``restore accept`` and ``restore status``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = ["file", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_Restore, subcommand_metavar="FILE | accept | status")
+def restore() -> None:
+    """Put a backup in the place of the database of a daemon that is stopped.
+
+    The backup has forgotten which reports were accepted and which batches were collected since it
+    was made. So afterwards every report up to now is dropped and every batch up to now is closed,
+    in all tasks; later ones are served as ever. After comparing `dapd restore status` with the
+    other Aggregator, `dapd restore accept` reopens batches that were not collected since.
+
+    A snapshot of a whole machine rolls everything back, and no daemon can notice: before it starts,
+    restore with the database's own path as FILE.
+
+    \b
+    Example:
+      dapd --config dapd.toml restore backups/dapd-20270131T020000Z-81723.sqlite
+    """
+
+
+@restore.command("file", hidden=True)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.pass_obj
+def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
+    """Replace the database by a copy of FILE, a backup. The daemon must be stopped.
+
+    FILE is checked first: it is whole, and all its sealed values open with the configured keys. The
+    database that was there is kept beside the new one.
+    """
+    from dapd import config as configuration
+    from dapd.datastore.restoring import put_in_place
+    from dapd.messages.common import b64url_encode
+
+    loaded = configuration.load(required_config(config))
+    path = loaded.datastore.path
+    now = time.time_ns() // 1_000_000
+    if not yes:
+        click.confirm(
+            f"Replace {path} by {file}? Every report up to now will be dropped, and every batch "
+            "up to now closed",
+            abort=True,
+        )
+    done = put_in_place(
+        path,
+        file,
+        holder=f"a `dapd restore` command, process {os.getpid()}",
+        now=now,
+        prepare=lambda datastore: _prepare(loaded, datastore, now),
+    )
+    click.echo(f"{path} is {file} now, quarantined.")
+    if done.kept is not None:
+        click.echo(f"The database that was there is {done.kept}.")
+    for task in done.prepared:
+        click.echo(f"Task {b64url_encode(task.task_id)}: {_mark(task)}")
+    click.echo(
+        "Start the daemon; new reports are served. Compare `dapd restore status` with the other\n"
+        "Aggregator; reopen what was not collected since with `dapd restore accept --task ID`."
+    )
+
+
+@restore.command("status")
+@click.option("--task", "task_id", metavar="ID", help="All buckets of this one, closed or not.")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.pass_obj
+def status(config: Path | None, task_id: str | None, *, as_json: bool) -> None:
+    """What a restore has closed, and what it holds: numbers to compare with the other Aggregator.
+
+    The other one, which has not been restored, names a task to get its own numbers. A batch whose
+    report counts and checksums agree on both sides can be collected, if it was not yet.
+
+    \b
+    Example:
+      dapd --config dapd.toml restore status --task 5WeO
+    """
+    import json
+
+    from dapd.cli.store import command_store
+
+    with command_store(config, "restore") as (_, datastore, _sealer):
+        found = datastore.read_sync(_inspect, task_id)
+    if as_json:
+        click.echo(json.dumps([_described(each) for each in found], indent=2))
+        return
+    if not found:
+        click.echo("Nothing is quarantined.")
+    for each in found:
+        for line in _lines(each):
+            click.echo(line)
+
+
+@restore.command("accept")
+@click.option("--task", "task_id", metavar="ID", required=True, help="Its first characters do.")
+@click.option("--from", "since", metavar="TIME", help="Seconds or ISO 8601; else the beginning.")
+@click.option("--until", metavar="TIME", help="Likewise, exclusive; else all that is closed.")
+@click.option("--batch", metavar="ID", help="One batch of a leader-selected task.")
+@click.pass_obj
+def accept(
+    config: Path | None, task_id: str, since: str | None, until: str | None, batch: str | None
+) -> None:
+    """Reopen batches for collection, also while the daemon runs.
+
+    Only for what was NOT collected since the backup was made: a batch that is collected twice
+    may tell more about single clients than either result. Reports up to the restore stay refused.
+
+    \b
+    Example:
+      dapd --config dapd.toml restore accept --task 5WeO --from 2027-01-30 --until 2027-01-31
+    """
+    from dapd import config as configuration
+    from dapd.cli.daemon import ask
+    from dapd.server.admin.restore import ACCEPT, Accept
+    from dapd.server.admin.restore import accept as accept_alone
+
+    loaded = configuration.load(required_config(config))
+    request = Accept(task_id, _seconds("--from", since), _seconds("--until", until), batch)
+    reopened = ask(
+        loaded, ACCEPT, request, lambda datastore: datastore.run_sync(accept_alone, request)
+    )
+    for lo, hi in reopened.intervals:
+        click.echo(f"Reopened: {_text(lo)} until {_text(hi)}")
+    for batch_id in reopened.batches:
+        click.echo(f"Reopened: batch {batch_id}")
+
+
+def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
+    """Check the copy and quarantine it."""
+    from dapd import config as configuration
+    from dapd.commits.quarantine import quarantine
+    from dapd.commits.take_over import check_sealing_keys
+    from dapd.crypto import make_sealer, sealing_key_id
+    from dapd.datastore import safe_clock
+    from dapd.datastore.sealed import open_every_value
+    from dapd.protocol.task import Instant
+
+    keys = configuration.read_sealing_keys(config)
+    datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])
+    datastore.read_sync(open_every_value, make_sealer(keys))
+    at = Instant(now, datastore.read_sync(safe_clock.load) or 0)
+    return datastore.run_sync(quarantine, at, config.reports.early_leeway)
+
+
+def _inspect(tx: Tx, task_id: str | None) -> list[Quarantine]:
+    from dapd.commits.restore_accept import inspect
+    from dapd.datastore import tasks
+    from dapd.server.admin.restore import task_of
+
+    if task_id is not None:
+        return [inspect(tx, task_of(tx, task_id), _MOST_BUCKETS, everything=True)]
+    found = [inspect(tx, task, _MOST_BUCKETS, everything=False) for task in tasks.outlines(tx)]
+    return [each for each in found if each.ranges]
+
+
+def _described(found: Quarantine) -> dict[str, Any]:
+    """As ``--json`` says it; times in seconds."""
+    from dapd.messages.common import b64url_encode
+    from dapd.server.admin.restore import seconds
+
+    task = found.task
+    precision = task.configuration.time_precision
+    ranges: dict[str, Any] = (
+        {"quarantined_intervals": [seconds(task, each) for each in found.ranges]}
+        if task.by_time
+        else {"quarantined_batches": [b64url_encode(each.lo) for each in found.ranges]}
+    )
+    return {
+        "task_id": b64url_encode(task.task_id),
+        "role": "leader" if task.is_leader else "helper",
+        "reports_dropped_before": task.quarantined_before * precision,
+        **ranges,
+        "buckets": [
+            {
+                "bucket": int.from_bytes(each.bucket, "big") * precision
+                if task.by_time
+                else b64url_encode(each.bucket),
+                "reports": each.n,
+                "checksum": each.checksum.hex(),
+                "state": each.state or "open",
+            }
+            for each in found.tallies
+        ],
+        "buckets_are_complete": found.is_complete,
+    }
+
+
+def _lines(found: Quarantine) -> list[str]:
+    described = _described(found)
+    lines = [f"Task {described['task_id']}, {described['role']}: {_mark(found.task)}"]
+    intervals = described.get("quarantined_intervals", ())
+    lines += [f"  closed       {_text(lo)} until {_text(hi)}" for lo, hi in intervals]
+    batches = described.get("quarantined_batches", ())
+    lines += [f"  closed       batch {batch_id}" for batch_id in batches]
+    for each in described["buckets"]:
+        bucket = _text(each["bucket"]) if found.task.by_time else each["bucket"]
+        lines.append(
+            f"  {each['state']:12} {bucket}  {each['reports']:>9} reports  "
+            f"checksum {each['checksum'][:16]}"
+        )
+    if not found.is_complete:
+        lines.append(f"  ... the first {_MOST_BUCKETS} buckets")
+    return lines
+
+
+def _mark(task: Outline) -> str:
+    if not task.quarantined_before:
+        return "not quarantined"
+    mark = task.quarantined_before * task.configuration.time_precision
+    return f"reports before {_text(mark)} are dropped"
+
+
+def _seconds(option: str, text: str | None) -> int | None:
+    from dapd.taskfile.values import seconds_of
+
+    if text is None:
+        return None
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise UsageError(f"{option} {text}: {error}") from None
+
+
+def _text(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return str(seconds)
