@@ -139,7 +139,13 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
     try:
         datastore = opened.datastore
         if opened.migrated:
-            _log.info("datastore_migrated", path=str(datastore.path), applied=opened.migrated)
+            before = opened.copied_to and str(opened.copied_to)
+            _log.info(
+                "datastore_migrated",
+                path=str(datastore.path),
+                applied=opened.migrated,
+                before=before,
+            )
         held = [sealing_key_id(key) for key in sealing_keys]
         longest_stop = int(config.clock.longest_stop * 1000)
         stored = await datastore.read(safe_clock.load_all)

@@ -240,20 +240,23 @@ def connect(path: Path) -> sqlite3.Connection:
             path, isolation_level=None, check_same_thread=False, cached_statements=512
         )
         connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        # Set before WAL: set after it, it reads back 0.
-        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        found = connection.execute("PRAGMA application_id").fetchone()[0]
+        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if tables and found != APPLICATION_ID:
+            connection.close()
+            raise DatastoreError(
+                f"{path} is not a dapd database; set [datastore] path to another file"
+            )
+        if not tables:
+            # Before WAL: set after it, it reads back 0. Once: setting it writes to the file.
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA secure_delete = FAST")
         connection.execute("PRAGMA foreign_keys = ON")
-        found = connection.execute("PRAGMA application_id").fetchone()[0]
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         auto_vacuum = connection.execute("PRAGMA auto_vacuum").fetchone()[0]
     except sqlite3.Error as error:
         raise _explain(error, path) from error
-    if tables and found != APPLICATION_ID:
-        connection.close()
-        raise DatastoreError(f"{path} is not a dapd database; set [datastore] path to another file")
     if auto_vacuum != _INCREMENTAL:  # made by hand, or copied by a tool that forgot it
         connection.close()
         raise DatastoreError(

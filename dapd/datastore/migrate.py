@@ -1,6 +1,9 @@
 """Numbered schema files, each applied once, in order, all or nothing.
 
-A database that is newer than the program is refused: it may hold what this program would break.
+A migration expands first and contracts one release later, so that an upgrade can be taken back:
+each file says in its first lines ``-- compatible_from: N``, the oldest schema whose program can
+still run on a file that has it (without that line, only its own). A file that is newer than that
+for this program is refused: it may hold what this program would break. ADR 0019.
 """
 
 from __future__ import annotations
@@ -11,20 +14,24 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dapd.datastore.engines import APPLICATION_ID
+from dapd.datastore.engines import APPLICATION_ID, Tx, commit_sequence
 from dapd.errors import DatastoreError
+from dapd.reports import ReplayIndex
 
 _NAME = re.compile(r"(\d{4})_(\w+)\.sqlite\.sql")
+_COMPATIBLE_FROM = re.compile(r"-- compatible_from: (\d+)")
 _STATEMENT_END = re.compile(r";[ \t]*(?:--[^\n]*)?\n")
 
-_Q_VERSION = "SELECT max(version) FROM schema_migrations"
+_Q_NEWEST = "SELECT version, compatible_from FROM schema_migrations ORDER BY version DESC LIMIT 1"
 _Q_VERSIONS_TABLE = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
-    version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL
+    version INTEGER PRIMARY KEY, name TEXT NOT NULL, applied_at INTEGER NOT NULL,
+    compatible_from INTEGER NOT NULL  -- what a program must know to run on it
 )"""
-_Q_APPLIED = (
-    "INSERT INTO schema_migrations (version, name, applied_at) VALUES (:version, :name, :now)"
-)
+_Q_APPLIED = """
+INSERT INTO schema_migrations (version, name, applied_at, compatible_from)
+VALUES (:version, :name, :now, :compatible_from)"""
+_Q_KEEP_SEQUENCE = "INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :lost)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,35 +41,44 @@ class Migration:
     version: int
     name: str
     statements: list[str]
+    compatible_from: int
 
 
 def migrations() -> list[Migration]:
     """The schema files that this program carries, in order."""
-    found = []
-    for resource in files("dapd.datastore").joinpath("schema").iterdir():
-        if match := _NAME.fullmatch(resource.name):
-            text = resource.read_text()
-            statements = [part for part in _STATEMENT_END.split(text) if part.strip()]
-            found.append(Migration(int(match[1]), match[2], statements))
+    found = [
+        parse(int(match[1]), match[2], resource.read_text())
+        for resource in files("dapd.datastore").joinpath("schema").iterdir()
+        if (match := _NAME.fullmatch(resource.name))
+    ]
     return sorted(found, key=lambda migration: migration.version)
 
 
-def schema_version(connection: sqlite3.Connection) -> int:
-    """The newest migration that the file has; 0 for an empty file."""
+def parse(version: int, name: str, text: str) -> Migration:
+    """A schema file. ``compatible_from`` stands in a comment before the first statement."""
+    statements = [part for part in _STATEMENT_END.split(text) if part.strip()]
+    said = _COMPATIBLE_FROM.search(statements[0])
+    return Migration(version, name, statements, int(said[1]) if said else version)
+
+
+def schema_of(connection: sqlite3.Connection) -> tuple[int, int]:
+    """The newest migration that the file has, and from which one on programs can run on it."""
     tables = connection.execute(
         "SELECT count(*) FROM sqlite_master WHERE name = 'schema_migrations'"
     ).fetchone()[0]
-    return int(connection.execute(_Q_VERSION).fetchone()[0] or 0) if tables else 0
+    newest = connection.execute(_Q_NEWEST).fetchone() if tables else None
+    return (int(newest[0]), int(newest[1])) if newest else (0, 0)
 
 
 def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: bool) -> None:
     """Raise ``DatastoreError`` if this program can't work on the file's schema."""
     known = migrations()[-1].version
-    found = schema_version(connection)
-    if found > known:
+    found, compatible_from = schema_of(connection)
+    if compatible_from > known:
         raise DatastoreError(
-            f"{path} has schema {found}, newer than this dapd, which knows {known}; "
-            "run the dapd that wrote it, or a newer one"
+            f"{path} has schema {found}, newer than this dapd, which knows {known}, while it takes "
+            f"{compatible_from}; run the dapd that upgraded it, or `dapd restore` the copy that "
+            f"the upgrade made beside it ({path.name}.before-schema-...)"
         )
     if found < known and not may_be_older:
         raise DatastoreError(
@@ -71,28 +87,49 @@ def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: b
         )
 
 
+def pending(connection: sqlite3.Connection) -> list[Migration]:
+    """What ``migrate`` would apply, in order."""
+    found, _ = schema_of(connection)
+    return [migration for migration in migrations() if migration.version > found]
+
+
 def migrate(connection: sqlite3.Connection, path: Path, now: int) -> list[str]:
-    """Apply what is missing in one transaction; the names of the migrations applied."""
+    """Apply what is missing in one transaction; the names of the migrations applied.
+
+    ``now`` is in milliseconds. Raises ``DatastoreError``; the file is as it was then.
+    """
     check_version(connection, path, may_be_older=True)
     applied = []
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(_Q_VERSIONS_TABLE)
-        found = schema_version(connection)
-        for migration in migrations():
-            if migration.version > found:
-                for statement in migration.statements:
-                    connection.execute(statement)
-                connection.execute(
-                    _Q_APPLIED, {"version": migration.version, "name": migration.name, "now": now}
-                )
-                applied.append(f"{migration.version:04d}_{migration.name}")
+        for migration in pending(connection):
+            _apply(connection, migration, now)
+            applied.append(f"{migration.version:04d}_{migration.name}")
         connection.execute("COMMIT")
     except sqlite3.Error as error:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise DatastoreError(
-            f"{path}: the schema could not be brought up to date: {error}"
+            f"{path}: the schema could not be brought up to date: {error}; nothing is changed; "
+            "run the dapd that it was used with before"
         ) from error
     return applied
+
+
+def _apply(connection: sqlite3.Connection, migration: Migration, now: int) -> None:
+    tx = Tx(connection, ReplayIndex())
+    before = commit_sequence(tx) if schema_of(connection)[0] else 0
+    for statement in migration.statements:
+        connection.execute(statement)
+    tx.execute(
+        _Q_APPLIED,
+        version=migration.version,
+        name=migration.name,
+        now=now,
+        compatible_from=migration.compatible_from,
+    )
+    # A table that is dropped takes its keys' sequence along; without it the file would seem older.
+    if (lost := before - commit_sequence(tx)) > 0:
+        tx.execute(_Q_KEEP_SEQUENCE, name=f"dropped by schema {migration.version}", lost=lost)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapd.datastore import lock, replay
+from dapd.datastore.backup import before_upgrade
 from dapd.datastore.engines import Datastore, commit_sequence, connect
-from dapd.datastore.migrate import check_version, migrate
+from dapd.datastore.migrate import check_version, migrate, pending, schema_of
 from dapd.datastore.mounts import refuse_network
 from dapd.errors import DatastoreError
 
@@ -17,14 +19,16 @@ from dapd.errors import DatastoreError
 class Opened:
     """A datastore with its lock; ``lock`` is ``None`` where a daemon holds the file.
 
-    ``behind``: the file has forgotten commits, as an older copy put in its place has. It stays so,
-    also over restarts, until ``caught_up``.
+    ``copied_to`` is the database as it was before ``migrated``. ``behind``: the file has forgotten
+    commits, as an older copy put in its place has; it stays so, also over restarts, until
+    ``caught_up``.
     """
 
     datastore: Datastore
     lock: lock.FileLock | None
     migrated: list[str]
     behind: bool = False
+    copied_to: Path | None = None
 
     def caught_up(self) -> None:
         """What may be forgotten is quarantined: the file's own commit sequence counts again."""
@@ -82,14 +86,15 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
 
 def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
     """Bring the schema up to date, open, and see whether the file is behind its record."""
-    connection = connect(path)
-    try:
+    copied_to = None
+    with closing(connect(path)) as connection:
+        known, _ = schema_of(connection)
+        if known and (steps := pending(connection)):
+            copied_to = before_upgrade(path, steps[-1].version, now=now).path
         migrated = migrate(connection, path, now)
-    finally:
-        connection.close()
     datastore = Datastore(path, on_lost, held)
     behind = held.compare(datastore.read_sync(commit_sequence))
-    return Opened(datastore, held, migrated, behind)
+    return Opened(datastore, held, migrated, behind, copied_to)
 
 
 def _lost(message: str) -> None:

@@ -20,7 +20,7 @@ from dapd.datastore import Tx, batches, helper_jobs
 from dapd.datastore import tasks as task_table
 from dapd.datastore.expiry import PAGE
 from dapd.datastore.tasks import UnreadableTask
-from dapd.gc import compact, space
+from dapd.gc import compact, copies, space
 from dapd.gc.sweep import ALL, Sweep
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.runtime.context import Context
@@ -36,6 +36,7 @@ async def run(context: Context) -> None:
         GarbageCollector(context).collect,
         partial(compact.run_round, context),
         partial(space.run_round, context),
+        partial(copies.run_round, context),
     ]
     while not context.draining.is_set():
         with trio.move_on_after(context.config.gc.interval):

@@ -9,8 +9,7 @@ import pytest
 import trio
 
 from dapd.datastore import Datastore, Tx, open_for_command, open_for_daemon
-from dapd.datastore.engines import Pages, connect
-from dapd.datastore.migrate import migrate, migrations
+from dapd.datastore.engines import Pages
 from dapd.errors import DatastoreError
 
 IDS = bytes(range(32))
@@ -117,17 +116,6 @@ def test_e5_a_command_without_a_daemon_creates_the_file_under_the_lock(tmp_path:
     command.close()
 
 
-def test_a_newer_database_is_refused(tmp_path: Path) -> None:
-    """It may hold what this program would break."""
-    path = tmp_path / "dapd.sqlite"
-    open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end).close()
-    newer = sqlite3.connect(path, isolation_level=None)
-    newer.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 0)")
-    newer.close()
-    with pytest.raises(DatastoreError, match="newer than this dapd"):
-        open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
-
-
 def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
     """A wrong path in the config must not cost anybody their data."""
     path = tmp_path / "photos.sqlite"
@@ -135,23 +123,20 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
     other.execute("CREATE TABLE photos (name TEXT)")
     other.commit()
     other.close()
+    before = path.read_bytes()
     with pytest.raises(DatastoreError, match="not a dapd database"):
         open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+    assert path.read_bytes() == before
 
 
-def test_a_migration_that_fails_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Migrations are applied all or nothing."""
+def test_opening_a_database_writes_nothing(tmp_path: Path) -> None:
+    """A command that only looks does not make the daemon read everything again (rule E5)."""
     path = tmp_path / "dapd.sqlite"
-    good = migrations()
-    bad = good[0].__class__(good[-1].version + 1, "bad", ["CREATE TABLE fine (x)", "NO SQL"])
-    monkeypatch.setattr("dapd.datastore.migrate.migrations", lambda: [*good, bad])
-    connection = connect(path)
-    with pytest.raises(DatastoreError, match="could not be brought up to date"):
-        migrate(connection, path, 0)
-    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-    connection.close()
+    daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+    before = trio.run(daemon.datastore.changes_elsewhere)
+    open_for_command(path, holder="dapd task list", now=0).close()
+    assert trio.run(daemon.datastore.changes_elsewhere) == before
+    daemon.close()
 
 
 def test_the_file_is_set_up_as_promised(tmp_path: Path) -> None:

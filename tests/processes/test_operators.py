@@ -200,7 +200,7 @@ async def test_a_newer_database_is_refused(config: Path, nursery: trio.Nursery) 
         assert await daemon.start()
         assert await daemon.stop() == 0
     newer = sqlite3.connect(daemon.database, isolation_level=None)
-    newer.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 0)")
+    newer.execute("INSERT INTO schema_migrations VALUES (9999, 'from_the_future', 0, 9999)")
     newer.close()
     assert "newer than this dapd" in await refusal(config)
 

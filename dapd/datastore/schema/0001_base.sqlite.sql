@@ -1,3 +1,4 @@
+-- compatible_from: 1
 -- One statement ends at each semicolon that closes a line; keys are AUTOINCREMENT so that none is ever used twice (rule E5).
 
 CREATE TABLE tasks (

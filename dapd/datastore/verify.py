@@ -1,0 +1,89 @@
+"""Would this backup do? What ``dapd backup verify`` finds in a file, which it does not touch.
+
+Left out: the copy itself (``dapd.datastore.backup``) and what a restore makes of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapd.crypto import Sealer
+from dapd.datastore import safe_clock, sealed
+from dapd.datastore.backup import connect_read_only
+from dapd.datastore.check import check
+from dapd.datastore.engines import Tx, commit_sequence
+from dapd.datastore.migrate import check_version, schema_of
+from dapd.errors import DatastoreError
+from dapd.reports import ReplayIndex
+
+_COUNTED = (
+    "tasks",
+    "hpke_keypairs",
+    "report_chunks",
+    "aggregation_jobs",
+    "batch_shares",
+    "collected",
+    "collection_jobs",
+    "aggregate_share_jobs",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What a good backup holds; ``state_of`` is in ms, ``None`` if no daemon ever ran on it."""
+
+    schema: int
+    sequence: int
+    state_of: int | None
+    rows: dict[str, int]
+    """By table."""
+    opened: dict[str, int]
+    """Sealed values that the keys opened, by column."""
+
+
+def verify(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
+    """Look at everything, and open all that is sealed with ``sealer``, whose keys are ``key_ids``.
+
+    Raises ``DatastoreError`` that says what is wrong.
+    """
+    wal = path.with_name(f"{path.name}-wal")
+    if wal.exists() and wal.stat().st_size:
+        raise DatastoreError(
+            f"{path}: {wal.name} beside it says that this is a database in use, or a copy of one "
+            "made by hand; verify what `dapd backup` made"
+        )
+    with closing(connect_read_only(path)) as connection:
+        tx = Tx(connection, ReplayIndex())
+        check_version(connection, path, may_be_older=True)
+        for finding in check(tx):
+            where = f"{finding.table} {finding.key}: " if finding.table else ""
+            raise DatastoreError(
+                f"{path} is no good backup: {where}{finding.problem}; use an older one, and see "
+                "whether `dapd datastore check` finds the same in the database"
+            )
+        _require_keys(tx, path, key_ids)
+        return Verified(
+            schema_of(connection)[0],
+            commit_sequence(tx),
+            safe_clock.load(tx),
+            {name: _count(tx, name) for name in _COUNTED},
+            sealed.open_every_value(tx, sealer),
+        )
+
+
+def _require_keys(tx: Tx, path: Path, key_ids: Sequence[bytes]) -> None:
+    missing = [key_id.hex() for key_id in sealed.sealing_key_ids(tx) if key_id not in key_ids]
+    if missing:
+        raise DatastoreError(
+            f"{path} is sealed with the key {', '.join(missing)} too, which [datastore] "
+            "sealing_keys lacks; without its file the backup is of no use"
+        )
+
+
+def _count(tx: Tx, table: str) -> int:
+    row = tx.one(f"SELECT count(*) FROM {table}")  # noqa: S608 - constants alone
+    assert row is not None
+    return int(row[0])

@@ -1,0 +1,199 @@
+"""Migrations: all or nothing, with a copy of what was there, and an upgrade can be taken back."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
+from dapd.datastore.engines import commit_sequence, connect
+from dapd.datastore.migrate import Migration, migrate, migrations, parse
+from dapd.errors import DatastoreError
+from tests.build import NOW, add_task, task_pair
+
+_ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
+_KEYS = "SELECT key_id FROM sealing_keys ORDER BY key_id"
+
+CARRIED = migrations()
+"""What this program knows, before a test gives it more."""
+NEXT = CARRIED[-1].version + 1
+EXPANDS = f"""-- compatible_from: {CARRIED[-1].version}
+ALTER TABLE sealing_keys ADD COLUMN note TEXT;
+CREATE TABLE notes (note_pk INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL);
+"""
+CONTRACTS = "DROP TABLE upload_groups;\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "dapd.sqlite"
+
+
+class Program:
+    """A dapd that carries more migrations, or fewer, than this one."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+        self._monkeypatch = monkeypatch
+        self._path = path
+
+    def carries(self, *more: Migration) -> None:
+        known = [*CARRIED, *more]
+        self._monkeypatch.setattr("dapd.datastore.migrate.migrations", lambda: known)
+
+    def start(self) -> Opened:
+        return open_for_daemon(self._path, holder="dapd", now=NOW, on_lost=refuse_to_end)
+
+    def run(self, *ids: bytes) -> list[bytes]:
+        """Start it, let it add keys, and stop it; the keys that are there then."""
+        opened = self.start()
+        for key_id in ids:
+            opened.datastore.run_sync(add_key, key_id)
+        found = opened.datastore.read_sync(lambda tx: [row[0] for row in tx.all(_KEYS)])
+        opened.close()
+        return found
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch, path: Path) -> Program:
+    return Program(monkeypatch, path)
+
+
+def add_key(tx: Tx, key_id: bytes) -> None:
+    tx.execute(_ADD, key_id=key_id)
+
+
+def refuse_to_end(message: str) -> None:
+    raise AssertionError(message)
+
+
+def copies(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.glob("*.before-schema-*"))
+
+
+def test_an_upgrade_can_be_taken_back(program: Program, path: Path) -> None:
+    """The older program reads and writes what the newer one made of the file, and the newer one
+    goes on with what the older one wrote.
+    """
+    program.run(b"a")
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    assert program.run(b"b") == [b"a", b"b"]
+    program.carries()
+    assert program.run(b"c") == [b"a", b"b", b"c"]
+    command = open_for_command(path, holder="dapd key", now=NOW)
+    command.datastore.run_sync(add_key, b"d")
+    command.close()
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    opened = program.start()
+    assert not opened.migrated
+    rows = opened.datastore.read_sync(lambda tx: tx.all("SELECT note FROM sealing_keys"))
+    assert rows == [(None,)] * 4
+    opened.close()
+
+
+def test_a_program_that_is_too_old_is_refused(program: Program, path: Path) -> None:
+    """It would break what a newer one wrote; the line says what to do, and nothing is changed."""
+    program.run(b"a")
+    program.carries(parse(NEXT, "contracts", CONTRACTS))
+    program.run(b"b")
+    program.carries()
+    before = path.read_bytes()
+    for start in (
+        program.start,
+        lambda: open_for_command(path, holder="dapd task add", now=NOW),
+    ):
+        with pytest.raises(DatastoreError, match=r"newer than this dapd.*dapd restore"):
+            start()
+    assert path.read_bytes() == before
+
+
+def test_the_newest_migration_decides_who_may_run(program: Program) -> None:
+    """Each one says it for all that came before it."""
+    further = parse(
+        NEXT + 1, "further", f"-- compatible_from: {NEXT}\nCREATE TABLE further (x INTEGER);\n"
+    )
+    program.carries(parse(NEXT, "expands", EXPANDS), further)
+    program.run(b"a")
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    assert program.run() == [b"a"]
+    program.carries()
+    with pytest.raises(DatastoreError, match=f"takes {NEXT}"):
+        program.start()
+
+
+def test_every_schema_file_says_who_may_run_on_it() -> None:
+    """A default is for safety; a release says it."""
+    for migration in CARRIED:
+        assert "-- compatible_from: " in migration.statements[0], migration.name
+        assert 1 <= migration.compatible_from <= migration.version
+
+
+def test_a_migration_that_fails_leaves_nothing(program: Program, path: Path) -> None:
+    """Migrations are applied all or nothing."""
+    program.carries(parse(NEXT, "bad", "CREATE TABLE fine (x);\nNO SQL;\n"))
+    connection = connect(path)
+    with pytest.raises(DatastoreError, match="could not be brought up to date"):
+        migrate(connection, path, 0)
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+    connection.close()
+
+
+def test_an_upgrade_leaves_the_database_as_it_was_beside_it(program: Program, path: Path) -> None:
+    """The last one: the next upgrade replaces it. An empty database needs none."""
+    program.run(b"a")
+    assert copies(path) == []
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    opened = program.start()
+    assert opened.copied_to == path.with_name(f"dapd.sqlite.before-schema-{NEXT}")
+    assert opened.copied_to.stat().st_mode & 0o777 == 0o600
+    opened.close()
+    opened = program.start()
+    assert opened.copied_to is None
+    opened.close()
+
+    program.carries(parse(NEXT, "expands", EXPANDS), parse(NEXT + 1, "contracts", CONTRACTS))
+    program.run(b"b")
+    assert copies(path) == [f"dapd.sqlite.before-schema-{NEXT + 1}"]
+    kept = sqlite3.connect(path.with_name(f"dapd.sqlite.before-schema-{NEXT + 1}"))
+    assert kept.execute(_KEYS).fetchall() == [(b"a",)]
+    assert kept.execute("SELECT max(version) FROM schema_migrations").fetchone() == (NEXT,)
+    kept.close()
+
+
+def test_there_is_no_upgrade_without_room_for_the_copy(
+    program: Program, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before anything changes, and goes on once there is room."""
+    program.run(b"a")
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    with monkeypatch.context() as full:
+        full.setattr("dapd.datastore.backup.SPARE_BYTES", 1 << 60)
+        with pytest.raises(DatastoreError, match=r"not upgraded to schema.*free some space"):
+            program.start()
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "dapd.sqlite",
+        "dapd.sqlite.lock",
+    ]
+    program.carries()
+    program.run()
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    assert program.run() == [b"a"]
+
+
+def test_an_upgrade_does_not_make_the_file_seem_older(program: Program) -> None:
+    """A table that goes takes its keys along; the commit sequence keeps them."""
+    pair = task_pair()
+    opened = program.start()
+    add_task(opened.datastore, pair.leader, pair)
+    for _ in range(9):
+        opened.datastore.run_sync(
+            lambda tx: tx.execute("INSERT INTO upload_groups (group_key) VALUES (randomblob(16))")
+        )
+    sequence = opened.datastore.read_sync(commit_sequence)
+    opened.close()
+    program.carries(parse(NEXT, "contracts", CONTRACTS))
+    opened = program.start()
+    assert not opened.behind
+    assert opened.datastore.read_sync(commit_sequence) == sequence
+    opened.close()
