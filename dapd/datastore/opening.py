@@ -98,4 +98,5 @@ def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str
 
 
 def _lost(message: str) -> None:
-    raise DatastoreError(f"{message}; look with `task list` whether the change was made")
+    look = "`dapd task list` or `dapd key list`"
+    raise DatastoreError(f"{message}; look with {look} whether the change was made")

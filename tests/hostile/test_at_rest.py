@@ -28,7 +28,7 @@ HEAD = 32
 
 async def files_of(side: Aggregator) -> bytes:
     """The database and its log while the daemon runs: read by another process (rule E5)."""
-    paths = sorted(side.directory.glob("dapd.sqlite*"))
+    paths = sorted(path for path in side.directory.glob("dapd.sqlite*") if path.is_file())
     assert any(path.name.endswith("-wal") for path in paths)
     return (await trio.run_process(["cat", *map(str, paths)], capture_stdout=True)).stdout
 
