@@ -13,8 +13,9 @@ import trio.testing
 from dapd import config
 from dapd.commits import helper_commit
 from dapd.commits.delete import delete_aggregation_job
+from dapd.commits.delete_task import delete_task
 from dapd.crypto import HpkeKeypair
-from dapd.datastore import batches, keys, leases
+from dapd.datastore import batches, keys, leases, open_for_command
 from dapd.datastore.helper_jobs import StoredJob
 from dapd.driver.desk import Desk
 from dapd.driver.helper import step
@@ -425,3 +426,28 @@ async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
     async with open_context(settings) as context:
         leased, _ = await context.run(leases.lease_due, context.now(), list)
         assert [lease.due.crashes for lease in leased] == [0]
+
+
+async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: the mark of the deletion is above its reports; it is verified again by that one, once."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        arrived, opened = gate(context, monkeypatch)
+        job = leader_job(pair, make_reports(pair, [1, 0]))
+        answers: list[StoredJob] = []
+
+        async def create() -> None:
+            answers.append(await helper.create(context, task, job.body))
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(create)
+                await arrived.wait()
+                command = open_for_command(context.datastore.path, holder="a command", now=0)
+                command.datastore.run_sync(delete_task, task.task_id, NOW, 300.0, discard=True)
+                command.close()
+                opened.set()
+        assert outcomes(job, answers[0]) == bytes([ReportError.REPORT_DROPPED] * 2)
+        assert await aggregated(context, task) == 0
