@@ -85,12 +85,16 @@ class Pass:
         self.failures: list[str] = []
         self.took = 0.0
 
+    @property
+    def column(self) -> Column | None:
+        """What the next step looks at."""
+        return self._left[0] if self._left else None
+
     async def step(self) -> bool:
         """One page of one column; whether there may be more."""
-        context, self.took = self._context, 0.0
-        if not self._left:
+        context, column, self.took = self._context, self.column, 0.0
+        if column is None:
             return False
-        column = self._left[0]
         cells = await context.read(sealed.page, column, self._after.get(column.name, _FIRST))
         if not cells:
             self._left.pop(0)

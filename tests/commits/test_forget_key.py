@@ -1,0 +1,185 @@
+"""A sealing key that is lost: what it sealed is dropped and counted, everything else stays."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from dapd.collector import CollectionFailed
+from dapd.commits import forget_key, rekey_task
+from dapd.commits.take_over import check_sealing_keys
+from dapd.config import read_sealing_keys
+from dapd.crypto import make_sealer, sealing_key_id
+from dapd.datastore import Tx, sealed
+from dapd.datastore.check import check
+from dapd.datastore.engines import Row
+from dapd.errors import UsageError
+from dapd.keys import reseal
+from dapd.protocol.task import Instant, TaskSettings
+from dapd.reports import ReportError
+from dapd.taskfile import aggregator_task
+from tests.build import NOW, open_context, open_store
+from tests.fullhouse import FROZEN, SENT, SUMMED, WAITING, FullHouse, full_house, of
+from tests.paths.hands import NOON, Hands, make_ids
+
+_OLD = "sealed to the old HPKE key"
+REPLAYED, OUTDATED = ReportError.REPORT_REPLAYED, ReportError.OUTDATED_CONFIG
+
+
+def rows(house: FullHouse, sql: str) -> list[Row]:
+    def look(tx: Tx) -> list[Row]:
+        return tx.all(sql)
+
+    return house.read(look)
+
+
+def counters(house: FullHouse) -> dict[str, int]:
+    return dict(rows(house, "SELECT name, value FROM task_counters"))
+
+
+def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
+    """Forget the old key, or only the first pages; what was counted as lost."""
+    forgetting = forget_key.Forgetting(sealing_key_id(house.key("sealing")), Instant(NOW, NOW))
+    total: dict[str, int] = {}
+    opened = open_store(house.database)
+    try:
+        run = opened.datastore.run_sync
+        for column in forget_key.ORDER:
+            after: int | None = -1
+            while after is not None:
+                if pages == 0:
+                    return total
+                pages = None if pages is None else pages - 1
+                after, lost = run(forget_key.forget_page, column, after, forgetting)
+                total = {name: total.get(name, 0) + lost.get(name, 0) for name in {*total, *lost}}
+        run(forget_key.forget_id, forgetting.key_id)
+        return total
+    finally:
+        opened.close()
+
+
+async def reseal_until(house: FullHouse, column: sealed.Column) -> None:
+    """Seal again with the new key what comes before this column."""
+    async with open_context(house.use_keys("new", "sealing")) as context:
+        await context.run(check_sealing_keys, context.sealer.key_ids)
+        a_pass = reseal.Pass(context, context.sealer.key_ids[0], {})
+        while a_pass.column is not column:
+            assert await a_pass.step()
+
+
+async def test_f2_all_that_the_key_sealed_goes_and_is_counted(tmp_path: Path) -> None:
+    """The job and the collection end, the rest is lost or shut; ids and ranges are remembered."""
+    async with full_house(tmp_path) as house:
+        before = counters(house)
+        assert forget(house) == {"aggregate_lost": 3, "contribution_lost": 4}
+        assert counters(house) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
+        assert house.read(sealed.sealing_key_ids) == []
+        assert not any(house.read(sealed.usage).values())
+        assert set(rows(house, "SELECT state FROM report_chunks")) == {("decided",)}
+        assert set(rows(house, "SELECT state FROM aggregation_jobs")) == {("finished",), ("lost",)}
+        [(state, error, detail)] = rows(house, "SELECT state, error, detail FROM collection_jobs")
+        assert (state, error) == ("failed", "batchInvalid")
+        assert sealing_key_id(house.key("sealing")).hex() in detail
+        closed = rows(house, "SELECT hex(lo), hex(hi), state FROM collected ORDER BY lo")
+        assert closed == [
+            (f"{time:016X}", f"{time + 1:016X}", state)
+            for time, state in ((SUMMED, "quarantined"), (FROZEN, "collected"))
+        ]
+        [(hpke_state, private_key)] = rows(house, "SELECT state, private_key FROM hpke_keypairs")
+        assert (hpke_state, private_key) == ("deleted", b"")
+        assert [finding.table for finding in house.read(check)] == ["tasks"]
+
+
+async def test_f2_the_daemon_starts_without_the_key_and_serves_a_task_once_it_is_rekeyed(
+    tmp_path: Path,
+) -> None:
+    """Until then it says what to do; afterwards new reports are collected, old ones are known."""
+    async with full_house(tmp_path) as house:
+        hands, pair = house.hands, house.hands.pair
+        config = house.use_keys("new")
+        with pytest.raises(UsageError, match="forget-key"):
+            await house.leader.start()
+        old_reports = hands.seal([1], _OLD, at=NOON)
+        forget(house)
+
+        other = await _start(house)
+        [unreadable] = other["task_unreadable"]
+        assert "rekey" in unreadable["remedy"]
+        context = pair.leader.context
+        assert context.tasks.all() == []
+        assert await context.tasks.find(hands.task.task_id) is None
+        task = aggregator_task(hands.task.files.leader, TaskSettings())
+        await context.run(rekey_task.rekey_task, task, make_sealer(read_sealing_keys(config)))
+        await context.tasks.reload()
+
+        await pair.helper.start()
+        assert await hands.upload(old_reports) == [(make_ids(1, _OLD)[:16], OUTDATED)]
+        hands = Hands(hands.task, hands.http)  # which asks for the HPKE keys of now
+        for label, n, time in (("summed", 2, SUMMED), ("sent", 2, SENT), ("waiting", 1, WAITING)):
+            again = await hands.upload(hands.seal([1] * n, label, at=time))
+            assert [code for _, code in again] == [REPLAYED] * n, label
+        await hands.upload(hands.seal([8, 9], "new", at=WAITING))
+        result = await hands.task.collect(of(WAITING))
+        assert (result.value, result.report_count) == (17, 2)
+        for shut in (SUMMED, FROZEN):
+            with pytest.raises(CollectionFailed):
+                await hands.task.collect(of(shut))
+
+
+@pytest.mark.parametrize(
+    ("column", "lost", "summed"),
+    [
+        (sealed.LEADER_STATES, {"aggregate_lost": 3}, 3),
+        (sealed.BATCH_SHARES, {"aggregate_lost": 3, "contribution_lost": 2}, None),
+        (sealed.CHUNK_ROWS, {"aggregate_lost": 3}, 3),
+    ],
+)
+async def test_f2_what_another_key_sealed_stays(
+    tmp_path: Path, column: sealed.Column, lost: dict[str, int], summed: int | None
+) -> None:
+    """A batch that was summed before is collected; one that lost a contribution never is."""
+    async with full_house(tmp_path) as house:
+        await reseal_until(house, column)
+        house.use_keys("new")
+        assert forget(house) == lost
+        assert house.read(check) == []
+        assert house.read(sealed.sealing_key_ids) == [sealing_key_id(house.key("new"))]
+        alone = make_sealer([house.key("new")])
+        opened = house.read(sealed.open_every_value, alone)
+        assert opened["batch_shares.share"] == (2 if summed else 0)
+        await house.leader.start()
+        await house.hands.pair.helper.start()
+        frozen = await house.hands.task.collect(of(FROZEN))
+        assert (frozen.value, frozen.report_count) == (7, 2)
+        if summed:
+            assert (await house.hands.task.collect(of(SUMMED))).value == summed
+        else:
+            with pytest.raises(CollectionFailed):
+                await house.hands.task.collect(of(SUMMED))
+
+
+async def test_f2_interrupted_it_goes_on_and_counts_nothing_twice(tmp_path: Path) -> None:
+    """However often it was killed, the counters say what was lost once."""
+    async with full_house(tmp_path) as house:
+        before = counters(house)
+        pages = 0
+        while house.read(sealed.sealing_key_ids):
+            pages += 1
+            forget(house, pages=pages)
+            assert {finding.table for finding in house.read(check)} <= {"tasks"}
+        assert pages > len(forget_key.ORDER)
+        assert counters(house) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
+
+
+async def _start(house: FullHouse) -> dict[str, list[MutableMapping[str, Any]]]:
+    """Start the Leader; its log lines by event."""
+    with structlog.testing.capture_logs() as logs:
+        await house.leader.start()
+    found: dict[str, list[MutableMapping[str, Any]]] = {}
+    for line in logs:
+        found.setdefault(line["event"], []).append(line)
+    return found
