@@ -35,6 +35,7 @@ def advance(tx: Tx, lease: Lease, task: Task, at: Instant, look_again: int) -> M
     job = collections.by_pk(tx, lease.pk)
     if refusal := obstacle_to(tx, task, job, at):
         collections.fail(tx, lease, *refusal)
+        collections.keep(tx, job.pk, at.safe)
         return Failed(job.id)
     move = planned(tx, task, job, job.cut, at)
     if isinstance(move, FixCut):

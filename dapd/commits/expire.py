@@ -18,14 +18,15 @@ def expire_job(tx: Tx, job_pk: int, now: int) -> int:
 
 
 def expire_collection(
-    tx: Tx, task_pk: int, collection_pk: int, expired_before: int
+    tx: Tx, task_pk: int, collection_pk: int, expired_before: int, safe: int
 ) -> bytes | None:
     """Fail a frozen collection of reports below the watermark, and count it; its id, ``None`` if it
-    has ended meanwhile.
+    has ended meanwhile. ``safe`` is now by the safe clock (ms).
     """
     ended = collections.give_up(tx, collection_pk, expired_before, "batchInvalid", "expired")
     if ended is None:
         return None
+    collections.keep(tx, collection_pk, safe)
     job_id, sends = ended
     if sends:
         batches.settle(tx, collection_pk)

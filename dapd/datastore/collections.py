@@ -44,6 +44,7 @@ UPDATE collection_jobs SET state = 'failed', error = :error, detail = :detail, r
   share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
 WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND time_max < :expired_before
 RETURNING id, sends"""
+_Q_KEEP = "UPDATE collection_jobs SET created_at = max(created_at, :safe) WHERE collection_pk = :pk"
 _Q_DROP = f"""
 DELETE FROM collection_jobs WHERE collection_pk IN (SELECT collection_pk FROM collection_jobs
   WHERE task_pk = :task_pk AND {_EXPIRED} LIMIT :most)"""  # noqa: S608 - constants alone
@@ -249,6 +250,13 @@ def give_up(
     """
     row = tx.one(_Q_GIVE_UP, pk=pk, expired_before=expired_before, error=error, detail=detail)
     return None if row is None else (row[0], row[1])
+
+
+def keep(tx: Tx, pk: int, safe: int) -> None:
+    """Keep a job that has waited for long as if it had been made now, by the safe clock (ms): the
+    Collector is still to learn why it failed.
+    """
+    tx.execute(_Q_KEEP, pk=pk, safe=safe)
 
 
 def drop(tx: Tx, task_pk: int, mark: Mark, most: int) -> int:

@@ -115,6 +115,11 @@ class SealedTask:
     def state(self) -> TaskState:
         return TaskState(self.row[15])
 
+    @property
+    def marks(self) -> tuple[int, int]:
+        """``expired_before`` and ``quarantined_before``."""
+        return self.row[12], self.row[13]
+
     def public(self) -> Task:
         """The task without its secrets, which are empty; for whoever only looks.
 

@@ -70,13 +70,13 @@ class Sweep:
     async def _leaders_work(self) -> None:
         """End what has waited for the Helper until now; it is counted, and its rows go later."""
         task_pk, before = self._task.task_pk, self._mark.before
-        now = self._context.now()
+        now, safe = self._context.instant()
 
         def expire_jobs(tx: Tx, job_pks: Sequence[int]) -> Freed:
             return Freed(sum(expire_job(tx, job_pk, now) > 0 for job_pk in job_pks))
 
         def expire_collections(tx: Tx, pks: Sequence[int]) -> Freed:
-            ended = [expire_collection(tx, task_pk, pk, before) for pk in pks]
+            ended = [expire_collection(tx, task_pk, pk, before, safe) for pk in pks]
             jobs = tuple(("collection", job_id) for job_id in ended if job_id is not None)
             return Freed(len(jobs), waited_for=jobs)
 

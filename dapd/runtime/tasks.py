@@ -97,14 +97,23 @@ class Tasks:
         self.unserved = frozenset(unserved)
 
     def _unsealed(self, sealed: SealedTask, known: Task | None) -> Task | None:
-        """The task as it is now; one that can't be read any more stays as it was known."""
+        """The task as it is now; one that can't be read any more stays as it was known, but for its
+        marks: work under way must end by those (rule D6).
+        """
+        expired_before, quarantined_before = sealed.marks
+        known = known and replace(
+            known,
+            state=sealed.state,
+            expired_before=expired_before,
+            quarantined_before=quarantined_before,
+        )
         if sealed.state is TaskState.PURGED:  # its secrets are gone
-            return known and replace(known, state=sealed.state)
+            return known
         try:
             task = sealed.unseal(self._sealer)
         except UnreadableTask as error:
             if known is not None:
-                return replace(known, state=sealed.state)
+                return known
             if self._unreadable.get(sealed.task_pk) != str(error):
                 self._unreadable[sealed.task_pk] = str(error)
                 _log.error(

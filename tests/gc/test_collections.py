@@ -1,0 +1,244 @@
+"""What expires of a Leader's collections: frozen ones fail, results go, half-deleted batches are
+never summed.
+
+Rules A8, C2, C6, D6. Reports expire two hours, two time precisions, after theirs was over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from dapd.commits.batch_total import batch_total
+from dapd.commits.collection_delete import collection_delete
+from dapd.commits.collection_finish import collection_finish
+from dapd.commits.cut import Failed, advance
+from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.datastore import Tx, collections, tasks
+from dapd.datastore.collections import CollectionJob, FrozenBatch
+from dapd.datastore.leases import Lease
+from dapd.driver.collection import frozen_batch
+from dapd.errors import Abort
+from dapd.gc.loop import GarbageCollector, raise_marks
+from dapd.messages.collection import CollectionJobReq
+from dapd.messages.common import BatchMode
+from dapd.protocol.batches import time_bucket
+from dapd.protocol.collect import Freeze, Wait
+from dapd.protocol.task import TaskSettings
+from dapd.runtime.context import Context
+from tests.build import NOW, PRECISION, TIME
+from tests.collecting import (
+    NEXT_BATCH,
+    QUERY,
+    Aggregators,
+    aggregators,
+    context_of,
+    interval_query,
+)
+from tests.gc.looking import rows
+
+
+@dataclass
+class Side:
+    """A Leader whose task has an expiry age."""
+
+    who: Aggregators
+    context: Context
+
+    def later(self, hours: float) -> None:
+        self.who.clock.at += int(hours * 3_600_000)
+
+    async def collect(self) -> dict[str, int]:
+        gone = await GarbageCollector(self.context).collect()
+        return {name: n for counts in gone.values() for name, n in counts.items() if n}
+
+    def found(self, job: CollectionJob) -> CollectionJob | None:
+        """As a GET finds it."""
+        who = self.who
+        mark = who.leader.mark_at(who.clock.instant())
+        return who.store.read_sync(collections.by_id, who.leader.task_pk, job.id, mark)
+
+    def summed(self, job: CollectionJob) -> tuple[Lease, FrozenBatch, tuple[int, int]]:
+        """A job whose batch is complete and summed, not frozen yet."""
+        who = self.who
+        lease = who.lease(job)
+        move = who.store.run_sync(advance, lease, who.leader, who.clock.instant(), NOW)
+        assert isinstance(move, Freeze), move
+        total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, move.batch)
+        batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), move.batch, total)
+        return lease, batch, total.extent
+
+    def frozen(self, request: CollectionJobReq) -> tuple[CollectionJob, Lease]:
+        """A collection job of this request, frozen."""
+        who = self.who
+        job = who.query(request)
+        lease, batch, extent = self.summed(job)
+        at = who.clock.instant()
+        assert who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+        return job, lease
+
+
+@asynccontextmanager
+async def open_side(
+    directory: Path, mode: BatchMode = BatchMode.TIME_INTERVAL
+) -> AsyncIterator[Side]:
+    settings = TaskSettings(report_expiry_age=2 * PRECISION)
+    async with aggregators(directory, mode=mode) as who, context_of(who) as context:
+        who.store.run_sync(tasks.set_settings, who.leader.task_pk, settings)
+        who.leader = replace(who.leader, settings=settings)
+        await context.tasks.reload()
+        yield Side(who, context)
+
+
+@pytest.mark.parametrize("sent", [True, False])
+async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
+    tmp_path: Path, sent: bool
+) -> None:
+    """Whoever has it leased; its batch stays collected if the Helper may have been asked."""
+    async with open_side(tmp_path) as side:
+        who = side.who
+        who.aggregate([1, 1, 1])
+        job, lease = side.frozen(interval_query(TIME, 9))
+        if sent:
+            assert who.store.run_sync(collections.note_send, lease)
+        side.later(2)
+        assert await side.collect() == {}
+        told = side.context.finished.listen(("collection", job.id))
+        side.later(1)
+        gone = await side.collect()
+        assert (gone["expired_collections"], gone["contributions"]) == (1, 1)
+        assert told.is_set()
+        ended = who.job(job)
+        assert (ended.state, ended.error, ended.detail) == ("failed", "batchInvalid", "expired")
+        assert ended.leader_share is None
+        assert who.state_of(time_bucket(TIME + 5)) == ("collected" if sent else None)
+        assert not who.store.run_sync(collection_finish, lease, b"late")
+
+        def counted(tx: Tx) -> object:
+            return tx.one("SELECT value FROM task_counters WHERE name = 'collection_expired'")
+
+        assert who.store.read_sync(counted) == (1,)
+        assert await side.collect() == {}
+        assert side.found(job) is not None  # the Collector is still to learn it
+        side.later(3)
+        assert await side.collect() == {"collections": 1}
+
+
+async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Path) -> None:
+    """However long the job had to wait for its reports: the Collector asks for it only now."""
+    async with open_side(tmp_path) as side:
+        who = side.who
+        job = who.query(interval_query(TIME + 10, 1))
+        side.later(10)
+        who.aggregate([1, 1, 1], time=TIME + 10)
+        lease, batch, extent = side.summed(job)
+        at = who.clock.instant()
+        assert who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+        assert who.store.run_sync(collection_finish, lease, b"result")
+        side.later(2)
+        assert await side.collect() == {}
+        found = side.found(job)
+        assert found is not None
+        assert found.response == b"result"
+        side.later(1)
+        assert side.found(job) is None
+        assert (await side.collect())["collections"] == 1
+        assert rows(who.store) == {}
+
+
+async def test_d6_ended_jobs_without_reports_go_by_when_they_were_made(tmp_path: Path) -> None:
+    """Reads hide them before they are gone."""
+    async with open_side(tmp_path) as side:
+        who = side.who
+        job = who.query(interval_query(TIME, 100))
+        who.store.run_sync(collection_delete, who.leader, job.id, who.clock.instant())
+        side.later(2)
+        assert await side.collect() == {}
+        assert side.found(job) is not None
+        side.later(1)
+        assert side.found(job) is None
+        assert await side.collect() == {"collections": 1}
+        assert rows(who.store) == {}
+
+
+async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_expires(
+    tmp_path: Path,
+) -> None:
+    """The exact resource is what it is; then there is no such batch any more."""
+    async with open_side(tmp_path) as side:
+        who = side.who
+        side.later(1)
+        who.aggregate([1, 1, 1], time=TIME + 1)
+        job, lease = side.frozen(interval_query(TIME, 2))
+        assert who.store.run_sync(collection_finish, lease, b"result")
+        side.later(2)
+        for _ in range(2):
+            assert who.query(interval_query(TIME, 2)).id == job.id
+            await side.collect()
+        side.later(1)
+        for _ in range(2):
+            with pytest.raises(Abort) as caught:
+                who.query(interval_query(TIME, 2))
+            assert (caught.value.type, caught.value.detail) == ("batchInvalid", "expired")
+            await side.collect()
+        assert rows(who.store) == {}
+
+
+@pytest.mark.parametrize("collected", [True, False])
+async def test_a8_an_expired_result_gives_way_to_the_next_batch(
+    tmp_path: Path, collected: bool
+) -> None:
+    """Also one that nobody has fetched, and whether it is deleted yet makes no difference."""
+    async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
+        who = side.who
+        who.aggregate([1, 1, 1], batch_id=who.open_batch())
+        job, lease = side.frozen(NEXT_BATCH)
+        assert who.store.run_sync(collection_finish, lease, b"result")
+        side.later(2)
+        assert who.query(NEXT_BATCH).id == job.id
+        side.later(1)
+        if collected:
+            await side.collect()
+            assert rows(who.store) == {}
+        following = who.query(NEXT_BATCH)
+        assert (following.id == job.id, following.state) == (False, "waiting")
+
+
+async def test_d6_a_batch_that_expires_while_it_is_summed_is_not_frozen(tmp_path: Path) -> None:
+    """What was summed may have been half of it: the mark of the transaction decides."""
+    async with open_side(tmp_path) as side:
+        who = side.who
+        who.aggregate([1, 1, 1])
+        job = who.query(QUERY)
+        lease, batch, extent = side.summed(job)
+        at = who.clock.instant()
+        who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
+        with pytest.raises(BatchChangedError):
+            who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+        assert who.job(job).state == "waiting"
+        failed = who.store.run_sync(advance, lease, who.leader, at, NOW)
+        assert isinstance(failed, Failed)
+        assert who.job(job).detail == "expired"
+
+
+async def test_c6_an_expired_batch_is_taken_by_no_collection(tmp_path: Path) -> None:
+    """Before it is deleted as after; one that expires while it is summed is not frozen."""
+    async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
+        who = side.who
+        who.aggregate([1, 1, 1], batch_id=who.open_batch())
+        job = who.query(NEXT_BATCH)
+        lease, batch, extent = side.summed(job)
+        at = who.clock.instant()
+        who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
+        with pytest.raises(BatchChangedError):
+            who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+        for _ in range(2):
+            move = who.store.run_sync(advance, lease, who.leader, at, who.clock.at)
+            assert move == Wait()
+            await side.collect()
+            lease = who.lease(job)
+        assert rows(who.store) == {"collection_jobs": 1}

@@ -1,0 +1,139 @@
+"""Deleted tasks: all they have goes, a tombstone stays. Tasks whose interval is over retire.
+
+Rule D6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from dapd import config
+from dapd.config import Gc
+from dapd.datastore import Tx, leases, tasks
+from dapd.gc.loop import GarbageCollector
+from dapd.messages.common import BatchMode, Interval
+from dapd.protocol.task import TaskSettings
+from dapd.runtime import helper
+from dapd.runtime.context import Context
+from tests.build import (
+    PRECISION,
+    TIME,
+    StillClock,
+    leader_job,
+    make_config,
+    make_reports,
+    open_context,
+    task_pair,
+)
+from tests.gc.looking import rows
+from tests.gc.test_leader import honest
+from tests.leaderhouse import open_house
+
+RETENTION = 90 * 86_400
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """A row of ``tasks``, without what stays as it was."""
+
+    state: str
+    expired_before: int
+    secrets: tuple[object, ...]
+
+
+def row_of(context: Context) -> Tombstone:
+    def look(tx: Tx) -> Tombstone:
+        row = tx.one(
+            """SELECT state, expired_before, verify_key, aggregator_token, inbound_token_hashes
+            FROM tasks"""
+        )
+        assert row is not None
+        return Tombstone(row[0], row[1], row[2:])
+
+    return context.datastore.read_sync(look)
+
+
+async def test_d6_all_of_a_deleted_leaders_task_goes_but_its_mark(tmp_path: Path) -> None:
+    """In any state: waiting, unfinished, aggregated; undecided reports are counted."""
+    pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=3)
+    async with open_house(tmp_path, pair, honest) as house:
+        await house.upload(3)
+        await house.create()
+        await house.step()
+        await house.upload(2)
+        await house.create()
+        await house.upload(1)
+        assert await house.states() == {"finished": 1, "assigned": 1}
+        await house.context.run(tasks.delete, house.task.task_pk, TIME + 2)
+        await house.context.tasks.reload()
+        await GarbageCollector(house.context).collect()
+        assert rows(house.context.datastore) == {}
+        assert row_of(house.context) == Tombstone("purged", TIME + 2, (b"", None, b""))
+        assert (await house.counters())["aggregate_report_dropped"] == 3
+        assert len(house.context.datastore.replay) == 0
+        assert await GarbageCollector(house.context).collect() == {}
+
+
+async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
+    tmp_path: Path,
+) -> None:
+    """A job that is being verified is left to its lease; the next round ends it."""
+    pair = task_pair()
+    settings = make_config(tmp_path, helper=config.Helper(mode="async"))
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = context.tasks.all()[0]
+        body = leader_job(pair, make_reports(pair, [1, 1])).body
+        await helper.create(context, task, body)
+        [lease], _ = await context.run(leases.lease_due, context.now(), list)
+        await context.run(tasks.delete, task.task_pk, TIME + 2)
+        await GarbageCollector(context).collect()
+        assert rows(context.datastore) == {"aggregation_jobs": 1, "job_bodies": 1}
+        assert row_of(context).state == "deleted"
+        await context.run(leases.release, lease, context.now())
+        await GarbageCollector(context).collect()
+        assert rows(context.datastore) == {}
+        assert row_of(context).state == "purged"
+
+
+async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
+    tmp_path: Path,
+) -> None:
+    """Its reports are below the mark, so it admits none; the job itself expires like others."""
+    pair = task_pair()
+    settings = make_config(tmp_path, helper=config.Helper(mode="sync"))
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = context.tasks.all()[0]
+        await context.run(tasks.delete, task.task_pk, TIME + 2)
+        await GarbageCollector(context).collect()
+        assert row_of(context).state == "purged"
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        await context.tasks.reload()
+        late = await helper.create(context, context.tasks.by_pk(task.task_pk), job.body)
+        assert late.response is not None
+        assert rows(context.datastore)["aggregation_jobs"] == 1
+        assert len(context.datastore.replay) == 0
+        cast("StillClock", context.clock).advance(3 * PRECISION)
+        await GarbageCollector(context).collect()
+
+
+async def test_a_task_retires_once_its_interval_has_been_over_for_the_retention_time(
+    tmp_path: Path,
+) -> None:
+    """All its reports are of times within the interval, so the mark is its end."""
+    pair = task_pair(task_interval=Interval(TIME - 5, 10), settings=TaskSettings())
+    settings = make_config(tmp_path)
+    assert settings.gc == Gc(ended_task_retention=RETENTION)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        clock = cast("StillClock", context.clock)
+        task = context.tasks.all()[0]
+        await helper.create(context, task, leader_job(pair, make_reports(pair, [1])).body)
+        clock.advance(5 * PRECISION + RETENTION - 1)
+        await GarbageCollector(context).collect()
+        assert row_of(context).state == "active"
+        clock.advance(1)
+        await GarbageCollector(context).collect()
+        assert row_of(context) == Tombstone("purged", TIME + 5, (b"", None, b""))
+        assert rows(context.datastore) == {}
+        assert await context.tasks.find(task.task_id) is None
