@@ -65,10 +65,15 @@ def put_in_place(
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """A consistent copy that only this user can read; SQLite makes it, which knows of a WAL."""
+    """A consistent copy that only this user can read; SQLite makes it, which knows of a WAL.
+
+    Without one nothing is written beside the source, which may be on a read-only medium.
+    """
     os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     try:
-        with closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True)) as opened:
+        has_wal = source.with_name(f"{source.name}-wal").exists()
+        uri = f"{source.absolute().as_uri()}?mode=ro{'' if has_wal else '&immutable=1'}"
+        with closing(sqlite3.connect(uri, uri=True)) as opened:
             opened.execute("VACUUM INTO :copy", {"copy": os.fspath(copy)})
     except sqlite3.Error as error:
         raise DatastoreError(
