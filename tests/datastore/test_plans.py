@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dapd.datastore
-from dapd.datastore import leases
+from dapd.datastore import leases, sealed
 from dapd.datastore.engines import connect
 from dapd.datastore.migrate import migrate
 
@@ -30,7 +30,12 @@ GROWING = (
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Every ``_Q_...`` of the table modules; those of leases once for each table and state."""
+    """Every ``_Q_...`` of the table modules; those of leases once for each table and state, and
+    those of each sealed column.
+    """
+    for column in sealed.COLUMNS:
+        for label, text in (("sizes", column.sizes), ("page", column.page)):
+            yield f"{column.name} {label}", text
     for module in pkgutil.iter_modules(dapd.datastore.__path__):
         found = vars(importlib.import_module(f"dapd.datastore.{module.name}"))
         for name, text in found.items():
