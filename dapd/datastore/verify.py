@@ -5,6 +5,7 @@ Left out: the copy itself (``dapd.datastore.backup``) and what a restore makes o
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -55,6 +56,13 @@ def verify(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
             f"{path}: {wal.name} beside it says that this is a database in use, or a copy of one "
             "made by hand; verify what `dapd backup` made"
         )
+    try:
+        return _look(path, sealer, key_ids)
+    except sqlite3.Error as error:
+        raise DatastoreError(f"{path} is no good backup: {error}; use an older one") from error
+
+
+def _look(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
     with closing(connect_read_only(path)) as connection:
         tx = Tx(connection, ReplayIndex())
         check_version(connection, path, may_be_older=True)
