@@ -20,7 +20,7 @@ from dapd.datastore.uncollected import Uncollected
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode
 from dapd.protocol.batches import batch_id_range, time_bucket
-from dapd.protocol.task import Task, TaskSettings, TaskState
+from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
 from tests.build import (
     AGGREGATOR_TOKEN,
     COLLECTOR_TOKEN,
@@ -31,7 +31,7 @@ from tests.build import (
     open_store,
     task_pair,
 )
-from tests.collecting import QUERY, Aggregators, aggregators
+from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators
 
 LEEWAY = 300.0
 AGED = TaskSettings(report_expiry_age=PRECISION)
@@ -317,6 +317,21 @@ class TestAddAgain:
         operator.store.run_sync(remove_token, operator.task_id)
         with pytest.raises(UsageError, match=r"another token; .*`dapd task token`"):
             operator.add(operator.pair.helper)
+
+    async def test_what_is_made_before_the_mark_is_reached_stays(self, tmp_path: Path) -> None:
+        """The mark may lie ahead of the clock; a collection that waits for the first report of the
+        second life is there until it has expired by its own age.
+        """
+        async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
+            task = replace(who.leader, settings=AGED, expired_before=TIME + 5)
+            job = who.query(NEXT_BATCH)
+            who.store.run_sync(lambda tx: tx.execute("UPDATE collection_jobs SET state = 'failed'"))
+            for later, is_there in ((0, True), (PRECISION, True), (2 * PRECISION, False)):
+                at = Instant(NOW + later * 1000, NOW + later * 1000)
+                found = who.store.read_sync(
+                    collections.by_id, task.task_pk, job.id, task.mark_at(at)
+                )
+                assert (found is not None) is is_there
 
 
 class TestTokens:

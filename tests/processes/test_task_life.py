@@ -117,7 +117,7 @@ async def test_d6_a_task_is_ended_and_added_again_beside_running_daemons(
                     assert daemon.read(f"SELECT count(*) FROM {table}") == [(0,)]  # noqa: S608
                 await dapd_task(daemon, "add", tmp_path / f"task/{role}.toml")
             assert await upload(http, client, first + late) == {ReportError.REPORT_DROPPED}
-            mark = max(each.read("SELECT expired_before FROM tasks")[0][0] for each in both)
+            mark: int = max(each.read("SELECT expired_before FROM tasks")[0][0] for each in both)
 
             async def is_over() -> bool:
                 return time.time() >= mark

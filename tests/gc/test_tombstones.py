@@ -1,0 +1,68 @@
+"""Deleted tasks: what is left of them goes, but nothing of what they get when they come back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dapd.commits.add_task import add_task
+from dapd.commits.delete_task import delete_task
+from dapd.datastore import chunks, tasks
+from dapd.datastore.chunks import Place
+from dapd.gc.loop import GarbageCollector
+from dapd.protocol.batches import time_bucket
+from dapd.protocol.task import TaskState
+from dapd.runtime.context import Context
+from tests.build import NOW, TIME, make_config, open_context, task_pair
+
+
+async def store(context: Context, time: int) -> None:
+    """A waiting report of this time, of the first task."""
+    place = Place(1, 1, time_bucket(time), NOW)
+    chunk = (1, time, time, time.to_bytes(16, "big"), bytes(4), b"")
+    await context.run(chunks.insert, place, chunk)
+
+
+async def times(context: Context) -> list[int]:
+    rows = await context.read(lambda tx: tx.all("SELECT time_min FROM report_chunks ORDER BY 1"))
+    return [time for (time,) in rows]
+
+
+async def test_d6_a_deleted_task_is_purged_and_its_secrets_with_it(tmp_path: Path) -> None:
+    """D6: all its rows go, however new; the tombstone keeps id and mark, and no secret."""
+    pair = task_pair()
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        await store(context, TIME + 10**6)
+        await context.run(delete_task, pair.leader.task_id, NOW, 300.0, discard=True)
+        await context.tasks.reload()
+        collected = await GarbageCollector(context).collect()
+        assert collected[pair.leader.task_id]["chunks"] == 1
+        assert await times(context) == []
+        (stored,) = await context.read(tasks.all_tasks)
+        assert stored.state is TaskState.PURGED
+        assert stored.public().expired_before == TIME + 10**6 + 1
+        assert stored.public().inbound_token_hashes == ()
+        assert not stored.is_readable(pair.sealer)
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_d6_a_round_that_took_a_task_for_a_tombstone_leaves_its_second_life_alone(
+    tmp_path: Path, late: bool
+) -> None:
+    """D6: it may be added again while a round is under way; what an upload that was under way has
+    left of its first life lies below the mark, and goes.
+    """
+    pair = task_pair()
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        await context.run(delete_task, pair.leader.task_id, NOW, 300.0, discard=False)
+        collector = GarbageCollector(context)
+        await collector.collect()
+        (tombstone,) = await collector._tasks()
+        assert tombstone.state is TaskState.PURGED
+        if late:
+            await store(context, TIME)
+        await context.run(add_task, pair.leader, context.sealer)
+        await store(context, TIME + 1)
+        await collector._collect_task(tombstone, context.instant())
+        assert await times(context) == [TIME + 1]
