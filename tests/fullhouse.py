@@ -17,11 +17,15 @@ from typing import Concatenate, ParamSpec, TypeVar
 import trio
 
 from dapd.collector import Query
+from dapd.commits.rekey_task import rekey_task
 from dapd.config import Config
-from dapd.datastore import Tx
+from dapd.crypto import make_sealer, sealing_key_id
+from dapd.datastore import Tx, sealed
 from dapd.datastore.engines import Row
 from dapd.messages.common import b64url_decode, b64url_encode
+from dapd.protocol.task import TaskSettings
 from dapd.runtime.context import Context
+from dapd.taskfile import aggregator_task
 from dapd.testing.pair import Aggregator
 from tests.build import open_store
 from tests.paths.hands import NOON, PRECISION, Hands, hand_pair, until
@@ -84,6 +88,14 @@ class FullHouse:
             return opened.datastore.read_sync(fn, *args, **kwargs)
         finally:
             opened.close()
+
+    def rekey(self) -> None:
+        """What ``dapd task rekey`` does, with the key that is called "new"."""
+        task = aggregator_task(self.hands.task.files.leader, TaskSettings())
+        opened = open_store(self.database)
+        opened.datastore.run_sync(rekey_task, task, make_sealer([self.key("new")]))
+        opened.datastore.run_sync(sealed.note_sealing_key, sealing_key_id(self.key("new")))
+        opened.close()
 
     def _file(self, name: str) -> Path:
         return self.leader.directory / f"{name}.key"

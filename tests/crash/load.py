@@ -141,7 +141,9 @@ class Load:
 
 
 def assert_counted_once(house: House, *loads: Load) -> None:
-    """Both Aggregators have counted each accepted report as aggregated, and nothing else."""
+    """Both Aggregators have counted each accepted report as aggregated, and nothing else; and their
+    databases are whole.
+    """
     accepted = sum(load.accepted[0] for load in loads)
     for daemon in house.daemons:
         counters = dict(
@@ -151,3 +153,4 @@ def assert_counted_once(house: House, *loads: Load) -> None:
         aggregated = {name: n for name, n in counters.items() if name not in uploads}
         assert aggregated == {"aggregate_finished": accepted}, daemon.directory.name
         assert daemon is house.helper or counters["upload_accepted"] == accepted
+        assert daemon.findings() == []

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import structlog
 
+from dapd.collector import Query
 from dapd.commits import reseal as commits
 from dapd.commits.take_over import check_sealing_keys
 from dapd.crypto import make_sealer, sealing_key_id
@@ -19,7 +20,7 @@ from dapd.keys import reseal
 from dapd.runtime.context import Context
 from tests.build import SEALING_KEY, make_config, open_context, task_pair
 from tests.fullhouse import FROZEN, SENT, FullHouse, full_house, of
-from tests.paths.hands import PRECISION, Query, flip, until
+from tests.paths.hands import PRECISION, flip, until
 
 OTHER_KEY = bytes(range(32, 64))
 EVERY_COLUMN = {
@@ -107,6 +108,30 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
             await reseal.run(context)
         assert house.read(sealed.sealing_key_ids) == [new]
         assert house.read(sealed.progress, new) == {}
+
+
+async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks that are cut, jobs that end and batches that freeze during the pass: nothing is
+    counted twice or left behind with the old key.
+    """
+    monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
+    async with full_house(tmp_path) as house:
+        hands, pair = house.hands, house.hands.pair
+        house.use_keys("new", "sealing")
+        new = sealing_key_id(house.key("new"))
+        await pair.helper.start()
+        await house.leader.start()
+        uploads = 0
+        while uploads < 10 or not await _seals_alone(house.leader.context, new):
+            await hands.upload(hands.seal([1], f"meanwhile {uploads}", at=SENT))
+            uploads += 1
+        result = await hands.task.collect(Query.interval(SENT * PRECISION, 2 * PRECISION))
+        assert (result.value, result.report_count) == (18 + uploads, 3 + uploads)
+        assert (await hands.task.collect(of(FROZEN))).value == 7
+        await house.leader.stop()
+        assert {key for counts in used(house).values() for key in counts} == {new}
 
 
 async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:

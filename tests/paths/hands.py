@@ -17,6 +17,8 @@ import trio
 
 from dapd.collector import Query
 from dapd.datastore import counters as counter_table
+from dapd.datastore import open_for_command
+from dapd.datastore.check import Finding, check
 from dapd.http import DapHttp, Outcome, Processing, Ready, resource_url
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
 from dapd.protocol.leader import init_request
@@ -82,7 +84,10 @@ async def hand_pair(
     helper: dict[str, dict[str, Any]] | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[tuple[Pair, DapHttp]]:
-    """A pair on a clock of its own, and a client, with a deadline for the whole test."""
+    """A pair on a clock of its own, and a client, with a deadline for the whole test.
+
+    Whatever the test did, both databases are whole after it.
+    """
     with trio.fail_after(DEADLINE):
         async with (
             DapHttp() as http,
@@ -91,6 +96,17 @@ async def hand_pair(
             ) as pair,
         ):
             yield pair, http
+    for side in (pair.leader, pair.helper):
+        assert findings(side.directory / "dapd.sqlite") == []
+
+
+def findings(database: Path) -> list[Finding]:
+    """What ``dapd datastore check`` would say of the database of a daemon that is stopped."""
+    opened = open_for_command(database, holder="a test", now=0)
+    try:
+        return opened.datastore.read_sync(check)
+    finally:
+        opened.close()
 
 
 def at_noon(duration: int = 1) -> Query:

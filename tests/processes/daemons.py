@@ -21,6 +21,7 @@ from dapd.commits.add_task import add_task
 from dapd.config import HelperMode, load, read_sealing_keys
 from dapd.crypto import make_sealer
 from dapd.datastore import Tx, open_for_command
+from dapd.datastore.check import Finding, check
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import HelperTask, LeaderTask, aggregator_task
@@ -179,6 +180,13 @@ class DaemonProcess:
         rows = opened.datastore.read_sync(look)
         opened.close()
         return rows
+
+    def findings(self) -> list[Finding]:
+        """What ``dapd datastore check`` would say."""
+        opened = open_for_command(self.database, holder="a test", now=0)
+        found = opened.datastore.read_sync(check)
+        opened.close()
+        return found
 
     async def _read_log(
         self, process: trio.Process, *, task_status: trio.TaskStatus[int | None]
