@@ -143,7 +143,9 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
         if not yes:
             click.confirm(f"Forget key {key_id} and what it sealed, for good?", abort=True)
         now = time.time_ns() // 1_000_000
-        forgetting = commits.Forgetting(lost, Instant(now, store.read_sync(safe_clock.load) or now))
+        # By the later of the two clocks, as `dapd key` dates what it does (rule F1).
+        safe = max(now, store.read_sync(safe_clock.load) or 0)
+        forgetting = commits.Forgetting(lost, Instant(now, safe))
         dropped: Counter[str] = Counter()
         for column in commits.ORDER:
             after: int | None = -1
