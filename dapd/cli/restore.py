@@ -64,10 +64,14 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     database that was there is kept beside the new one.
     """
     from dapd import config as configuration
+    from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore.restoring import put_in_place
+    from dapd.datastore.verify import verify
     from dapd.messages.common import b64url_encode
 
     loaded = configuration.load(required_config(config))
+    keys = configuration.read_sealing_keys(loaded)
+    key_ids = [sealing_key_id(key) for key in keys]
     path = loaded.datastore.path
     now = time.time_ns() // 1_000_000
     if not yes:
@@ -81,6 +85,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
         file,
         holder=f"a `dapd restore` command, process {os.getpid()}",
         now=now,
+        check=lambda copy: verify(copy, make_sealer(keys), key_ids),
         prepare=lambda datastore: _prepare(loaded, datastore, now),
     )
     click.echo(f"{path} is {file} now, quarantined.")
@@ -159,18 +164,11 @@ def accept(
 
 
 def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
-    """Check the copy and quarantine it."""
-    from dapd import config as configuration
+    """Quarantine the copy."""
     from dapd.commits.quarantine import quarantine
-    from dapd.commits.take_over import check_sealing_keys
-    from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore import safe_clock
-    from dapd.datastore.sealed import open_every_value
     from dapd.protocol.task import Instant
 
-    keys = configuration.read_sealing_keys(config)
-    datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])
-    datastore.read_sync(open_every_value, make_sealer(keys))
     at = Instant(now, datastore.read_sync(safe_clock.load) or 0)
     return datastore.run_sync(quarantine, at, config.reports.early_leeway)
 

@@ -33,9 +33,16 @@ class Restored(Generic[T]):
 
 
 def put_in_place(
-    database: Path, source: Path, *, holder: str, now: int, prepare: Callable[[Datastore], T]
+    database: Path,
+    source: Path,
+    *,
+    holder: str,
+    now: int,
+    check: Callable[[Path], object],
+    prepare: Callable[[Datastore], T],
 ) -> Restored[T]:
-    """Replace ``database`` by a copy of ``source``, which ``prepare`` has checked and changed.
+    """Replace ``database`` by a copy of ``source`` that ``check`` finds good (or raises) and that
+    ``prepare`` has changed.
 
     ``now`` is in milliseconds. Raises ``DatastoreError``, also if another process has the
     database; whatever is raised, what was there is still there.
@@ -50,6 +57,7 @@ def put_in_place(
         _remove(copy)
         try:
             _copy(source, copy)
+            _check(source, copy, check)
             prepared, sequence = _prepared(copy, now, prepare)
             kept = _keep(database, now)
             copy.replace(database)
@@ -83,13 +91,17 @@ def _copy(source: Path, copy: Path) -> None:
     _sync(copy)
 
 
+def _check(source: Path, copy: Path, check: Callable[[Path], object]) -> None:
+    try:
+        check(copy)
+    except DatastoreError as error:
+        raise DatastoreError(f"{source}, copied: {error}") from error
+
+
 def _prepared(copy: Path, now: int, prepare: Callable[[Datastore], T]) -> tuple[T, int]:
     """What ``prepare`` returned, and the commit sequence after it."""
     with closing(connect(copy)) as connection:
         migrate(connection, copy, now)
-        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-    if found != ["ok"]:
-        raise DatastoreError(f"{copy}: the backup is damaged ({found[0]}); try an older one")
     with closing(Datastore(copy, _lost)) as datastore:
         return prepare(datastore), datastore.read_sync(commit_sequence)
 

@@ -8,16 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from dapd.commits.take_over import check_sealing_keys
+from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Datastore, Tx, open_for_daemon
 from dapd.datastore.opening import Opened
 from dapd.datastore.restoring import Restored, put_in_place
+from dapd.datastore.verify import Verified, verify
 from dapd.errors import DatastoreError
-from tests.build import NOW, add_task, open_store, task_pair
+from tests.build import NOW, SEALING_KEY, add_task, open_store, task_pair
+
+KEY_IDS = [sealing_key_id(SEALING_KEY)]
 
 
 def make(path: Path, count: int) -> None:
     """A database with so many tasks."""
     opened = open_store(path)
+    opened.datastore.run_sync(check_sealing_keys, KEY_IDS)
     for _ in range(count):
         pair = task_pair()
         opened.datastore.run_sync(_clear_keys)
@@ -35,7 +41,11 @@ def count(opened: Opened | Datastore) -> int:
 
 
 def restore(path: Path, source: Path) -> Restored[int]:
-    return put_in_place(path, source, holder="a test", now=NOW, prepare=count)
+    return put_in_place(path, source, holder="a test", now=NOW, check=verified, prepare=count)
+
+
+def verified(copy: Path) -> Verified:
+    return verify(copy, make_sealer([SEALING_KEY]), KEY_IDS)
 
 
 @pytest.fixture
@@ -125,7 +135,12 @@ def test_a_copy_that_can_not_be_prepared_changes_nothing(database: Path) -> None
 
     with pytest.raises(DatastoreError, match="does not open"):
         put_in_place(
-            database, database.with_name("backup"), holder="a test", now=NOW, prepare=refuse
+            database,
+            database.with_name("backup"),
+            holder="a test",
+            now=NOW,
+            check=verified,
+            prepare=refuse,
         )
     opened = open_store(database)
     assert count(opened) == 2

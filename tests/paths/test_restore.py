@@ -77,6 +77,7 @@ class Restoring:
                 self.backup,
                 holder="a test",
                 now=self.clock.now(),
+                check=lambda copy: copy.stat(),
                 prepare=self._prepare,
             )
         await self.side.start()
