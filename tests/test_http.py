@@ -314,6 +314,25 @@ async def test_d4_every_call_ends_as_a_value(
     assert isinstance(outcome, Unknown)
 
 
+async def test_d6_each_answers_date_is_told_with_its_origin(nursery: trio.Nursery) -> None:
+    """Also a refusal's; not one that a cache kept, nor what is no date."""
+    date = "Fri, 15 Jan 2027 08:00:00 GMT"
+    replies = [
+        answer(200, b"x", Content_Type=MediaType.HPKE_CONFIG_LIST, Date=date),
+        answer(404, Date=date),
+        answer(503, Date=date, Age="60"),
+        answer(200),
+        answer(200, Date="soon"),
+    ]
+    told: list[tuple[str, int]] = []
+    peer = Peer(lambda _: replies[len(peer.requests) - 1])
+    url = await peer.serve(nursery)
+    async with DapHttp(timeout=5, on_date=lambda origin, ms: told.append((origin, ms))) as client:
+        for _ in replies:
+            await client.get(f"{url}/dap/hpke_config", MediaType.HPKE_CONFIG_LIST)
+    assert told == [(url, 1_800_000_000_000)] * 2
+
+
 @pytest.mark.parametrize(
     ("value", "date", "seconds"),
     [

@@ -7,9 +7,11 @@ holds the database's lock meanwhile: ``ask`` does either. ``call`` is for what o
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx2
@@ -71,9 +73,11 @@ def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
     Raises ``UsageError`` for what it refuses, ``NoDaemon`` if there is none, ``DatastoreError`` for
     what it failed at.
     """
+    path = config.admin_socket
+    _require_listener(path)
     posts = operation.method == "POST"
     with httpx2.Client(
-        transport=httpx2.HTTPTransport(uds=os.fspath(config.admin_socket)),
+        transport=httpx2.HTTPTransport(uds=os.fspath(path)),
         base_url="http://dapd",
         timeout=_TIMEOUT,
     ) as client:
@@ -86,42 +90,36 @@ def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
                 headers={"Content-Type": "application/json"} if posts else {},
             )
         except httpx2.HTTPError as error:
-            raise _unreachable(config, error) from error
+            what = str(error) or type(error).__name__
+            raise DatastoreError(
+                f"{path}: no answer ({what}); the daemon's log says whether it was done"
+            ) from error
     try:
         if answer.status_code == 200:
             return msgspec.json.decode(answer.content, type=operation.response)
         problem = msgspec.json.decode(answer.content, type=_Problem)
     except msgspec.DecodeError as error:
         raise DatastoreError(
-            f"{config.admin_socket}: this daemon speaks otherwise ({error}); "
-            "use the `dapd` command of its version"
+            f"{path}: this daemon speaks otherwise ({error}); use the `dapd` command of its version"
         ) from error
     if answer.status_code < 500:
         raise UsageError(problem.detail)
     raise DatastoreError(problem.detail)
 
 
-def _unreachable(config: Config, error: httpx2.HTTPError) -> UsageError | DatastoreError:
-    path = config.admin_socket
-    match _system_error(error):
-        case FileNotFoundError() | ConnectionRefusedError():
-            return NoDaemon(
+def _require_listener(path: Path) -> None:
+    """Raise what to do if nobody listens there; the HTTP client says less, and leaks its socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except (FileNotFoundError, ConnectionRefusedError):
+            raise NoDaemon(
                 f"no daemon runs on this configuration ({path}); start it with `dapd --config FILE`"
-            )
-        case PermissionError():
-            return UsageError(
+            ) from None
+        except PermissionError as error:
+            raise UsageError(
                 f"{path}: this user may not use it; run this as the daemon's user or as one of "
                 "its group"
-            )
-        case _:
-            what = str(error) or type(error).__name__
-            return DatastoreError(
-                f"{path}: no answer ({what}); the daemon's log says whether it was done"
-            )
-
-
-def _system_error(error: BaseException | None) -> OSError | None:
-    """The system's own error at the root of the HTTP client's."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
+            ) from error
+        except OSError as error:
+            raise UsageError(f"{path}: {error}; set another [admin] socket") from error
