@@ -27,16 +27,16 @@ def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | Non
     """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has
     expired instead. Raises ``LeaseLost``.
     """
-    if leader_jobs.load(tx, lease.pk).newest < expired_before:  # D6
+    if leader_jobs.load(tx, lease).newest < expired_before:  # D6
         expire_job(tx, lease.pk, now)
         return None
     leader_jobs.count_send(tx, lease)
-    return leader_jobs.load(tx, lease.pk)
+    return leader_jobs.load(tx, lease)
 
 
 def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
     """A job to be polled; ``None`` if it has expired. Raises ``LeaseLost``."""
-    job = leader_jobs.load(tx, lease.pk)
+    job = leader_jobs.load(tx, lease)
     return job if job.newest >= expired_before else None  # D6
 
 

@@ -26,7 +26,8 @@ WHERE job_pk = :job_pk"""
 _Q_LOAD = """
 SELECT job_pk, id, task_pk, state, n, bucket, newest, attempts, sends, location,
   CASE WHEN state = 'stored' THEN request END, leader_state
-FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk) WHERE job_pk = :job_pk"""
+FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk)
+WHERE job_pk = :job_pk AND lease_token = :token"""
 _Q_MOVE = """
 UPDATE aggregation_jobs SET state = :new, sends = :sends, location = :location, run_at = :run_at,
   attempts = :attempts, last_error = :error, crashes = 0,
@@ -127,11 +128,11 @@ def note_newest(tx: Tx, job_pk: int) -> None:
     tx.execute(_Q_NOTE_NEWEST, job_pk=job_pk)
 
 
-def load(tx: Tx, job_pk: int) -> Job:
-    """A job that a lease refers to. Raises ``LeaseLost`` if it has expired and is gone."""
-    row = tx.one(_Q_LOAD, job_pk=job_pk)
+def load(tx: Tx, lease: Lease) -> Job:
+    """The job under a lease. Raises ``LeaseLost``: it was given up meanwhile, or is gone."""
+    row = tx.one(_Q_LOAD, job_pk=lease.pk, token=lease.token)
     if row is None:
-        raise LeaseLost(f"job {job_pk} has been deleted")
+        raise LeaseLost(f"job {lease.pk} is not under this lease")
     job_pk, job_id, task_pk, state, *rest = row
     return Job(job_pk, job_id, task_pk, LeaderJob(state), *rest)
 

@@ -22,6 +22,7 @@ from dapd.commits.expire import expire_job
 from dapd.datastore import Tx, chunks, leader_jobs
 from dapd.datastore.chunks import StoredChunk
 from dapd.datastore.leader_jobs import Job, LeaseLost
+from dapd.datastore.leases import Lease
 from dapd.driver.desk import Desk
 from dapd.errors import DecodeError
 from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
@@ -55,7 +56,7 @@ async def _start(context: Context, desk: Desk) -> None:
     """Compute the request and store it (I3); go on under the same lease if a permit is free."""
     lease, task = desk.lease, desk.task
     async with desk.slots:
-        job, held = await context.read(_load, lease.pk)
+        job, held = await context.read(_load, lease)
         started = await context.compute(
             leader_start,
             task.parameters,
@@ -216,8 +217,8 @@ async def _wait(context: Context, desk: Desk, job: Job, later: Later) -> None:
     context.jobs.ring()
 
 
-def _load(tx: Tx, job_pk: int) -> tuple[Job, list[StoredChunk]]:
-    return leader_jobs.load(tx, job_pk), chunks.of_job(tx, job_pk)
+def _load(tx: Tx, lease: Lease) -> tuple[Job, list[StoredChunk]]:
+    return leader_jobs.load(tx, lease), chunks.of_job(tx, lease.pk)
 
 
 def _moment(context: Context) -> Moment:

@@ -61,6 +61,9 @@ class Sweep:
             await self._whole_batches()
         if self._mark is ALL:
             await self._remains()
+        if self.counts.total():  # collections and the creator may wait for less now
+            self._context.jobs.ring()
+            self._context.chunks.ring()
 
     async def forget_answers(self, job_pks: Sequence[int]) -> None:
         """Take away what a Helper keeps of jobs for its Leader alone (rule A7)."""
@@ -82,9 +85,6 @@ class Sweep:
 
         await self._page("expired_jobs", leader_jobs.expiring, expire_jobs)
         await self._page("expired_collections", collections.stuck, expire_collections)
-        if self.counts.total():
-            self._context.jobs.ring()
-            self._context.chunks.ring()
 
     async def _leader_rows(self) -> None:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()

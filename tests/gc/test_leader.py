@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from dapd.commits.expire import expire_job
 from dapd.commits.leader_start import count_send
 from dapd.datastore import Tx, tasks
 from dapd.datastore.leader_jobs import LeaseLost
+from dapd.driver import leader
+from dapd.driver.desk import Desk
 from dapd.gc.loop import GarbageCollector, raise_marks
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import Task, TaskSettings
@@ -181,6 +184,23 @@ async def test_d6_an_expired_job_is_taken_from_whoever_has_it_leased(tmp_path: P
         assert rows(house.context.datastore) == {}
         with pytest.raises(LeaseLost):
             await house.context.run(count_send, lease, TIME + 1, house.context.now())
+
+
+async def test_d6_a_job_that_expires_between_its_lease_and_its_start_is_not_started(
+    tmp_path: Path,
+) -> None:
+    """Nothing is computed of chunks that are gone, and nothing sent."""
+    async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
+        await upload(house, 3)
+        await house.create()
+        [lease] = await house.lease()
+        house.later(3 * PRECISION)
+        await house.context.run(expire_job, lease.pk, house.context.now())
+        peer = house.context.peers.at(house.task.configuration.helper_aggregator_endpoint)
+        await leader.step(house.context, Desk(lease, house.task, house.slots, peer))
+        assert await house.states() == {"expired": 1}
+        assert house.helper.requests == []
+        assert await house.counters() == {"upload_accepted": 3, "aggregate_report_dropped": 3}
 
 
 async def test_d6_chunks_of_a_halved_job_keep_their_ids_until_they_expire(tmp_path: Path) -> None:
