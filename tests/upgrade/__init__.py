@@ -1,0 +1,1 @@
+"""A database per released schema, which every later version opens; made by ``make``."""

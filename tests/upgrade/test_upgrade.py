@@ -1,0 +1,85 @@
+"""A database of every released schema: this version upgrades it, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from dapd.collector import Query
+from dapd.crypto import make_sealer, sealing_key_id
+from dapd.datastore.migrate import migrations
+from dapd.datastore.verify import verify
+from dapd.reports import ReportError, split_ids
+from tests.build import open_store
+from tests.paths.hands import NOON, HandClock, at_noon, make_ids
+from tests.upgrade import house
+
+SCHEMAS = sorted(house.HERE.glob("schema-*"))
+VERSIONS = [int(schema.name.partition("-")[2]) for schema in SCHEMAS]
+schemas = pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.name)
+DAY = 86_400
+
+
+def test_every_schema_has_its_database() -> None:
+    """A migration comes with ``python -m tests.upgrade.make``."""
+    assert [migration.version for migration in migrations()] == VERSIONS
+
+
+@schemas
+def test_a_database_is_small(schema: Path) -> None:
+    """There will be many."""
+    assert sum(file.stat().st_size for file in schema.rglob("*.*")) < 200_000
+
+
+@schemas
+def test_it_is_upgraded_and_whole(schema: Path, tmp_path: Path) -> None:
+    """What is missing is applied, with a copy beside it, and everything sealed opens."""
+    house.unpack(schema, tmp_path)
+    older = int(schema.name.partition("-")[2]) < VERSIONS[-1]
+    for role in house.ROLES:
+        path = tmp_path / role / "dapd.sqlite"
+        opened = open_store(path)
+        assert bool(opened.migrated) == bool(opened.copied_to) == older
+        assert not opened.behind
+        opened.close()
+        sealer = make_sealer([house.SEALING_KEY])
+        found = verify(path, sealer, [sealing_key_id(house.SEALING_KEY)])
+        assert (found.schema, found.rows["tasks"]) == (VERSIONS[-1], 2)
+        assert found.opened["tasks.verify_key"] == 2
+        if role == "leader":
+            waiting = len(house.IN_A_JOB) + 2 * len(house.WAITING)
+            assert found.opened["chunk_rows.rows"] == waiting
+
+
+@schemas
+async def test_a_pair_goes_on_where_it_stopped(schema: Path, tmp_path: Path) -> None:
+    """What was collected stays so, what waited is collected, and nothing counts twice."""
+    house.unpack(schema, tmp_path)
+    clock = HandClock()
+    clock.advance(DAY)
+    async with house.pair_of(tmp_path, clock) as (pair, http):
+        timed = house.hands(schema, "time-interval", pair, http)
+        selected = house.hands(schema, "leader-selected", pair, http)
+        for label, measurements, at in (
+            ("collected", house.COLLECTED, NOON - 1),
+            ("in a job", house.IN_A_JOB, NOON),
+            ("waiting", house.WAITING, NOON),
+        ):
+            again = await timed.upload(timed.seal(measurements, label, at=at))
+            ids = split_ids(make_ids(len(measurements), label))
+            assert again == [(each, ReportError.REPORT_REPLAYED) for each in ids]
+
+        result = await timed.task.collect(house.BEFORE_NOON)
+        assert (result.report_count, result.value) == (
+            len(house.COLLECTED),
+            sum(house.COLLECTED),
+        )
+        new = random.Random(schema.name).choices([0, 1], k=9)
+        assert await timed.upload(timed.seal(new, "new")) == []
+        at_noon_then = [*house.IN_A_JOB, *house.WAITING, *new]
+        result = await timed.task.collect(at_noon())
+        assert (result.report_count, result.value) == (len(at_noon_then), sum(at_noon_then))
+        result = await selected.task.collect(Query.next_batch())
+        assert (result.report_count, result.value) == (len(house.WAITING), sum(house.WAITING))
