@@ -40,13 +40,14 @@ _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM col
 _Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
   AND {_SHUT} = 'collected' LIMIT :limit"""  # noqa: S608 - constants alone
+# The plus signs keep these two in the index of waiting chunks: decided ones are far more.
 _Q_EXPIRED = """
 SELECT chunk_pk, n FROM report_chunks
-WHERE task_pk = :task_pk AND state = 'waiting' AND time_max < :expired_before LIMIT :limit"""
+WHERE task_pk = :task_pk AND state = 'waiting' AND +time_max < :expired_before LIMIT :limit"""
 _Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
 WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
-  AND time_max >= :expired_before AND {_SHUT} IS NULL
+  AND +time_max >= :expired_before AND {_SHUT} IS NULL
 ORDER BY seq, chunk_pk LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import structlog
+
 from dapd.commits import collect_garbage as commits
 from dapd.commits.collect_garbage import DroppedBatches, Freed
 from dapd.commits.expire import expire_collection, expire_job
@@ -29,6 +31,8 @@ from dapd.protocol.batches import BucketRange, time_bucket
 from dapd.protocol.task import MAX_INTEGER, Mark, Task
 from dapd.runtime import helper
 from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
 
 ALL = Mark(MAX_INTEGER, MAX_INTEGER)
 """Above everything: the mark of a task that is deleted."""
@@ -85,6 +89,15 @@ class Sweep:
 
         await self._page("expired_jobs", leader_jobs.expiring, expire_jobs)
         await self._page("expired_collections", collections.stuck, expire_collections)
+        if jobs := self.counts["expired_jobs"]:
+            _log.error(
+                "jobs_expired",
+                task_id=self._task.id_text,
+                jobs=jobs,
+                effect="their reports are counted as lost or dropped",
+                remedy="see what `job_waits` said of them; a Helper that is away for long needs a "
+                "longer report_expiry_age",
+            )
 
     async def _leader_rows(self) -> None:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()

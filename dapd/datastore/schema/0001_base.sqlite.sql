@@ -120,7 +120,7 @@ CREATE INDEX aggregation_jobs_computing ON aggregation_jobs (run_at, job_pk)
 CREATE INDEX aggregation_jobs_exchanging ON aggregation_jobs (run_at, job_pk)
     WHERE state IN ('stored', 'polling');
 CREATE INDEX aggregation_jobs_leased ON aggregation_jobs (lease_until) WHERE lease_token IS NOT NULL;
-CREATE INDEX aggregation_jobs_expiring ON aggregation_jobs (task_pk, newest, state);
+CREATE INDEX aggregation_jobs_expiring ON aggregation_jobs (task_pk, newest);
 CREATE INDEX aggregation_jobs_answered ON aggregation_jobs (task_pk, job_pk)
     WHERE role = 'helper' AND state = 'finished';
 CREATE INDEX aggregation_jobs_open ON aggregation_jobs (task_pk, bucket, n)
