@@ -61,7 +61,8 @@ async def reseal(context: Context) -> None:
                 "reseal_incomplete",
                 unopened=a_pass.failures,
                 effect="the old sealing key is still needed",
-                remedy="keep its file; see `dapd datastore check`",
+                remedy="keep its file; these values are damaged, restore a backup that "
+                "`dapd backup verify` accepts",
             )
             return
         if not (a_pass.found or progress) and await _finish(context, key_id, standing):
