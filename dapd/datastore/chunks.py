@@ -34,16 +34,18 @@ _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run
 _Q_BEYOND = "SELECT 1 FROM report_chunks WHERE state = 'waiting' AND run_at > :latest LIMIT 1"
 _Q_RECALL = """
 UPDATE report_chunks SET run_at = :now WHERE state = 'waiting' AND run_at > :latest"""
+# The order and the plus signs keep the next three in the index of waiting chunks, not in one that
+# has the decided ones too, which are far more.
 # The state of the range that a chunk's bucket is in; ranges of a task never overlap.
 _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
     WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
 _Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
-  AND {_SHUT} = 'collected' LIMIT :limit"""  # noqa: S608 - constants alone
-# The plus signs keep these two in the index of waiting chunks: decided ones are far more.
+  AND {_SHUT} = 'collected' ORDER BY seq LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_EXPIRED = """
 SELECT chunk_pk, n FROM report_chunks
-WHERE task_pk = :task_pk AND state = 'waiting' AND +time_max < :expired_before LIMIT :limit"""
+WHERE task_pk = :task_pk AND state = 'waiting' AND +time_max < :expired_before
+ORDER BY seq LIMIT :limit"""
 _Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
 WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now

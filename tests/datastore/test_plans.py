@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import dapd.datastore
-from dapd.datastore import leases, sealed
+from dapd.datastore import chunks, leases, sealed
 from dapd.datastore.engines import connect
 from dapd.datastore.migrate import migrate
 
@@ -69,3 +69,18 @@ def test_no_query_scans_a_table_that_grows(tmp_path: Path) -> None:
     # Adding a task looks at its children only if a foreign key is violated, which none ever is.
     assert [scan for scan in scans if not scan.startswith("tasks._Q_INSERT")] == []
     assert seen > 50
+
+
+def test_the_creator_looks_at_waiting_chunks_alone(tmp_path: Path) -> None:
+    """Decided ones stay until they expire, and are far more."""
+    path = tmp_path / "dapd.sqlite"
+    connection = connect(path)
+    migrate(connection, path, 0)
+    for text in (chunks._Q_COLLECTED, chunks._Q_EXPIRED, chunks._Q_ASSIGNABLE):
+        parameters = dict.fromkeys(re.findall(r":(\w+)", text))
+        steps = [
+            str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)
+        ]
+        assert "USING INDEX report_chunks_waiting" in steps[0]
+        assert not any("TEMP B-TREE" in step for step in steps)
+    connection.close()
