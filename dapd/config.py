@@ -1,13 +1,15 @@
 """The daemon's configuration: TOML -> frozen structs, each key with its range and its default.
 
-Durations are seconds, sizes bytes. Relative paths are resolved against the file's directory. Left
-out: tasks (``dapd.taskfile``) and whatever only one task needs. ``config.example.toml`` says what
-each key is for.
+Durations are seconds, sizes bytes. Relative paths are resolved against the file's directory, and
+what is left out follows from that directory too, never from the environment: the daemon and every
+command must mean the same files (ADR 0022). Left out: tasks (``dapd.taskfile``) and whatever only
+one task needs. ``config.example.toml`` says what each key is for.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -23,6 +25,8 @@ T = TypeVar("T")
 
 MAX_INTEGER = 2**63 - 1
 SEALING_KEY_SIZE = 32
+DATABASE = Path("state/dapd.sqlite")
+SEALING_KEY = Path("keys/sealing-1.key")
 
 HelperMode = Literal["sync", "async", "auto"]
 
@@ -59,7 +63,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Datastore(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[datastore]``. The first sealing key seals, all open (rule F2)."""
 
-    path: Path
+    path: Path = DATABASE
     sealing_keys: Annotated[tuple[Path, ...], Meta(min_length=1)]
 
 
@@ -149,7 +153,7 @@ class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[admin]``. ``socket`` is where commands reach the running daemon; ``None`` puts it beside
-    the database.
+    the database, or where systemd has made a directory for it.
     """
 
     socket: Path | None = None
@@ -187,7 +191,7 @@ class Shutdown(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. Only ``[datastore]`` has no defaults."""
+    """The whole file. Only ``[datastore] sealing_keys`` has no default."""
 
     datastore: Datastore
     server: Server = field(default_factory=Server)
@@ -216,7 +220,7 @@ def load(path: Path) -> Config:
     hint = "config.example.toml lists every key with its meaning"
     if not path.exists():
         raise UsageError(f"{path}: no such file; make one with `dapd init`")
-    config = read_toml(path, Config, hint)
+    config = _in_place(read_toml(path, Config, hint), path.absolute().parent)
     for problem in _contradictions(config):
         raise UsageError(f"{path}: {problem}")
     return config
@@ -253,20 +257,52 @@ def read_sealing_keys(config: Config) -> list[bytes]:
     return [_read_sealing_key(path) for path in config.datastore.sealing_keys]
 
 
-def minimal_config(role: Literal["leader", "helper"], url: str) -> str:
+def minimal_config(
+    role: Literal["leader", "helper"],
+    url: str,
+    *,
+    listen: str | None = None,
+    database: Path = DATABASE,
+    socket: Path | None = None,
+) -> str:
     """The smallest configuration of an Aggregator that is reached at ``url``."""
     lines = [
         f"# A DAP {role.capitalize()} at {url}",
         "[server]",
-        f'listen = "{_listen_for(url)}"',
+        f"listen = {_quoted(listen or _listen_for(url))}",
         "",
         "[datastore]",
-        'path = "state/dapd.sqlite"',
-        'sealing_keys = ["keys/sealing-1.key"]',
+        f"path = {_quoted(database)}",
+        f"sealing_keys = [{_quoted(SEALING_KEY)}]",
     ]
+    if socket is not None:
+        lines += ["", "[admin]", f"socket = {_quoted(socket)}"]
     if role == "helper":
         lines += ["", "[helper]", 'mode = "async"']
     return "\n".join(lines) + "\n"
+
+
+def _quoted(value: str | Path) -> str:
+    """As a TOML string; a path of an operator's may hold anything."""
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _in_place(config: Config, directory: Path) -> Config:
+    """Where the files are that the configuration in ``directory`` leaves out.
+
+    systemd names a service's directories ``/etc/NAME``, ``/var/lib/NAME`` and ``/run/NAME``.
+    """
+    database, socket = config.datastore.path, config.admin.socket
+    service = directory.name if directory.parent == Path("/etc") else None
+    if not database.is_absolute():
+        database = Path("/var/lib", service, database.name) if service else directory / database
+    if service and socket is None and Path("/run", service).is_dir():
+        socket = Path("/run", service, "admin.sock")
+    return msgspec.structs.replace(
+        config,
+        datastore=msgspec.structs.replace(config.datastore, path=database),
+        admin=msgspec.structs.replace(config.admin, socket=socket),
+    )
 
 
 def _contradictions(config: Config) -> list[str]:
@@ -301,6 +337,7 @@ def _path_below(directory: Path) -> Any:
 
 def _read_sealing_key(path: Path) -> bytes:
     again = "restore it from its backup (without it the database can't be read)"
+    path, forbidden = _readable(path)
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii").strip()
@@ -312,7 +349,7 @@ def _read_sealing_key(path: Path) -> bytes:
         raise UsageError(f"{path}: {error.strerror}; let this user read it") from error
     except UnicodeDecodeError:
         text = ""
-    if mode & 0o077:
+    if mode & forbidden:
         raise UsageError(f"{path}: others may read this sealing key; run `chmod 600 {path}`")
     try:
         key = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
@@ -321,6 +358,21 @@ def _read_sealing_key(path: Path) -> bytes:
     if len(key) != SEALING_KEY_SIZE or base64.urlsafe_b64encode(key).decode().rstrip("=") != text:
         raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
     return key
+
+
+def _readable(path: Path) -> tuple[Path, int]:
+    """The key file, and which bits of its mode are refused.
+
+    A file that only root may read reaches a service as the credential ``keys_NAME``, of systemd's
+    ``LoadCredential=keys:DIRECTORY``. That one may have a group bit: it is how an access list for
+    the service's user, which systemd gives it, shows in the mode.
+    """
+    passed = os.environ.get("CREDENTIALS_DIRECTORY")
+    if passed and not os.access(path, os.R_OK):
+        credential = Path(passed, f"keys_{path.name}")
+        if credential.exists():
+            return credential, 0o037
+    return path, 0o077
 
 
 def _listen_for(url: str) -> str:

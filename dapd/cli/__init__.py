@@ -51,7 +51,8 @@ class _Commands(click.Group):
     "--config",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The daemon's configuration. Without a command: run the daemon.",
+    help="The daemon's configuration, by default where `dapd init` puts it. Without a command: "
+    "run the daemon.",
 )
 @click.version_option(__version__, prog_name="dapd", message="%(prog)s %(version)s")
 @click.pass_context
@@ -60,8 +61,8 @@ def root(ctx: click.Context, config: Path | None) -> None:
 
     \b
     A new Helper, from nothing:
-      dapd init --role helper --url https://helper.example/dap
-      dapd --config dapd.toml
+      sudo dapd init --role helper --url https://helper.example/dap
+      sudo systemctl enable --now dapd
 
     \b
     Two Aggregators, a thousand clients and a collector on this machine:
@@ -79,10 +80,12 @@ def root(ctx: click.Context, config: Path | None) -> None:
 
 
 def required_config(config: Path | None) -> Path:
-    """The ``--config`` of a command that works on a daemon's datastore (``click.pass_obj``)."""
-    if config is None:
-        raise UsageError("which daemon? say: dapd --config FILE ...")
-    return config
+    """The configuration of a command that works on a daemon's datastore: what ``click.pass_obj``
+    gives, or where one usually is.
+    """
+    from dapd.cli.paths import find_config
+
+    return find_config(config)
 
 
 def main(arguments: list[str] | None = None) -> None:

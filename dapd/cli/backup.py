@@ -41,6 +41,8 @@ def backup() -> None:
                    the reports in them may be kept (report_expiry_age).
       --json       Say what was made as JSON.
 
+    Root does this as the user whom the database belongs to, who must be able to write to DIR.
+
     A backup holds no sealing key, and without the keys nobody can read it: keep copies of
     them, but not with the backups. `dapd restore` puts one back, docs/operating.md says how.
 
@@ -62,10 +64,12 @@ def make(config: Path | None, directory: Path, *, keep: float | None, as_json: b
 
     from dapd import config as configuration
     from dapd.datastore import backup as copies
+    from dapd.runtime.owner import become_owner
 
     loaded = configuration.load(required_config(config))
     database = loaded.datastore.path
     _refuse_keys(loaded, directory)
+    become_owner(database.parent)
     seconds = _kept_for(keep, copies.shortest_age(database))
     now = time.time_ns() // 1_000_000
     with _sigterm_raises():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -48,14 +47,13 @@ def ask(
     The socket is tried first: it is all that one of the daemon's group can open. Raises
     ``UsageError`` or ``DatastoreError``.
     """
-    from dapd.datastore import open_for_command
+    from dapd.cli.store import open_as_owner
     from dapd.datastore.lock import holder_of
 
     with suppress(NoDaemon):
         return call(config, operation, request)
     path = config.datastore.path
-    holder = f"a `dapd` command ({operation.name}), process {os.getpid()}"
-    opened = open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
+    opened = open_as_owner(config, operation.name)
     try:
         if opened.lock is not None:
             return alone(opened.datastore)

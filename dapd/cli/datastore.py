@@ -6,7 +6,6 @@ Left out: backups, and the HPKE keys that Clients see (``dapd key``).
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -84,8 +83,7 @@ def keys(config: Path | None, *, as_json: bool) -> None:
     """
     from dapd.datastore import sealed
 
-    with _opened(config, "datastore keys") as (loaded, opened):
-        configured = _configured(loaded)
+    with _opened(config, "datastore keys") as (_, configured, opened):
         known = opened.datastore.read_sync(sealed.sealing_key_ids)
         used = opened.datastore.read_sync(sealed.usage)
     found = dict.fromkeys([*configured, *known, *(key for each in used.values() for key in each)])
@@ -130,12 +128,12 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
     from dapd.protocol.task import Instant
 
     lost = _key_id(key_id)
-    with _opened(config, "datastore forget-key") as (loaded, opened):
+    with _opened(config, "datastore forget-key") as (loaded, configured, opened):
         if opened.lock is None:
             path = loaded.datastore.path
             raise UsageError(f"{path} is held by {holder_of(path)}; stop it first")
         store = opened.datastore
-        store.read_sync(commits.require_lost, lost, _configured(loaded))
+        store.read_sync(commits.require_lost, lost, configured)
         usage = store.read_sync(commits.usage, lost)
         for name, n in usage.items():
             if n:
@@ -173,7 +171,7 @@ def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
     """
     from dapd.datastore.check import check as find
 
-    with _opened(config, "datastore check") as (_, opened):
+    with _opened(config, "datastore check", needs_keys=False) as (_, _keys, opened):
         findings = opened.datastore.read_sync(find)
     if as_json:
         described = [{name: getattr(each, name) for name in each.__slots__} for each in findings]
@@ -188,18 +186,20 @@ def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
 
 
 @contextmanager
-def _opened(config: Path | None, command: str) -> Iterator[tuple[Config, Opened]]:
-    """The configuration and its datastore, whatever keys are missing."""
+def _opened(
+    config: Path | None, command: str, *, needs_keys: bool = True
+) -> Iterator[tuple[Config, list[bytes], Opened]]:
+    """The configuration, the ids of its keys and its datastore, whatever keys are missing there."""
     from dapd import config as configuration
-    from dapd.datastore import open_for_command
+    from dapd.cli.store import open_as_owner
 
     loaded = configuration.load(required_config(config))
     if not loaded.datastore.path.exists():
         raise UsageError(f"{loaded.datastore.path}: no database yet; the daemon makes it")
-    holder = f"a `dapd {command}` command, process {os.getpid()}"
-    opened = open_for_command(loaded.datastore.path, holder=holder, now=time.time_ns() // 1_000_000)
+    configured = _configured(loaded) if needs_keys else []
+    opened = open_as_owner(loaded, command)
     try:
-        yield loaded, opened
+        yield loaded, configured, opened
     finally:
         opened.close()
 

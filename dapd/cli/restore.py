@@ -68,6 +68,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     from dapd.datastore.restoring import put_in_place
     from dapd.datastore.verify import verify
     from dapd.messages.common import b64url_encode
+    from dapd.runtime.owner import become_owner, owner_name
 
     loaded = configuration.load(required_config(config))
     keys = configuration.read_sealing_keys(loaded)
@@ -80,6 +81,10 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
             "up to now closed",
             abort=True,
         )
+    become_owner(path.parent)
+    if not os.access(file, os.R_OK):
+        owner = owner_name(path.parent)
+        raise UsageError(f"{file}: let user {owner} read it, to whom the database belongs")
     done = put_in_place(
         path,
         file,

@@ -17,7 +17,7 @@ from dapd.cli import required_config
 if TYPE_CHECKING:
     from dapd.config import Config
     from dapd.crypto import Sealer
-    from dapd.datastore import Datastore
+    from dapd.datastore import Datastore, Opened
 
 
 @contextmanager
@@ -26,14 +26,25 @@ def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, D
     from dapd import config as configuration
     from dapd.commits.take_over import check_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
-    from dapd.datastore import open_for_command
 
     loaded = configuration.load(required_config(config))
     keys = configuration.read_sealing_keys(loaded)
-    holder = f"a `dapd {command}` command, process {os.getpid()}"
-    opened = open_for_command(loaded.datastore.path, holder=holder, now=time.time_ns() // 1_000_000)
+    opened = open_as_owner(loaded, command)
     try:
         opened.datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])
         yield loaded, opened.datastore, make_sealer(keys)
     finally:
         opened.close()
+
+
+def open_as_owner(config: Config, command: str) -> Opened:
+    """The datastore of ``config``. Root is the state directory's owner from here on, for good: what
+    only root may read must have been read before.
+    """
+    from dapd.datastore import open_for_command
+    from dapd.runtime.owner import become_owner
+
+    path = config.datastore.path
+    become_owner(path.parent)
+    holder = f"a `dapd {command}` command, process {os.getpid()}"
+    return open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
