@@ -38,9 +38,10 @@ format: $(BUILT) ## Rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(CARGO) fmt --manifest-path native/Cargo.toml
 
-bench: $(BUILT) ## Reports per second of a Helper and of uploads, beside the crypto floor
+bench: $(BUILT) ## Reports per second, beside the crypto floor; what the garbage collector costs
 	$(BIN)/python bench/helper.py
 	$(BIN)/python bench/upload.py
+	$(BIN)/python bench/gc.py
 
 wheel: $(BUILT) ## A wheel in dist/ that installs where there is no Rust
 	$(BIN)/maturin build --release --locked --out dist

@@ -29,7 +29,7 @@ MANY = 64
 """A bucket with fewer contributions is left alone."""
 _PAGE = 256
 _PAGE_BYTES = 4 << 20
-"""What one step reads, and its transaction deletes, at most: some 10 ms of the writer's time."""
+"""What one step reads, and its transaction deletes, at most: a few ms of the writer's time."""
 _PAUSE = 0.02
 _ALARM_EVERY = 600.0
 
