@@ -3,16 +3,19 @@
 The tree is the list ``LOOPS``. On SIGTERM or SIGINT: draining (no new leases, held requests
 answered "not ready"), the listener closed, the lane and the work under way finished within the
 grace period, the rest cancelled between transactions, leases released, the datastore closed last.
+The service manager is told each of these (``dapd.runtime.notify``).
 """
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import random
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +32,16 @@ from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import collection, creator, helper, leader
 from dapd.driver.dispatcher import Dispatcher
-from dapd.errors import DatastoreError, UsageError
+from dapd.errors import DatastoreError, NotYet, UnfitDatastore, UsageError
 from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, logs, watch
+from dapd.runtime import clock_watch, logs, notify, watch
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
+from dapd.runtime.notify import Notifier, status_line
+from dapd.runtime.owner import become_owner, provide
 from dapd.server import quart_app
 from dapd.server.admin import app as admin_app
 from dapd.server.front import front
@@ -45,6 +50,13 @@ from dapd.server.listen import Server, open_listeners, unix_listener
 _log = structlog.get_logger()
 _LONGEST_OPERATION = 3600.0
 """Seconds that a command on the admin socket may wait for its answer."""
+_CLOSING_SECONDS = 30.0
+"""What may be needed after the grace period: the last commit, the WAL's checkpoint."""
+
+MENDS_ITSELF, FOR_A_PERSON = 75, 78
+"""How a daemon exits that can't start (sysexits.h: TEMPFAIL, CONFIG): a restart may help, or not.
+The unit doesn't restart it after the latter.
+"""
 
 STEPS = {
     ("aggregation", "leader"): leader.step,
@@ -61,6 +73,7 @@ async def dispatch(context: Context) -> None:
 LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     clock_watch.run,
     watch.run,
+    notify.run,
     rotation.run,
     reseal.run,
     garbage.run,
@@ -91,8 +104,12 @@ async def run_daemon(
     Raises ``UsageError`` or ``DatastoreError`` if it can't start; each says what to do.
     """
     host, port = config.server.address
+    notifier = Notifier()
     with trio.CancelScope() as grace:
-        async with _context(config, clock or SystemClock()) as context:
+        async with (
+            _context(config, clock or SystemClock(), notifier) as context,
+            notifier.beating(),
+        ):
             listeners = await open_listeners(host, port)
             with unix_listener(config.admin_socket) as control:
                 servers = _servers(context, listeners, control)
@@ -103,10 +120,13 @@ async def run_daemon(
                         nursery.start_soon(server.run)
                     bound = listeners[0].socket.getsockname()[1]
                     _log.info("listening", host=host, port=bound, version=__version__)
+                    notifier.ready(await status_line(context))
                     task_status.started(Daemon(context, host, bound))
                     await stop.wait()
-                    _log.info("stopping", grace_seconds=config.shutdown.grace)
-                    grace.deadline = trio.current_time() + config.shutdown.grace
+                    seconds = context.config.shutdown.grace
+                    _log.info("stopping", grace_seconds=seconds)
+                    grace.deadline = trio.current_time() + seconds
+                    notifier.stopping("finishing what runs", seconds + _CLOSING_SECONDS)
                     context.drain()
                     for server in servers:
                         await server.close_listeners()
@@ -126,16 +146,19 @@ def _servers(
 
 
 @asynccontextmanager
-async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
+async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIterator[Context]:
     """Everything that is shared, opened in order and closed in reverse; the datastore last."""
     sealing_keys = configuration.read_sealing_keys(config)
     sealer = make_sealer(sealing_keys)
-    opened = open_for_daemon(
-        config.datastore.path,
-        holder=f"dapd, process {os.getpid()}, listening on {config.server.listen}",
-        now=clock.now(),
-        on_lost=_end_process,
-    )
+    provide(config.admin_socket.parent, config.datastore.path.parent)
+    become_owner(config.datastore.path.parent)
+    with notifier.taking_long("opening the database: its schema, the index against replays"):
+        opened = open_for_daemon(
+            config.datastore.path,
+            holder=f"dapd, process {os.getpid()}, listening on {config.server.listen}",
+            now=clock.now(),
+            on_lost=_end_process,
+        )
     try:
         datastore = opened.datastore
         if opened.migrated:
@@ -153,7 +176,8 @@ async def _context(config: Config, clock: Clock) -> AsyncIterator[Context]:
         at = Instant(clock.now(), safe.now())
         await datastore.run(_take_over, sealer, held, at)
         if opened.behind:
-            await _quarantine(config, opened, at)
+            with notifier.taking_long("closing what a restored database may have forgotten"):
+                await _quarantine(config, opened, at)
         async with (
             DapHttp(timeout=config.leader.request_timeout, on_date=safe.note_peer) as http,
             trio.open_nursery() as nursery,
@@ -217,6 +241,9 @@ async def _until_signalled(config: Config) -> None:
 
 def run(config_path: Path) -> int:
     """The ``dapd`` command without a subcommand; the exit status."""
+    faulthandler.enable()
+    with suppress(OSError, ValueError):  # a core dump would hold keys and input shares
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = configuration.load(config_path)
         logs.configure(config.log.level, config.log.format)
@@ -226,8 +253,18 @@ def run(config_path: Path) -> int:
         if not isinstance(cause, UsageError | DatastoreError):
             raise
         sys.stderr.write(f"dapd: {cause}\n")
-        return 2
+        return _exit_status(cause)
     return 0
+
+
+def _exit_status(cause: UsageError | DatastoreError) -> int:
+    match cause:
+        case NotYet():
+            return MENDS_ITSELF
+        case UsageError() | UnfitDatastore():
+            return FOR_A_PERSON
+        case _:
+            return MENDS_ITSELF
 
 
 def _innermost(error: BaseException) -> BaseException:

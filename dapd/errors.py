@@ -44,8 +44,16 @@ class DatastoreError(Exception):
     """The database can't be used; the message says what to do."""
 
 
+class UnfitDatastore(DatastoreError):
+    """This program may not run on the database, and a restart doesn't change that."""
+
+
 class UsageError(Exception):
     """The operator's input is at fault: configuration, task file or command line.
 
     The message is one line that names the place and the remedy.
     """
+
+
+class NotYet(UsageError):
+    """The input may be right and only too early: a later start may succeed with it."""

@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from dapd.datastore.engines import APPLICATION_ID, Tx, commit_sequence
-from dapd.errors import DatastoreError
+from dapd.errors import DatastoreError, UnfitDatastore
 from dapd.reports import ReplayIndex
 
 _NAME = re.compile(r"(\d{4})_(\w+)\.sqlite\.sql")
@@ -75,7 +75,7 @@ def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: b
     known = migrations()[-1].version
     found, compatible_from = schema_of(connection)
     if compatible_from > known:
-        raise DatastoreError(
+        raise UnfitDatastore(
             f"{path} has schema {found}, newer than this dapd, which knows {known}, while it takes "
             f"{compatible_from}; run the dapd that upgraded it, or `dapd restore` the copy that "
             f"the upgrade made beside it ({path.name}.before-schema-...)"

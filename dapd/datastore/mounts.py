@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from dapd.errors import DatastoreError
+from dapd.errors import UnfitDatastore
 
 _MOUNTINFO = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(r"\\([0-7]{3})")
@@ -64,7 +64,7 @@ def network_mount(path: Path, mounts: list[Mount]) -> Mount | None:
 
 
 def refuse_network(path: Path) -> None:
-    """Raise ``DatastoreError`` if the database ``path`` is on a network file system.
+    """Raise ``UnfitDatastore`` if the database ``path`` is on a network file system.
 
     Where the system doesn't say what is mounted, nothing is refused.
     """
@@ -73,7 +73,7 @@ def refuse_network(path: Path) -> None:
     except OSError:
         return
     if mount := network_mount(path.resolve(), parse_mounts(text)):
-        raise DatastoreError(
+        raise UnfitDatastore(
             f"{path} is on a network file system ({mount.type}, mounted at {mount.point}), where "
             "SQLite's locks and fsync can't be trusted and commits get lost; "
             "set [datastore] path to a local disk"

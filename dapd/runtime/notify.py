@@ -10,11 +10,17 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 
+from dapd.datastore.overview import overview
+from dapd.errors import DatastoreError
+from dapd.runtime.context import Context
+
+_STATUS_EVERY = 60.0
 _EXTENSION_SECONDS = 30
 _WATCHDOG_BEATS = 3
 """Beats in the time after which the service manager gives the daemon up."""
@@ -64,6 +70,14 @@ class Notifier:
             done.set()
             thread.join()
 
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[None]:
+        """The watchdog is fed while the block runs."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.beat)
+            yield
+            nursery.cancel_scope.cancel()
+
     async def beat(self) -> None:
         """Show for as long as the event loop runs that it does."""
         if self._watchdog is None:
@@ -81,6 +95,31 @@ class Notifier:
                 sender.send("\n".join(lines).encode())
             except OSError:
                 return
+
+
+async def run(context: Context) -> None:
+    """Until draining: the line of ``systemctl status``, once a minute."""
+    notifier = Notifier()
+    while True:
+        with trio.move_on_after(_STATUS_EVERY):
+            await context.draining.wait()
+            return
+        line = await status_line(context)
+        if not context.draining.is_set():
+            notifier.status(line)
+
+
+async def status_line(context: Context) -> str:
+    """The tasks that are served, and what waits."""
+    tasks = Counter(task.role.name.capitalize() for task in context.tasks.all())
+    served = ", ".join(f"{tasks[role]} as {role}" for role in sorted(tasks)) or "none yet"
+    try:
+        found = await context.read(overview)
+    except DatastoreError as error:
+        return f"tasks: {served}; the database can't be read: {error}"
+    jobs = sum(each.jobs for each in (*found.aggregation_jobs, *found.collection_jobs))
+    reports = sum(each.n for each in found.waiting)
+    return f"tasks: {served}; unfinished jobs: {jobs}; reports in no job yet: {reports}"
 
 
 def _extension(seconds: float) -> str:

@@ -35,6 +35,19 @@ def become_owner(directory: Path) -> None:
         ) from error
 
 
+def provide(directory: Path, state: Path) -> None:
+    """As root, make ``directory`` if it is missing, for the owner of ``state`` and its group.
+
+    ``/run/dapd`` is gone after each boot, and systemd makes it for its service alone.
+    """
+    if os.geteuid() != 0 or directory.exists() or not directory.parent.is_dir():
+        return
+    if state.is_dir():
+        status = state.stat()
+        directory.mkdir(mode=0o750)
+        os.chown(directory, status.st_uid, status.st_gid)
+
+
 def owner_name(path: Path) -> str:
     """Whose a file or directory is: a name, or a number without one."""
     uid = path.stat().st_uid

@@ -30,11 +30,12 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
-from dapd.errors import UsageError
+from dapd.errors import NotYet, UsageError
 from dapd.runtime.clock import Clock
 
 _log = structlog.get_logger()
 _BACKLOG = 1024
+_NOT_YET = {errno.EADDRNOTAVAIL, socket.EAI_AGAIN}
 _KEEP_ALIVE_SECONDS = 75.0
 _ENDLESS = 2**31
 _LONGEST_UNIX_PATH = 107
@@ -126,7 +127,11 @@ class _Connection(TCPServer):
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
-    """Listening sockets; port 0 picks a free one. Raises ``UsageError`` if the address is taken."""
+    """Listening sockets; port 0 picks a free one.
+
+    Raises ``UsageError`` if the address is taken, ``NotYet`` if this machine doesn't have it, as
+    before the network is up.
+    """
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
     except OSError as error:
@@ -135,7 +140,9 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
             raise UsageError(
                 f"{place}: another program listens there; stop it or choose another port"
             ) from error
-        raise UsageError(f"{place}: {error.strerror or error}") from error
+        kind = NotYet if error.errno in _NOT_YET else UsageError
+        what = error.strerror or error
+        raise kind(f"{place}: {what}; name an address of this machine") from error
 
 
 @contextmanager
