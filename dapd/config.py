@@ -346,7 +346,9 @@ def _read_sealing_key(path: Path) -> bytes:
             f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
         ) from None
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; let this user read it") from error
+        raise UsageError(
+            f"{path}: {error.strerror}; run this as root, or let this user read it"
+        ) from error
     except UnicodeDecodeError:
         text = ""
     if mode & forbidden:

@@ -1,12 +1,14 @@
-"""``dapd init``: the files that a new Aggregator needs. Left out: tasks, and the database itself,
-which the daemon makes when it first starts.
+"""``dapd init``: the files that a new Aggregator needs, and its systemd service. Left out: tasks,
+and the database itself, which the daemon makes when it first starts.
 """
 
 from __future__ import annotations
 
 import base64
 import os
+import pwd
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -15,45 +17,120 @@ import click
 
 from dapd.errors import UsageError
 
-_CONFIG, _KEY, _STATE = "dapd.toml", "keys/sealing-1.key", "state"
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the files go. ``database`` and ``socket`` are as the configuration says them: relative
+    paths begin at its directory; ``None`` is beside the database.
+    """
+
+    config: Path
+    database: Path
+    socket: Path | None = None
+
+    @property
+    def key(self) -> Path:
+        from dapd.config import SEALING_KEY
+
+        return self.config.parent / SEALING_KEY
+
+    @property
+    def state(self) -> Path:
+        return (self.config.parent / self.database).parent
+
+
+def layout(directory: Path | None, *, root: bool) -> Layout:
+    """All in one directory, or a service's places, or a user's (ADR 0022)."""
+    from dapd.cli.paths import CONFIG, SYSTEM_CONFIG, user_directory
+    from dapd.config import DATABASE
+
+    if directory is not None:
+        return Layout(directory / CONFIG, DATABASE)
+    if root:
+        return Layout(
+            SYSTEM_CONFIG, Path("/var/lib/dapd", DATABASE.name), Path("/run/dapd/admin.sock")
+        )
+    config = user_directory(os.environ, "XDG_CONFIG_HOME", ".config")
+    state = user_directory(os.environ, "XDG_STATE_HOME", ".local/state")
+    return Layout(config / CONFIG, state / DATABASE.name)
 
 
 @click.command()
 @click.option("--role", type=click.Choice(["leader", "helper"]), required=True)
 @click.option("--url", required=True, help="Where others reach this Aggregator.")
+@click.option("--listen", metavar="HOST:PORT", help="Where the proxy in front reaches it.")
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    default=Path(),
-    help="Where to put the files.  [default: here]",
+    help="Put all files there, and install no service.",
 )
-def init(role: Literal["leader", "helper"], url: str, directory: Path) -> None:
+@click.option("--no-service", is_flag=True, help="As root: install no systemd service.")
+def init(
+    role: Literal["leader", "helper"],
+    url: str,
+    *,
+    listen: str | None,
+    directory: Path | None,
+    no_service: bool,
+) -> None:
     """Make the configuration, the sealing key and the state directory of a new Aggregator.
 
-    Nothing that exists is overwritten. Keep a copy of the sealing key away from the database:
-    without it the database can't be read.
+    As root: /etc/dapd, /var/lib/dapd and, where systemd runs, the service dapd.service with its
+    user dapd. As another user: dapd/ below $XDG_CONFIG_HOME and $XDG_STATE_HOME.
+
+    Nothing that exists is overwritten, so it can be run again. Keep a copy of the sealing key away
+    from the database: without it the database can't be read.
 
     \b
     Example:
-      dapd init --role helper --url https://helper.example/dap --dir /etc/dapd
+      sudo dapd init --role helper --url https://helper.example/dap
     """
+    from dapd.cli import service
     from dapd.config import minimal_config
 
     _check_url(url)
-    config, key, state = directory / _CONFIG, directory / _KEY, directory / _STATE
-    for path in (config, key):
-        if path.exists():
-            raise UsageError(f"{path}: exists, and is left as it is; choose another --dir")
+    _check_listen(listen)
+    root = os.geteuid() == 0
+    where = layout(directory, root=root)
+    serviced = root and directory is None and not no_service and service.is_booted()
+    command = service.program() if serviced else None
+    text = minimal_config(role, url, listen=listen, database=where.database, socket=where.socket)
+    os.umask(0o022)  # the service's user reads the configuration; what is private says so itself
     try:
-        for private in (key.parent, state):
-            private.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_sealing_key(key)
-        _create(config, minimal_config(role, url), 0o644)
+        done = make(where, text)
+        if command is not None:
+            done |= service.install(command)
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; choose another --dir") from None
-    click.echo(f"Made {config}, {key} (keep a copy elsewhere) and {state}/.")
-    click.echo(f"Next: dapd --config {shlex.quote(str(config))}")
+    if command is not None:
+        service.announce()
+        if done[where.state]:
+            _give(where.state, service.USER)
+    for path, made in done.items():
+        click.echo(f"{'Made' if made else 'Was there, and is left as it is:'} {path}")
+    if done.get(where.key):
+        click.echo(f"Keep a copy of {where.key} elsewhere: only it opens the database.")
+    for line in _next(where, usual=directory is None, serviced=serviced):
+        click.echo(line)
+
+
+def make(where: Layout, config: str) -> dict[Path, bool]:
+    """Make what is not there, and whether each was made.
+
+    Raises ``OSError``, and ``UsageError`` if a sealing key is missing that a database needs.
+    """
+    wants_key = _wants_key(where)
+    done = {where.config: not where.config.exists(), where.state: not where.state.is_dir()}
+    for private in (where.state, where.key.parent):
+        private.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if wants_key:
+        write_sealing_key(where.key)
+    if where.key.exists():
+        done[where.key] = wants_key
+    if done[where.config]:
+        _create(where.config, config, 0o644)
+    return done
 
 
 def write_sealing_key(path: Path) -> bytes:
@@ -65,12 +142,60 @@ def write_sealing_key(path: Path) -> bytes:
     return key
 
 
+def _wants_key(where: Layout) -> bool:
+    """Whether a first sealing key is to be made: never for a database that has one."""
+    from dapd.config import load
+
+    database, keys = where.config.parent / where.database, [where.key.absolute()]
+    if where.config.exists():
+        loaded = load(where.config)
+        database, keys = loaded.datastore.path, list(loaded.datastore.sealing_keys)
+    missing = [key for key in keys if not key.exists()]
+    if missing and database.exists():
+        raise UsageError(
+            f"{missing[0]}: this sealing key is missing, and {database} needs it; restore it from "
+            "its backup"
+        )
+    return where.key.absolute() in missing
+
+
 def _create(path: Path, text: str, mode: int) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _give(directory: Path, user: str) -> None:
+    found = pwd.getpwnam(user)
+    os.chown(directory, found.pw_uid, found.pw_gid)
+
+
+def _next(where: Layout, *, usual: bool, serviced: bool) -> list[str]:
+    """The commands that come next, as they work from here."""
+    named = f"dapd --config {shlex.quote(str(where.config))}"
+    start = "systemctl enable --now dapd" if serviced else named
+    command = "dapd" if usual else named
+    file = "FILE, the task's leader.toml or helper.toml"
+    return [
+        "Next:",
+        f"  {start}",
+        f"  {command} status",
+        f"  {command} task add {file}",
+        f"  {command} doctor",
+    ]
+
+
+def _check_listen(listen: str | None) -> None:
+    from dapd.config import Server
+
+    try:
+        _ = Server(listen=listen or Server().listen).address
+    except ValueError:
+        raise UsageError(
+            f'--listen {listen}: no address; write one such as "127.0.0.1:8080" or "[::]:8080"'
+        ) from None
 
 
 def _check_url(url: str) -> None:

@@ -12,7 +12,9 @@ import pytest
 
 import dapd
 from dapd.cli import main
-from dapd.config import load, read_sealing_keys
+from dapd.cli.init import Layout, layout, make
+from dapd.cli.paths import find_config
+from dapd.config import load, minimal_config, read_sealing_keys
 
 HELPER = ["init", "--role", "helper", "--url", "https://helper.example/dap"]
 
@@ -48,17 +50,84 @@ def test_the_smallest_async_helper_is_under_15_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", ["dapd.toml", "keys/sealing-1.key"])
-def test_init_overwrites_nothing(
+def test_init_again_makes_what_is_missing_and_overwrites_nothing(
     tmp_path: Path, existing: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A sealing key that were overwritten would lose the whole database."""
-    path = tmp_path / existing
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("mine")
-    assert run(*HELPER, "--dir", str(tmp_path)) == 2
-    assert path.read_text() == "mine"
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [path.name]
-    assert capsys.readouterr().err.startswith(f"dapd: {path}: exists")
+    assert run(*HELPER, "--dir", str(tmp_path)) == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    missing = ({"dapd.toml", "keys/sealing-1.key"} - {existing}).pop()
+    (tmp_path / missing).unlink()
+    capsys.readouterr()
+    assert run(*HELPER, "--dir", str(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert f"Was there, and is left as it is: {tmp_path / existing}\n" in said
+    assert f"Made {tmp_path / missing}\n" in said
+    assert (tmp_path / existing).read_bytes() == before[tmp_path / existing]
+    assert read_sealing_keys(load(tmp_path / "dapd.toml"))
+
+
+def test_f2_init_makes_no_new_key_for_a_database_that_has_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new one would open nothing, and look as if all were well."""
+    assert run(*HELPER, "--dir", str(tmp_path)) == 0
+    (tmp_path / "state/dapd.sqlite").touch()
+    key = tmp_path / "keys/sealing-1.key"
+    key.unlink()
+    for config in ("there", "missing"):
+        assert run(*HELPER, "--dir", str(tmp_path)) == 2
+        assert f"{key}: this sealing key is missing" in capsys.readouterr().err
+        assert not key.exists(), f"configuration {config}"
+        (tmp_path / "dapd.toml").unlink(missing_ok=True)
+
+
+def test_init_follows_the_configuration_that_is_there(tmp_path: Path) -> None:
+    """A first key that was replaced and taken out of the list is not made again."""
+    assert run(*HELPER, "--dir", str(tmp_path)) == 0
+    config, key = tmp_path / "dapd.toml", tmp_path / "keys/sealing-1.key"
+    config.write_text(config.read_text().replace("sealing-1", "sealing-2"))
+    key.rename(key.with_name("sealing-2.key"))
+    assert run(*HELPER, "--dir", str(tmp_path)) == 0
+    assert not key.exists()
+
+
+def test_a_user_has_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XDG's; the database's is written down, whatever the environment of the daemon will be."""
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert run(*HELPER, "--listen", "[::]:8080") == 0
+    monkeypatch.setenv("XDG_STATE_HOME", "/elsewhere")
+    config = load(find_config(None))
+    assert config.datastore.path == tmp_path / "state/dapd/dapd.sqlite"
+    assert config.admin_socket.parent == tmp_path / "state/dapd"
+    assert config.server.address == ("::", 8080)
+
+
+def test_a_service_has_the_systems_places(tmp_path: Path) -> None:
+    """What root's `dapd init` makes, below another root."""
+    usual = layout(None, root=True)
+    assert usual == Layout(
+        Path("/etc/dapd/dapd.toml"), Path("/var/lib/dapd/dapd.sqlite"), Path("/run/dapd/admin.sock")
+    )
+    where = Layout(tmp_path / "etc/dapd/dapd.toml", tmp_path / "state/dapd.sqlite", usual.socket)
+    text = minimal_config("helper", "https://a/", database=where.database, socket=where.socket)
+    assert set(make(where, text).values()) == {True}
+    assert stat.S_IMODE((tmp_path / "etc/dapd/keys").stat().st_mode) == 0o700
+    config = load(where.config)
+    assert config.datastore.path == where.database
+    assert config.admin_socket == Path("/run/dapd/admin.sock")
+    assert set(make(where, text).values()) == {False}
+
+
+def test_an_address_that_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is made."""
+    assert run(*HELPER, "--listen", "8080", "--dir", str(tmp_path)) == 2
+    assert "--listen 8080" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
