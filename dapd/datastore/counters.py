@@ -11,6 +11,9 @@ INSERT INTO task_counters (task_pk, name, value) VALUES (:task_pk, :name, :value
 ON CONFLICT (task_pk, name) DO UPDATE SET value = task_counters.value + excluded.value"""
 _Q_ALL = "SELECT name, value FROM task_counters WHERE task_pk = :task_pk ORDER BY name"
 
+_Q_TOTALS = """
+SELECT role, name, sum(value) FROM task_counters JOIN tasks USING (task_pk) GROUP BY role, name"""
+
 
 def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
     """Raise each named counter: ``<interaction>_<outcome>``, such as ``upload_accepted``."""
@@ -27,3 +30,8 @@ def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
 def of_task(tx: Tx, task_pk: int) -> dict[str, int]:
     """All counters of a task by name."""
     return dict(tx.all(_Q_ALL, task_pk=task_pk))
+
+
+def totals(tx: Tx) -> list[tuple[str, str, int]]:
+    """(role, name, value) over all tasks, the deleted ones too: none of them ever falls."""
+    return [(role, name, value) for role, name, value in tx.all(_Q_TOTALS)]

@@ -182,6 +182,7 @@ async def _finish(context: Context, desk: Desk, job: CollectionJob, body: bytes)
         )
         if not await context.run(collection_finish, desk.lease, response):
             return
+    context.metrics.succeeded("collection")
     _log.info("collection_finished", reports=job.n)
     _ended(context, job)
 

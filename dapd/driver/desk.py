@@ -35,6 +35,8 @@ class Desk:
 
     def note_peer(self, context: Context, outcome: Outcome) -> None:
         """A peer that can't be reached is left alone as a whole (rule E1)."""
+        endpoint = self.task.configuration.helper_aggregator_endpoint
+        context.metrics.peer_requests.labels(endpoint, type(outcome).__name__.lower()).inc()
         if isinstance(outcome, Unknown) and outcome.status is None:
             limits = context.config.leader
             self.peer.unreachable(limits.retry_min, limits.retry_max)

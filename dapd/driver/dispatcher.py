@@ -6,6 +6,7 @@ that exchanges needs a permit of its peer; no slot ever sleeps (I5). Left out: w
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -69,6 +70,8 @@ class Dispatcher:
         leased, next_run_at = await context.run(
             leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait()
         )
+        for reason, jobs in chooser.left_alone.items():
+            context.metrics.not_stepped.labels(reason).inc(jobs)
         for lease in leased:
             self._held[lease.token] = lease
             nursery.start_soon(self._step, lease)
@@ -116,9 +119,11 @@ class Dispatcher:
     async def _guarded(self, step: Step, desk: Desk) -> None:
         """The one edge at which a step's failure becomes a log line and a back-off."""
         context, lease = self._context, desk.lease
+        begun = time.perf_counter()
         try:
             await step(context, desk)
         except Exception as error:  # noqa: BLE001
+            context.metrics.steps_failed.labels(lease.due.kind).inc()
             _log.exception("step_failed", kind=lease.due.kind, state=lease.due.state, job=lease.pk)
             limits = context.config.leader
             wait = backoff_ms(
@@ -130,6 +135,9 @@ class Dispatcher:
             with trio.CancelScope(shield=True):
                 await context.run(leases.release, lease, context.now())
             raise
+        finally:
+            elapsed = time.perf_counter() - begun
+            context.metrics.step_seconds.labels(lease.due.kind, lease.due.state).observe(elapsed)
 
     async def _keep_leases(self) -> None:
         """Renew what is held, well before it ends."""
@@ -149,19 +157,26 @@ class _Chooser:
         self._busy = busy
         self._free = {id(peer): peer.free for peer in peers.values()}
         self._taken: Counter[int] = Counter()
+        self.left_alone: Counter[str] = Counter()
 
     def choose(self, due: Sequence[Due]) -> list[Due]:
         chosen: list[Due] = []
         for job in due:
-            if job.task_pk not in self._peers or not self._may_run(job, chosen):
+            if job.task_pk not in self._peers:
+                self.left_alone["task_not_served"] += 1
+                continue
+            if not self._may_run(job, chosen):
+                self.left_alone["runs_alone"] += 1
                 continue
             if job.state in COMPUTING:
                 if self._slots <= 0:
+                    self.left_alone["no_slot"] += 1
                     continue
                 self._slots -= 1
             else:
                 key = id(self._peers[job.task_pk])
                 if self._taken[key] >= self._free[key]:
+                    self.left_alone["no_permit"] += 1
                     continue
                 self._taken[key] += 1
             chosen.append(job)

@@ -49,6 +49,7 @@ async def step(context: Context, desk: Desk) -> None:
             case state:
                 raise AssertionError(f"a job in state {state} was leased")
     except LeaseLost as lost:
+        context.metrics.leases_lost.inc()
         _log.info("lease_lost", job=desk.lease.pk, detail=str(lost))
 
 
@@ -186,6 +187,7 @@ async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> No
         finished.outcomes, finished.buckets, bool(response), _retry_at(context)
     )
     await context.run(finishing.finish, desk.lease, job, result, context.now())
+    context.metrics.succeeded("aggregation")
     accepted = finished.outcomes.count(0)
     _log.debug("job_finished", job=job.job_pk, accepted=accepted, rejected=job.n - accepted)
     if response and not task.peer_accepted:

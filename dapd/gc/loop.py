@@ -46,6 +46,7 @@ async def run(context: Context) -> None:
             try:
                 await part()
             except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
+                context.metrics.gc_failures.inc()
                 _log.exception(
                     "garbage_collection_failed", remedy="retried; if it stays, check the database"
                 )
@@ -68,8 +69,11 @@ class GarbageCollector:
             gone = await self._collect_task(task, at)
             if gone.total():
                 collected[task.task_id] = gone
+                for kind, rows in gone.items():
+                    self._context.metrics.gc_rows.labels(kind).inc(rows)
                 counts = {name: value for name, value in gone.items() if value}
                 _log.info("garbage_collected", task_id=task.id_text, **counts)
+        self._context.metrics.succeeded("garbage_collection")
         return collected
 
     async def _tasks(self) -> list[Task]:

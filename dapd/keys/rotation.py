@@ -47,6 +47,7 @@ async def rotate(context: Context) -> list[Move]:
     if state.held:
         return []
     due, ids_left = await context.read(_look, state.safe, context.config)
+    context.metrics.succeeded("key_rotation")
     if not ids_left and context.seldom.due("hpke_ids_used_up", _ALARM_EVERY):
         _log.error(
             "hpke_ids_used_up",

@@ -133,6 +133,7 @@ async def verify_and_commit(
                 await context.tasks.refresh()
                 task = context.tasks.by_pk(task.task_pk)  # its mark may be what disagreed (D6)
             else:
+                context.metrics.succeeded("aggregation")
                 _log.debug("job_verified", task_id=task.id_text, reports=key.n, at_once=not stored)
                 return job
     finally:

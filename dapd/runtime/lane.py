@@ -66,6 +66,11 @@ class Lane:
         assert request.result is not None
         return request.result.unwrap()
 
+    @property
+    def waiting(self) -> int:
+        """Requests that no group has taken yet."""
+        return len(self._queue)
+
     def close(self) -> None:
         """Take no more; ``run`` returns once what is queued is stored (I8)."""
         self._closed = True
@@ -112,6 +117,7 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - its requests' answer
                 _fail(group, error)
                 continue
+            context.metrics.succeeded("upload")
             for request, answer in zip(group, answers, strict=True):
                 request.result = outcome.Value(answer)
                 request.done.set()

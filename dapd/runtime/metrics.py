@@ -8,8 +8,10 @@ two may live in one process. What is a state, not an event, is read when it is a
 
 from __future__ import annotations
 
+from typing import Literal
+
 import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -21,6 +23,9 @@ prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+
+Activity = Literal["upload", "aggregation", "collection", "garbage_collection", "key_rotation"]
 
 
 class Metrics:
@@ -45,10 +50,6 @@ class Metrics:
 
         self.http_requests = counter("http_requests", "Requests answered.", "route", "status")
         self.http_seconds = seconds("http_request", "Time until the answer.", "route")
-        self.uploads = counter("uploaded_reports", "Reports uploaded, by outcome.", "outcome")
-        self.aggregated = counter(
-            "aggregated_reports", "Reports decided by aggregation jobs.", "role", "outcome"
-        )
         self.step_seconds = seconds(
             "job_step", "Steps of jobs, the wait for the peer included.", "kind", "state",
             buckets=_SLOW,
@@ -62,9 +63,19 @@ class Metrics:
         self.transactions_failed = counter("transactions_failed", "Undone by an error.", "name")
         self.native_seconds = seconds("native", "Calls on whole jobs in Rust.", "call")
         self.peer_requests = counter("peer_requests", "Requests to peers.", "peer", "outcome")
-        self.gc_rows = counter("gc_deleted_rows", "Rows taken away as expired.", "table")
+        self.gc_rows = counter("gc_deleted_rows", "Rows taken away as expired.", "kind")
         self.gc_failures = counter("gc_failures", "Rounds that ended in an error.")
         self.loop_lag = seconds("event_loop_lag", "How late the event loop wakes a sleeper.")
+        self._last_success = Gauge(
+            "dapd_last_success_timestamp_seconds",
+            "When each activity last succeeded in this process.",
+            ["activity"],
+            registry=registry,
+        )
+
+    def succeeded(self, activity: Activity) -> None:
+        """Something that must happen now and then has happened."""
+        self._last_success.labels(activity).set_to_current_time()
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All series in the form that the Accept header asks for, and its content type."""

@@ -17,7 +17,7 @@ class Peer:
     """One endpoint. Permits also bound how many of its bodies are in memory."""
 
     def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
-        self._permits = permits
+        self.permits = permits
         self._clock = clock
         self._jitter = jitter
         self._taken = 0
@@ -34,7 +34,7 @@ class Peer:
         """Exchanges that may start now; one probe while the peer fails."""
         if self.blocked_for > 0:
             return 0
-        return (1 if self.failures else self._permits) - self._taken
+        return (1 if self.failures else self.permits) - self._taken
 
     def try_acquire(self) -> bool:
         if self.free <= 0:
@@ -67,6 +67,16 @@ class Peers:
         if endpoint not in self._peers:
             self._peers[endpoint] = Peer(*self._means)
         return self._peers[endpoint]
+
+    def set_permits(self, permits: int) -> None:
+        """From now on each has so many; exchanges above that end as they are."""
+        self._means = (permits, *self._means[1:])
+        for peer in self._peers.values():
+            peer.permits = permits
+
+    def known(self) -> list[tuple[str, Peer]]:
+        """(endpoint, peer) of all that were met."""
+        return sorted(self._peers.items())
 
     def next_unblocked(self, now: int) -> int | None:
         """When the first of the peers that are left alone may be probed, in ms."""

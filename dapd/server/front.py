@@ -8,6 +8,7 @@ doesn't. Authentication comes before the body is read (rule A9).
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from dapd.errors import Abort
 from dapd.messages.common import b64url_decode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
+from dapd.runtime.metrics import Metrics
 from dapd.server import reports
 from dapd.server.problems import FAILED, problem_document
 
@@ -43,8 +45,10 @@ def front(context: Context, inner: App) -> App:
             await send({"type": "websocket.close"})
             return
         task_text = None
+        match = _TAIL.search(scope["path"])
+        send = _measured(context.metrics, match, send)
         try:
-            if match := _TAIL.search(scope["path"]):
+            if match:
                 scope = {**scope, "path": match[0], "raw_path": match[0].encode(), "root_path": ""}
                 if resource := match["resource"]:
                     task_text = match["task"]
@@ -67,6 +71,20 @@ def front(context: Context, inner: App) -> App:
             await _refuse(send, FAILED, task_text)
 
     return app
+
+
+def _measured(metrics: Metrics, match: re.Match[str] | None, send: Send) -> Send:
+    """``send`` that counts the answer by its route and status, and how long it took to begin."""
+    route = "unknown" if match is None else match["resource"] or "hpke_config"
+    begun = time.perf_counter()
+
+    async def measured(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            metrics.http_requests.labels(route, message["status"]).inc()
+            metrics.http_seconds.labels(route).observe(time.perf_counter() - begun)
+        await send(message)
+
+    return measured
 
 
 async def _refuse(send: Send, abort: Abort, task_text: str | None) -> None:

@@ -1,0 +1,19 @@
+"""How late the event loop wakes who sleeps: what everything else waits for in vain."""
+
+from __future__ import annotations
+
+import trio
+
+from dapd.runtime.context import Context
+
+_EVERY = 0.5
+
+
+async def run(context: Context) -> None:
+    """Until draining."""
+    while not context.draining.is_set():
+        due = trio.current_time() + _EVERY
+        with trio.move_on_at(due):
+            await context.draining.wait()
+            return
+        context.metrics.loop_lag.observe(trio.current_time() - due)
