@@ -95,7 +95,8 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     )
     click.echo(f"{path} is {file} now, quarantined.")
     if done.kept is not None:
-        click.echo(f"The database that was there is {done.kept}.")
+        click.echo(f"The database that was there is {done.kept}; nothing in it expires, remove it")
+        click.echo("when you don't need it any more.")
     for task in done.prepared:
         click.echo(f"Task {b64url_encode(task.task_id)}: {_mark(task)}")
     click.echo(
