@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import click
+
 from dapd.cli import required_config
 
 if TYPE_CHECKING:
@@ -47,4 +49,8 @@ def open_as_owner(config: Config, command: str) -> Opened:
     path = config.datastore.path
     become_owner(path.parent)
     holder = f"a `dapd {command}` command, process {os.getpid()}"
-    return open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
+    opened = open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
+    if opened.copied_to is not None:
+        upgraded = f"{path} has this dapd's schema now; as it was before: {opened.copied_to}"
+        click.echo(upgraded, err=True)
+    return opened
