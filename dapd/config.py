@@ -220,7 +220,7 @@ def load(path: Path) -> Config:
     hint = "config.example.toml lists every key with its meaning"
     if not path.exists():
         raise UsageError(f"{path}: no such file; make one with `dapd init`")
-    config = _in_place(read_toml(path, Config, hint), path.absolute().parent)
+    config = in_place(read_toml(path, Config, hint), path.absolute().parent)
     for problem in _contradictions(config):
         raise UsageError(f"{path}: {problem}")
     return config
@@ -287,7 +287,7 @@ def _quoted(value: str | Path) -> str:
     return json.dumps(str(value), ensure_ascii=False)
 
 
-def _in_place(config: Config, directory: Path) -> Config:
+def in_place(config: Config, directory: Path) -> Config:
     """Where the files are that the configuration in ``directory`` leaves out.
 
     systemd names a service's directories ``/etc/NAME``, ``/var/lib/NAME`` and ``/run/NAME``.

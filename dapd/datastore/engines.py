@@ -19,7 +19,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import trio
 
 from dapd.datastore.lock import FileLock
-from dapd.errors import DatastoreError
+from dapd.errors import DatastoreError, UnfitDatastore
 from dapd.reports import ReplayIndex
 
 P = ParamSpec("P")
@@ -244,7 +244,7 @@ def connect(path: Path) -> sqlite3.Connection:
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if tables and found != APPLICATION_ID:
             connection.close()
-            raise DatastoreError(
+            raise UnfitDatastore(
                 f"{path} is not a dapd database; set [datastore] path to another file"
             )
         if not tables:

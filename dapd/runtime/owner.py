@@ -33,6 +33,11 @@ def become_owner(directory: Path) -> None:
             f"{directory}: belongs to user {owner_name(directory)}, and this root may not become "
             f"that user ({error.strerror}); run this as that user"
         ) from error
+    if not os.access(__file__, os.R_OK) or not os.access(os.__file__, os.R_OK):
+        raise UsageError(
+            f"{directory}: belongs to user {owner_name(directory)}, who can't read this dapd or "
+            "its Python; install it where that user can, such as in /opt/dapd"
+        )
 
 
 def provide(directory: Path, state: Path) -> None:

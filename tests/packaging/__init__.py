@@ -1,0 +1,1 @@
+"""dapd as a system's service: its unit, its user, its notifications."""
