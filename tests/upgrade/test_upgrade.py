@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from dapd.collector import Query
 from dapd.crypto import make_sealer, sealing_key_id
+from dapd.datastore.backup import connect_read_only
 from dapd.datastore.migrate import migrations
 from dapd.datastore.verify import verify
 from dapd.reports import ReportError, split_ids
@@ -31,6 +33,28 @@ def test_every_schema_has_its_database() -> None:
 def test_a_database_is_small(schema: Path) -> None:
     """There will be many."""
     assert sum(file.stat().st_size for file in schema.rglob("*.*")) < 200_000
+
+
+@schemas
+def test_an_upgraded_database_is_built_like_a_new_one(schema: Path, tmp_path: Path) -> None:
+    """Also the newest one, which is to be made again when its unreleased schema is edited."""
+    house.unpack(schema, tmp_path)
+    open_store(tmp_path / "new.sqlite").close()
+    for role in house.ROLES:
+        open_store(tmp_path / role / "dapd.sqlite").close()
+        assert built(tmp_path / role / "dapd.sqlite") == built(tmp_path / "new.sqlite")
+
+
+def built(path: Path) -> dict[str, set[tuple[object, ...]]]:
+    """The columns of each table, in any order, and how each index is made."""
+    with closing(connect_read_only(path)) as connection:
+        names = connection.execute("SELECT name, type, sql FROM sqlite_master").fetchall()
+        return {
+            name: {(" ".join(sql.split()),)}
+            if kind == "index" and sql
+            else {row[1:] for row in connection.execute(f"PRAGMA table_xinfo({name})")}
+            for name, kind, sql in names
+        }
 
 
 @schemas
