@@ -62,7 +62,8 @@ class Served:
     def job(self, location: str) -> CollectionJob:
         """The job at a Location as it is in the database."""
         job_id = b64url_decode(location.rpartition("/")[2])
-        job = self.who.store.read_sync(collections.by_id, self.who.leader.task_pk, job_id, Mark(0, 0))
+        task_pk = self.who.leader.task_pk
+        job = self.who.store.read_sync(collections.by_id, task_pk, job_id, Mark(0, 0))
         assert job is not None
         return job
 
