@@ -37,7 +37,7 @@ from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, logs, notify, watch
+from dapd.runtime import clock_watch, lag, logs, notify, watch
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
 from dapd.runtime.notify import Notifier, status_line
@@ -74,6 +74,7 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     clock_watch.run,
     watch.run,
     notify.run,
+    lag.run,
     rotation.run,
     reseal.run,
     garbage.run,

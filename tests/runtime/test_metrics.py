@@ -35,7 +35,7 @@ async def test_a_pair_that_worked_counts_what_it_did(tmp_path: Path) -> None:
         leader, helper = Gauges(pair.leader.context), Gauges(pair.helper.context)
         before = await exposed(leader, pair.leader)
         assert "dapd_uploaded_reports_total outcome=accepted" not in before
-        assert not [name for name in before if name.startswith("dapd_last_success")]
+        assert "dapd_last_success_timestamp_seconds activity=upload" not in before
         task = await pair.new_task(min_batch_size=2)
         await task.upload([1, 0, 1])
         assert (await task.collect(at_noon())).value == 2
