@@ -22,8 +22,12 @@ _COMMANDS = (
     "datastore",
     "demo",
     "init",
+    "jobs",
     "key",
+    "log",
+    "peer",
     "restore",
+    "status",
     "task",
     "upload",
 )

@@ -83,7 +83,7 @@ def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
             answer = client.request(
                 operation.method,
                 operation.path,
-                params=None if posts else msgspec.to_builtins(request, str_keys=True),
+                params=None if posts else _query(request),
                 content=msgspec.json.encode(request) if posts else None,
                 headers={"Content-Type": "application/json"} if posts else {},
             )
@@ -103,6 +103,16 @@ def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
     if answer.status_code < 500:
         raise UsageError(problem.detail)
     raise DatastoreError(problem.detail)
+
+
+def _query(request: msgspec.Struct) -> dict[str, str]:
+    """A request's fields as a query has them; what is not there is left out."""
+    fields = msgspec.to_builtins(request, str_keys=True).items()
+    return {name: _text(value) for name, value in fields if value is not None}
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _require_listener(path: Path) -> None:

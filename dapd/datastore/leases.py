@@ -65,6 +65,13 @@ _Q_RELEASE = """
 UPDATE {table} SET lease_token = NULL, lease_until = NULL, run_at = :run_at, last_error = :error,
   attempts = CASE WHEN :reset THEN 0 ELSE attempts END, crashes = 0
 WHERE {pk} = :pk AND lease_token = :token"""
+_Q_HURRY = """
+UPDATE {table} SET run_at = :now
+WHERE {pk} = :pk AND ({computing} OR {exchanging})
+  AND (lease_token IS NULL OR lease_until <= :now)"""
+_Q_HELD = """
+SELECT count(*), COALESCE(sum({computing}), 0) FROM {table}
+WHERE lease_token IS NOT NULL AND lease_until > :now"""
 _Q_CLEAR = """
 UPDATE {table} SET lease_token = NULL, lease_until = NULL, crashes = crashes + 1,
   run_at = CASE WHEN crashes = 0 THEN run_at
@@ -165,6 +172,17 @@ def release(
             token=lease.token,
         )
     )
+
+
+def hurry(tx: Tx, kind: Kind, pk: int, now: int) -> bool:
+    """Let an unfinished job be due now (ms); whether there is one that nobody works on."""
+    return bool(tx.execute(_sql(_Q_HURRY, kind), pk=pk, now=now))
+
+
+def held(tx: Tx, now: int) -> tuple[int, int]:
+    """How many jobs are leased, and how many of those are to compute."""
+    rows = [tx.one(_sql(_Q_HELD, kind), now=now) or (0, 0) for kind in _TABLES]
+    return sum(row[0] for row in rows), sum(row[1] for row in rows)
 
 
 def clear_all(tx: Tx, now: int) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -35,6 +36,7 @@ def configure(level: str, form: str) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _note_error,
         Dam(time.monotonic),
     ]
     # Plain tracebacks: the rich ones print local variables, keys among them (I9).
@@ -59,6 +61,34 @@ def configure(level: str, form: str) -> None:
     sys.excepthook = _log_uncaught
     sys.unraisablehook = _log_unraisable
     threading.excepthook = _log_thread
+
+
+def set_level(level: str) -> None:
+    """From now on lines below ``level`` are not written; all else stays as configured."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
+
+
+def level() -> str:
+    """The lowest level that is written now."""
+    return str(logging.getLevelName(structlog.get_logger().get_effective_level())).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedError:
+    """An error's line, as far as a person reads it elsewhere; ``at`` is in RFC 3339."""
+
+    at: str
+    event: str
+    detail: str | None
+    remedy: str | None
+
+
+_last_error: list[LoggedError] = []
+
+
+def last_error() -> LoggedError | None:
+    """The last error that this process has logged, or held back in a flood."""
+    return _last_error[-1] if _last_error else None
 
 
 def goes_to_journal() -> bool:
@@ -113,6 +143,23 @@ class Dam:
         if lines >= _FLOOD_LINES:
             raise structlog.DropEvent
         return {**event, "suppressed": suppressed} if suppressed else event
+
+
+def _note_error(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    if event["level"] in ("error", "critical"):
+        said = [event[name] for name in ("error", "reason", "detail") if event.get(name)]
+        remedy = event.get("remedy") or event.get("likely_cause")
+        _last_error[:] = [
+            LoggedError(
+                str(event["timestamp"]),
+                str(event["event"]),
+                str(said[0]) if said else None,
+                None if remedy is None else str(remedy),
+            )
+        ]
+    return event
 
 
 class _Forward(logging.Handler):

@@ -2,7 +2,8 @@
 
 A peer that can't be reached backs off as a whole, with one probe at a time, so that one
 black-holed Helper delays nobody else. It goes by the time elapsed: setting the clock back prolongs
-no pause.
+no back-off. An operator's pause holds until it is ended, at the latest with the process: what
+nobody remembers must not stop aggregation for ever.
 """
 
 from __future__ import annotations
@@ -22,7 +23,18 @@ class Peer:
         self._jitter = jitter
         self._taken = 0
         self.failures = 0
-        self._blocked_until = clock.elapsed()
+        self.paused = False
+        self._blocked_until = self._failing_since = clock.elapsed()
+
+    @property
+    def exchanges(self) -> int:
+        """How many are under way."""
+        return self._taken
+
+    @property
+    def failing_for(self) -> int | None:
+        """How long, in ms, since the first of the failures in a row; ``None`` without one."""
+        return self._clock.elapsed() - self._failing_since if self.failures else None
 
     @property
     def blocked_for(self) -> int:
@@ -32,7 +44,7 @@ class Peer:
     @property
     def free(self) -> int:
         """Exchanges that may start now; one probe while the peer fails."""
-        if self.blocked_for > 0:
+        if self.paused or self.blocked_for > 0:
             return 0
         return (1 if self.failures else self.permits) - self._taken
 
@@ -51,6 +63,8 @@ class Peer:
 
     def unreachable(self, minimum: float, maximum: float) -> None:
         """A transport error: leave the peer alone for a while, in seconds, then probe it."""
+        if not self.failures:
+            self._failing_since = self._clock.elapsed()
         self.failures += 1
         wait = backoff_ms(self.failures, minimum, maximum, self._jitter())
         self._blocked_until = self._clock.elapsed() + wait

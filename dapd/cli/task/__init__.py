@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dapd.cli.task import files, look, state, token
+from dapd.cli.task import counters, files, look, state, token
 
 
 @click.group()
@@ -19,5 +19,5 @@ def task() -> None:
     """
 
 
-for _command in (*files.COMMANDS, *look.COMMANDS, *state.COMMANDS, token.token):
+for _command in (*files.COMMANDS, *look.COMMANDS, *counters.COMMANDS, *state.COMMANDS, token.token):
     task.add_command(_command)

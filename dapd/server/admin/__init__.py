@@ -10,11 +10,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapd.server.admin import clock, restore
+from dapd.server.admin import clock, jobs, log, peers, restore, status
 from dapd.server.admin.operation import Operation
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
     clock.SHOW,
     clock.ACCEPT,
     restore.ACCEPT,
+    status.SHOW,
+    jobs.LIST,
+    jobs.SHOW,
+    jobs.RETRY,
+    jobs.ABANDON,
+    peers.LIST,
+    peers.SHOW,
+    peers.PAUSE,
+    peers.RESUME,
+    peers.PROBE,
+    log.SHOW,
+    log.SET,
 )

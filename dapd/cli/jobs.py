@@ -1,0 +1,184 @@
+"""``dapd jobs``: what the running daemon works on, why something waits, and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from dapd.cli.telling import AS_JSON, age, echo_json, load_config, moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dapd.server.admin.jobs import JobDetail, JobView
+
+_JOB = click.argument("job", metavar="JOB")
+
+
+@click.group()
+def jobs() -> None:
+    """Aggregation and collection jobs of a running daemon.
+
+    JOB is a name such as a12 or c3, as `jobs list` shows it, or the id of the job's resource.
+    """
+
+
+@jobs.command("list")
+@click.option("--task", metavar="ID", help="Of this task; its first characters do.")
+@click.option("--state", metavar="STATE", help="Such as stored, polling or lost.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
+@click.option("--all", "ended", is_flag=True, help="Ended ones too, the newest first.")
+@click.option("--cursor", metavar="TEXT", help="Go on where a page has ended.")
+@AS_JSON
+@click.pass_obj
+def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | bool | None) -> None:
+    """Unfinished jobs, the oldest first, with why each waits.
+
+    \b
+    Example:
+      dapd jobs list --task 6Xf --state stored
+    """
+    import msgspec
+
+    from dapd.cli.daemon import call
+    from dapd.errors import UsageError
+    from dapd.server.admin.jobs import LIST, JobsRequest, State
+
+    try:
+        request = msgspec.convert(filters, JobsRequest)
+    except msgspec.ValidationError:
+        states = ", ".join(get_args(State))
+        raise UsageError(f"{filters['state']} is no state; choose one of {states}") from None
+    found = call(load_config(config), LIST, request)
+    if as_json:
+        echo_json(found)
+        return
+    if not found.jobs:
+        some = request.task or request.state or request.ended
+        click.echo("No such job." if some else "No job is unfinished.")
+    for each in found.jobs:
+        click.echo(_line(each))
+    if found.next is not None:
+        click.echo(f"More: the same with --cursor {found.next}")
+
+
+@jobs.command("show")
+@_JOB
+@AS_JSON
+@click.pass_obj
+def show(config: Path | None, job: str, *, as_json: bool) -> None:
+    """All about a job: first why it waits, and what to do.
+
+    \b
+    Example:
+      dapd jobs show a12
+    """
+    from dapd.cli.daemon import call
+    from dapd.server.admin.jobs import SHOW, JobRequest
+
+    _tell(call(load_config(config), SHOW, JobRequest(job)), as_json=as_json)
+
+
+@jobs.command("retry")
+@_JOB
+@AS_JSON
+@click.pass_obj
+def retry(config: Path | None, job: str, *, as_json: bool) -> None:
+    """Let a job be due now, instead of when its back-off ends.
+
+    It sends the same request as before. A peer that can't be reached is waited for all the same:
+    `dapd peer probe` ends that if it answers.
+
+    \b
+    Example:
+      dapd jobs retry a12
+    """
+    from dapd.cli.daemon import call
+    from dapd.server.admin.jobs import RETRY, JobRequest
+
+    _tell(call(load_config(config), RETRY, JobRequest(job)), as_json=as_json)
+
+
+@jobs.command("abandon")
+@_JOB
+@click.option("--confirm", metavar="JOB", help="The same again; else it is asked for.")
+@AS_JSON
+@click.pass_obj
+def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool) -> None:
+    """Give an unfinished job of a Leader up, for good.
+
+    The reports of an aggregation job are lost: the Helper may have counted them, so they never go
+    into another job. If it has, a collection of their batch fails, since the two sides' counts
+    differ. A collection job is deleted; its batch stays collected, without a result, if the Helper
+    may have been asked for its share.
+
+    \b
+    Example:
+      dapd jobs abandon a12 --confirm a12
+    """
+    from dapd.cli.daemon import call
+    from dapd.server.admin.jobs import ABANDON, SHOW, AbandonRequest, JobRequest
+
+    loaded = load_config(config)
+    if confirm is None:
+        found = call(loaded, SHOW, JobRequest(job))
+        click.echo("\n".join(_details(found)), err=True)
+        confirm = click.prompt("This can't be undone. To give it up, type its name again", err=True)
+    done = call(loaded, ABANDON, AbandonRequest(job, confirm))
+    if as_json:
+        echo_json(done)
+        return
+    click.echo(f"Job {done.job} is given up.")
+    if done.lost:
+        click.echo(f"{done.lost} reports are lost. Their batch is suspect: the Helper may count")
+        click.echo("them, and a collection of it may fail with batchMismatch for good.")
+
+
+def _tell(found: JobDetail, *, as_json: bool) -> None:
+    if as_json:
+        echo_json(found)
+        return
+    for line in _details(found):
+        click.echo(line)
+
+
+def _line(job: JobView) -> str:
+    reports = "-" if job.reports is None else job.reports
+    return (
+        f"{job.job:8} {job.state:9} {reports:>6} reports  task {job.task[:8]}  "
+        f"{age(job.created_at)} old: {job.waits.text}"
+    )
+
+
+def _details(found: JobDetail) -> Iterator[str]:
+    job, waits = found.job, found.job.waits
+    yield f"Job {job.job}: {waits.text}."
+    yield f"To do: {waits.remedy}." if waits.remedy else "Nothing to do."
+    yield ""
+    progress, peer = found.progress, found.peer
+    told: dict[str, object] = {
+        "kind": f"{job.kind}, {job.role}",
+        "task": f"{job.task} ({found.task_state})",
+        "id": job.id,
+        "state": job.state,
+        "reports": job.reports,
+        "created": moment(job.created_at),
+        "run at": moment(job.run_at),
+        "held by a step until": found.leased_until and moment(found.leased_until),
+        "failed attempts in a row": job.attempts,
+        "sends of unknown outcome": job.sends,
+        "crashes of the daemon": job.crashes,
+        "last error": job.last_error,
+        "location": found.location,
+        "peer": peer and f"{peer.endpoint}, {peer.state}",
+        "peer's requests": peer and f"{peer.exchanges} of {peer.permits} at once",
+        "told to the Collector": found.error and f"{found.error}: {found.detail or ''}",
+        "aggregated": progress and f"{progress.aggregated} of at least {progress.needed} reports",
+        "undecided": progress
+        and f"{progress.in_jobs} reports in jobs, {progress.unassigned} in none yet",
+    }
+    for name, value in told.items():
+        if value is not None:
+            yield f"{name:26} {value}"

@@ -1,0 +1,164 @@
+"""``dapd peer``: the Helpers to which the running Leader sends requests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.cli.telling import AS_JSON, echo_json, load_config
+
+if TYPE_CHECKING:
+    from dapd.server.admin.operation import Operation
+    from dapd.server.admin.peers import PeerRequest, PeerView
+
+_URL = click.argument("url", metavar="URL")
+
+
+@click.group()
+def peer() -> None:
+    """The Helpers to which a running Leader sends requests.
+
+    URL is the peer's endpoint as tasks have it, or its beginning. A Helper sends no requests, and
+    has no peers here.
+    """
+
+
+@peer.command("list")
+@AS_JSON
+@click.pass_obj
+def list_peers(config: Path | None, *, as_json: bool) -> None:
+    """The peers, a line each: reachable, failing since when, or paused.
+
+    \b
+    Example:
+      dapd peer list
+    """
+    from dapd.cli.daemon import call
+    from dapd.server.admin.operation import Nothing
+    from dapd.server.admin.peers import LIST
+
+    found = call(load_config(config), LIST, Nothing())
+    if as_json:
+        echo_json(found)
+        return
+    if not found.peers:
+        click.echo("No peer: a Helper sends no requests, and a Leader without a task none yet.")
+    for each in found.peers:
+        click.echo(line(each))
+
+
+@peer.command("show")
+@_URL
+@AS_JSON
+@click.pass_obj
+def show(config: Path | None, url: str, *, as_json: bool) -> None:
+    """How one peer is.
+
+    \b
+    Example:
+      dapd peer show https://helper.example/
+    """
+    from dapd.server.admin.peers import SHOW
+
+    found = _ask(config, SHOW, url)
+    if as_json:
+        echo_json(found)
+        return
+    click.echo(line(found))
+    click.echo(f"{found.exchanges} of {found.permits} requests at once are under way.")
+    click.echo(f"{found.tasks} tasks need it.")
+
+
+@peer.command("pause")
+@_URL
+@AS_JSON
+@click.pass_obj
+def pause(config: Path | None, url: str, *, as_json: bool) -> None:
+    """Begin no request to a peer any more, such as while it is maintained.
+
+    What is under way ends as usual. Uploads go on, and jobs wait. The pause ends with `resume`, or
+    when the daemon stops: it is not remembered.
+
+    \b
+    Example:
+      dapd peer pause https://helper.example/
+    """
+    from dapd.server.admin.peers import PAUSE
+
+    found = _ask(config, PAUSE, url)
+    if as_json:
+        echo_json(found)
+        return
+    click.echo(f"{found.endpoint} is paused until the daemon stops, or until:")
+    click.echo(f"  dapd peer resume {found.endpoint}")
+
+
+@peer.command("resume")
+@_URL
+@AS_JSON
+@click.pass_obj
+def resume(config: Path | None, url: str, *, as_json: bool) -> None:
+    """End a pause.
+
+    \b
+    Example:
+      dapd peer resume https://helper.example/
+    """
+    from dapd.server.admin.peers import RESUME
+
+    found = _ask(config, RESUME, url)
+    if as_json:
+        echo_json(found)
+        return
+    click.echo(line(found))
+
+
+@peer.command("probe")
+@_URL
+@AS_JSON
+@click.pass_obj
+def probe(config: Path | None, url: str, *, as_json: bool) -> None:
+    """Ask a peer for its HPKE configurations now, and say what came of it; exit 1 if nothing good.
+
+    If it answers, jobs that were waiting for it to be reachable go on at once.
+
+    \b
+    Example:
+      dapd peer probe https://helper.example/
+    """
+    from dapd.cli.daemon import call
+    from dapd.server.admin.peers import PROBE, PeerRequest
+
+    found = call(load_config(config), PROBE, PeerRequest(url))
+    if as_json:
+        echo_json(found)
+    elif found.ok:
+        click.echo(f"{found.url}: good, {found.keys} HPKE keys in {found.milliseconds:.0f} ms.")
+        if found.peer.state == "paused":
+            click.echo(f"It is paused still: dapd peer resume {found.peer.endpoint}")
+    else:
+        click.echo(f"{found.url}: failed after {found.milliseconds:.0f} ms: {found.detail}")
+        click.echo("Look at its address, its certificate and what lies between.")
+    if not found.ok:
+        raise click.exceptions.Exit(1)
+
+
+def line(view: PeerView) -> str:
+    """One peer on a line."""
+    from dapd.protocol.waiting import spell
+
+    said: str = view.state
+    if view.failing_seconds is not None:
+        again = spell(int(1000 * (view.retried_in_seconds or 0)))
+        since = spell(int(1000 * view.failing_seconds))
+        said += f", failing for {since} ({view.failures} requests); tried again in {again}"
+    return f"{view.endpoint}  {said}"
+
+
+def _ask(config: Path | None, operation: Operation[PeerRequest, PeerView], url: str) -> PeerView:
+    from dapd.cli.daemon import call
+    from dapd.server.admin.peers import PeerRequest
+
+    return call(load_config(config), operation, PeerRequest(url))

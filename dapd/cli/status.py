@@ -1,0 +1,122 @@
+"""``dapd status``: how the running daemon is, and what there is to do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.cli.telling import AS_JSON, age, echo_json, load_config, moment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dapd.server.admin.status import StatusView
+
+_NOT_RUNNING = 3
+"""As `systemctl status` exits for a service that doesn't run."""
+_NAMED = 5
+"""Tasks of one state that are named; `dapd task list` has them all."""
+
+
+@click.command()
+@AS_JSON
+@click.pass_obj
+def status(config: Path | None, *, as_json: bool) -> None:
+    """How the daemon is, in one look; the last lines say what you must do, if anything.
+
+    Exits 3 if no daemon runs.
+
+    \b
+    Example:
+      dapd status
+    """
+    from dapd.cli.daemon import NoDaemon, call
+    from dapd.server.admin.operation import Nothing
+    from dapd.server.admin.status import SHOW
+
+    try:
+        found = call(load_config(config), SHOW, Nothing())
+    except NoDaemon as error:
+        click.echo(f"dapd: {error}", err=True)
+        raise click.exceptions.Exit(_NOT_RUNNING) from None
+    if as_json:
+        echo_json(found)
+        return
+    for line in _lines(found):
+        click.echo(line)
+
+
+def _lines(found: StatusView) -> Iterator[str]:
+    from dapd.protocol.waiting import spell
+
+    roles = " and ".join(found.roles) or "no task yet"
+    up = spell(int(1000 * found.uptime_seconds))
+    stopping = ", stopping" if found.stopping else ""
+    yield f"dapd {found.version}, {roles}, process {found.pid}, up {up}{stopping}"
+    for head, lines in (
+        ("tasks", _tasks(found)),
+        ("jobs", _jobs(found)),
+        ("uploads", iter([f"{found.uploads.waiting} of {found.uploads.limit} queued"])),
+        ("peers", _peers(found)),
+        ("keys", _keys(found)),
+        ("clock", iter([f"held: {found.clock.held}" if found.clock.held else "followed"])),
+        ("upkeep", _upkeep(found)),
+    ):
+        for number, line in enumerate(lines):
+            yield f"{'' if number else head:9} {line}"
+    yield ""
+    yield "To do:" if found.to_do else "Nothing to do."
+    for each in found.to_do:
+        yield f"- {each}"
+
+
+def _tasks(found: StatusView) -> Iterator[str]:
+    by_state = defaultdict(list)
+    for task in found.tasks:
+        info = task.info if task.info.isprintable() else ascii(task.info)
+        by_state[task.state].append(f"{task.task[:8]} ({info[:40]})")
+    for state, names in sorted(by_state.items()):
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        yield f"{len(names)} {state}: {', '.join(names[:_NAMED])}{more}"
+    if not by_state:
+        yield "none: dapd task add FILE"
+
+
+def _jobs(found: StatusView) -> Iterator[str]:
+    for line in found.jobs:
+        yield f"{line.jobs} {line.kind} {line.state}, {line.reports} reports"
+        if (job := line.oldest) is not None:
+            yield f"  oldest {job.job}, {age(job.created_at)}: {job.waits.text}"
+    if not found.jobs:
+        yield "none unfinished"
+    if waiting := sum(task.waiting_reports for task in found.tasks):
+        yield f"{waiting} reports in no job yet"
+
+
+def _peers(found: StatusView) -> Iterator[str]:
+    from dapd.cli.peer import line
+
+    for peer in found.peers:
+        yield line(peer)
+    if not found.peers:
+        yield "none"
+
+
+def _keys(found: StatusView) -> Iterator[str]:
+    for key in found.keys:
+        following = "for ever" if key.next_at is None else f"{key.next_state} {moment(key.next_at)}"
+        yield f"{key.config_id} {key.state}, then {following}"
+
+
+def _upkeep(found: StatusView) -> Iterator[str]:
+    disk = found.disk
+    yield f"disk {disk.free >> 20} MiB free, database {disk.database >> 20} MiB"
+    yield f"backup {'none' if found.backup_of is None else 'of ' + moment(found.backup_of)}"
+    if found.certificate_until is not None:
+        yield f"certificate until {moment(found.certificate_until)}"
+    if (error := found.last_error) is not None:
+        said = f": {error.detail}" if error.detail else ""
+        yield f"last error {error.at} {error.event}{said}"

@@ -1,0 +1,45 @@
+"""How commands tell what the daemon has answered: as JSON, or with times as people read them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dapd.cli import required_config
+from dapd.protocol.waiting import spell
+
+if TYPE_CHECKING:
+    import msgspec
+
+    from dapd.config import Config
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+
+
+def load_config(config: Path | None) -> Config:
+    """The daemon's configuration, which says where its admin socket is."""
+    from dapd import config as configuration
+
+    return configuration.load(required_config(config))
+
+
+def echo_json(answer: msgspec.Struct) -> None:
+    """The daemon's whole answer."""
+    import msgspec
+
+    click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+
+
+def moment(at: datetime) -> str:
+    """A time, and how far it is from now."""
+    ahead = int((at - datetime.now(UTC)).total_seconds() * 1000)
+    relative = f"in {spell(ahead)}" if ahead >= 0 else f"{spell(-ahead)} ago"
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({relative})"
+
+
+def age(at: datetime) -> str:
+    """How long ago."""
+    return spell(max(0, int((datetime.now(UTC) - at).total_seconds() * 1000)))

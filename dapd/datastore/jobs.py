@@ -1,0 +1,140 @@
+"""Jobs as an operator looks at them: both tables alike, by pages, by name, or by resource id.
+
+Nothing here is sealed or sent to anybody: no request, no response, no share. Left out: what moves a
+job on, and why one waits (``dapd.protocol.waiting``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.datastore.engines import Tx
+from dapd.datastore.leases import Kind
+
+_AGGREGATION = """
+SELECT 'aggregation' AS kind, job_pk AS pk, id, task_pk, role, state, n, created_at, run_at,
+  lease_until, attempts, sends, crashes, last_error, location, NULL AS error, NULL AS detail
+FROM aggregation_jobs"""
+_COLLECTION = """
+SELECT 'collection' AS kind, collection_pk AS pk, id, task_pk, 'leader', state, n, created_at,
+  run_at, lease_until, attempts, sends, crashes, last_error, location, error, detail
+FROM collection_jobs"""
+_WANTED = """
+  AND (:task_pk IS NULL OR task_pk = :task_pk) AND (:state IS NULL OR state = :state)"""
+# The plus signs keep to the partial indexes, which hold the unfinished jobs alone.
+_Q_OPEN_AGGREGATION = f"""
+{_AGGREGATION} WHERE state IN ('assigned', 'stored', 'polling', 'received')
+  AND +job_pk > :after {_WANTED} ORDER BY +job_pk LIMIT :limit"""
+_Q_OPEN_WAITING = f"""
+{_COLLECTION} WHERE state = 'waiting' AND task_pk >= 0 AND +collection_pk > :after {_WANTED}
+ORDER BY +collection_pk LIMIT :limit"""
+_Q_OPEN_ASKING = f"""
+{_COLLECTION} WHERE state IN ('frozen', 'polling') AND run_at >= 0 AND +collection_pk > :after
+  {_WANTED}
+ORDER BY +collection_pk LIMIT :limit"""
+_Q_ALL_AGGREGATION = f"""
+{_AGGREGATION} WHERE job_pk < :after {_WANTED} ORDER BY job_pk DESC LIMIT :limit"""
+_Q_ALL_COLLECTION = f"""
+{_COLLECTION} WHERE collection_pk < :after {_WANTED} ORDER BY collection_pk DESC LIMIT :limit"""
+_Q_AGGREGATION_BY_PK = f"{_AGGREGATION} WHERE job_pk = :pk"
+_Q_COLLECTION_BY_PK = f"{_COLLECTION} WHERE collection_pk = :pk"
+_Q_AGGREGATION_BY_ID = f"""
+{_AGGREGATION} WHERE id = :id AND task_pk IN (SELECT task_pk FROM tasks)"""  # noqa: S608 - constants alone
+_Q_COLLECTION_BY_ID = f"""
+{_COLLECTION} WHERE id = :id AND task_pk IN (SELECT task_pk FROM tasks)"""  # noqa: S608 - constants alone
+
+_LAST = 2**63 - 1
+_KINDS: tuple[Kind, ...] = ("collection", "aggregation")
+"""Collections come first: they are few, and somebody waits for each."""
+_OPEN: dict[Kind, tuple[str, ...]] = {
+    "aggregation": (_Q_OPEN_AGGREGATION,),
+    "collection": (_Q_OPEN_WAITING, _Q_OPEN_ASKING),
+}
+_ALL: dict[Kind, tuple[str, ...]] = {
+    "aggregation": (_Q_ALL_AGGREGATION,),
+    "collection": (_Q_ALL_COLLECTION,),
+}
+_BY_PK: dict[Kind, str] = {"aggregation": _Q_AGGREGATION_BY_PK, "collection": _Q_COLLECTION_BY_PK}
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """Times are in ms. ``n`` is ``None`` for a collection that has no batch yet; ``error`` and
+    ``detail`` are what the Collector is told of one that failed.
+    """
+
+    kind: Kind
+    pk: int
+    id: bytes
+    task_pk: int
+    role: str
+    state: str
+    n: int | None
+    created_at: int
+    run_at: int
+    lease_until: int | None
+    attempts: int
+    sends: int
+    crashes: int
+    last_error: str | None
+    location: str | None
+    error: str | None
+    detail: str | None
+
+    @property
+    def name(self) -> str:
+        """What operators call it: short, and never given twice."""
+        return f"{self.kind[0]}{self.pk}"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which jobs: of one task, in one state; ``ended`` ones too, the newest first then."""
+
+    task_pk: int | None = None
+    state: str | None = None
+    ended: bool = False
+
+
+def page(tx: Tx, wanted: Wanted, after: tuple[Kind, int] | None, limit: int) -> list[JobRow]:
+    """Up to ``limit`` jobs behind (kind, key) ``after``; unfinished ones alone: oldest first."""
+    found: list[JobRow] = []
+    queries = _ALL if wanted.ended else _OPEN
+    kinds = _KINDS if after is None else _KINDS[_KINDS.index(after[0]) :]
+    for kind in kinds:
+        start = _LAST if wanted.ended else 0
+        if after is not None and kind == after[0]:
+            start = after[1]
+        room = limit - len(found)
+        found += _rows(tx, queries[kind], wanted, start, room)
+        if len(found) == limit:
+            break
+    return found
+
+
+def oldest(tx: Tx, kind: Kind, state: str) -> JobRow | None:
+    """The first made of the jobs in an unfinished state."""
+    return next(iter(_rows(tx, _OPEN[kind], Wanted(state=state), 0, 1)), None)
+
+
+def by_pk(tx: Tx, kind: Kind, pk: int) -> JobRow | None:
+    """The job of this kind and key."""
+    row = tx.one(_BY_PK[kind], pk=pk)
+    return None if row is None else JobRow(*row)
+
+
+def by_id(tx: Tx, job_id: bytes) -> list[JobRow]:
+    """The jobs with this resource id, in whatever task."""
+    rows = [*tx.all(_Q_AGGREGATION_BY_ID, id=job_id), *tx.all(_Q_COLLECTION_BY_ID, id=job_id)]
+    return [JobRow(*row) for row in rows]
+
+
+def _rows(tx: Tx, queries: tuple[str, ...], wanted: Wanted, after: int, limit: int) -> list[JobRow]:
+    rows = [
+        JobRow(*row)
+        for query in queries
+        for row in tx.all(
+            query, after=after, task_pk=wanted.task_pk, state=wanted.state, limit=limit
+        )
+    ]
+    return sorted(rows, key=lambda row: row.pk, reverse=wanted.ended)[:limit]

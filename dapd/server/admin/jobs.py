@@ -1,0 +1,397 @@
+"""The jobs' operations: what waits and why, a job made due now, a job given up (rule D4).
+
+A job's name is ``a12`` or ``c3``: aggregation or collection, and the number that log lines have.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Literal
+
+import msgspec
+
+from dapd.commits.abandon import abandon as give_up
+from dapd.datastore import Tx, batches, chunks, collections, jobs, leases, outstanding
+from dapd.datastore import tasks as task_table
+from dapd.datastore.jobs import JobRow, Wanted
+from dapd.datastore.leases import Kind
+from dapd.datastore.tasks import SealedTask, UnreadableTask
+from dapd.errors import UsageError
+from dapd.messages.common import b64url_decode, b64url_encode
+from dapd.protocol.task import Instant, Task, TaskState
+from dapd.protocol.waiting import (
+    UNFINISHED,
+    JobFacts,
+    PeerFacts,
+    Reason,
+    Surroundings,
+    Why,
+    why_waiting,
+)
+from dapd.runtime.context import Context
+from dapd.server.admin.operation import Operation, rfc3339
+from dapd.server.admin.peers import PeerView, peer_view
+
+_NAME = re.compile(r"([ac])([1-9][0-9]{0,17})")
+_KINDS: dict[str, Kind] = {"a": "aggregation", "c": "collection"}
+
+State = Literal[
+    "assigned", "stored", "polling", "received", "waiting", "frozen",
+    "finished", "abandoned", "expired", "lost", "failed", "deleted",
+]  # fmt: skip
+
+
+class Waits(msgspec.Struct, frozen=True):
+    """Why the job does not run now: a ``reason`` for programs, and a ``text``; ``remedy`` is
+    ``null`` where there is nothing to do but to wait.
+    """
+
+    reason: Reason
+    text: str
+    remedy: str | None
+
+
+class JobView(msgspec.Struct, frozen=True):
+    """One job.
+
+    ``job`` is its name here, ``id`` that of its resource. ``reports`` is ``null`` for a collection
+    without a batch yet. It is due at ``run_at``; ``attempts`` failed in a row, and ``sends`` of its
+    request have an unknown outcome. The daemon has ended ``crashes`` times while it ran.
+    """
+
+    job: str
+    kind: Literal["aggregation", "collection"]
+    role: str
+    task: str
+    id: str
+    state: str
+    reports: int | None
+    created_at: datetime
+    run_at: datetime
+    attempts: int
+    sends: int
+    crashes: int
+    last_error: str | None
+    waits: Waits
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """Reports that a waiting collection counts: ``aggregated`` of its batch, or of the fullest one
+    it may take; ``in_jobs`` and ``unassigned`` are still undecided, and ``needed`` are as many as
+    the task's smallest batch has.
+    """
+
+    aggregated: int
+    in_jobs: int
+    unassigned: int
+    needed: int
+
+
+class JobDetail(msgspec.Struct, frozen=True):
+    """One job with what surrounds it.
+
+    ``task_state`` is ``unreadable`` for a task that this daemon can't read. ``leased_until`` is
+    ``null`` unless a step works on it. The Helper works on it at ``location``. ``peer`` is ``null``
+    for a Helper's job, ``progress`` for all but a waiting collection; ``error`` and ``detail`` are
+    what the Collector is told of a failed one.
+    """
+
+    job: JobView
+    task_state: str
+    leased_until: datetime | None
+    location: str | None
+    peer: PeerView | None
+    progress: Progress | None
+    error: str | None
+    detail: str | None
+
+
+class JobsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which jobs. ``task`` is an id or its beginning. Unfinished ones come oldest first; with
+    ``ended`` all come, newest first, and a ``state`` of ended ones implies it. ``cursor`` is
+    ``next`` of the page before, asked for with the same fields.
+    """
+
+    task: str | None = None
+    state: State | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 50
+    ended: bool = False
+    cursor: Annotated[str, msgspec.Meta(max_length=100)] | None = None
+
+
+class JobPage(msgspec.Struct, frozen=True):
+    """A page of jobs, collections first; ``next`` is the cursor of the next one, ``null`` after the
+    last.
+    """
+
+    jobs: tuple[JobView, ...]
+    next: str | None
+
+
+class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``job`` is a name such as ``a12``, or the id of its resource."""
+
+    job: Annotated[str, msgspec.Meta(max_length=100)]
+
+
+class AbandonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``confirm`` repeats ``job``, because it can't be undone."""
+
+    job: Annotated[str, msgspec.Meta(max_length=100)]
+    confirm: Annotated[str, msgspec.Meta(max_length=100)]
+
+
+class Abandoned(msgspec.Struct, frozen=True):
+    """``lost`` reports are in no result of this batch, though the Helper may have counted them."""
+
+    job: str
+    task: str
+    lost: int
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one snapshot says around jobs; ``held`` counts those that steps hold, and those of them
+    that compute.
+    """
+
+    rows: Sequence[JobRow]
+    tasks: Mapping[int, SealedTask]
+    held: tuple[int, int]
+    progress: Progress | None = None
+
+
+async def list_jobs(context: Context, request: JobsRequest) -> JobPage:
+    """The jobs of all tasks or of one, with why each waits."""
+    after = None if request.cursor is None else _position(request.cursor)
+    look = await context.read(_page, request, after, context.now())
+    rows = look.rows[: request.limit]
+    following = _cursor(rows[-1]) if len(look.rows) > request.limit else None
+    return JobPage(tuple(view(context, look, row) for row in rows), following)
+
+
+async def show(context: Context, request: JobRequest) -> JobDetail:
+    """One job, and everything that it waits for. Raises ``UsageError`` if there is none."""
+    return detail(context, await context.read(_one, request.job, context.instant()))
+
+
+async def retry(context: Context, request: JobRequest) -> JobDetail:
+    """Let an unfinished job be due now; the answer says what it waits for then.
+
+    Raises ``UsageError`` if it has ended, or is being worked on.
+    """
+    look = await context.run(_hurry, request.job, context.instant())
+    context.jobs.ring()
+    return detail(context, look)
+
+
+async def abandon(context: Context, request: AbandonRequest) -> Abandoned:
+    """Give an unfinished job of a Leader up, for good. Raises ``UsageError``.
+
+    An aggregation job's reports are lost, counted as such, and never go into another job. A
+    collection job is deleted; its batch stays collected if the Helper may have been asked.
+    """
+    if request.confirm != request.job:
+        raise UsageError(f"the confirmation is {request.confirm!r}, not {request.job!r}")
+    row, task, lost = await context.run(_abandon, request.job, context.instant())
+    if row.kind == "collection":
+        context.finished.announce(("collection", row.id))
+    context.jobs.ring()
+    context.chunks.ring()
+    return Abandoned(row.name, task, lost)
+
+
+def view(context: Context, look: Look, row: JobRow) -> JobView:
+    """A row as responses have it."""
+    why = _why(context, look, row)
+    return JobView(
+        row.name,
+        row.kind,
+        row.role,
+        look.tasks[row.task_pk].id_text,
+        b64url_encode(row.id),
+        row.state,
+        row.n,
+        rfc3339(row.created_at),
+        rfc3339(row.run_at),
+        row.attempts,
+        row.sends,
+        row.crashes,
+        row.last_error,
+        Waits(why.reason, why.text, why.remedy),
+    )
+
+
+def detail(context: Context, look: Look) -> JobDetail:
+    """The one job of ``look``."""
+    (row,) = look.rows
+    sealed = look.tasks[row.task_pk]
+    state = _task_state(context, sealed)
+    endpoint = _endpoint(sealed)
+    leased = row.lease_until if _is_leased(row, context.now()) else None
+    return JobDetail(
+        view(context, look, row),
+        "unreadable" if state is None else state.value,
+        None if leased is None else rfc3339(leased),
+        row.location,
+        None if endpoint is None else peer_view(context, endpoint),
+        look.progress,
+        row.error,
+        row.detail,
+    )
+
+
+def look_at(tx: Tx, rows: Sequence[JobRow], now: int, progress: Progress | None = None) -> Look:
+    """``rows`` with what surrounds them in the same snapshot."""
+    tasks = {each.task_pk: each for each in task_table.all_tasks(tx)}
+    return Look(rows, tasks, leases.held(tx, now), progress)
+
+
+def _why(context: Context, look: Look, row: JobRow) -> Why:
+    sealed, now = look.tasks[row.task_pk], context.now()
+    endpoint = _endpoint(sealed)
+    facts = JobFacts(
+        row.name,
+        row.state,
+        row.run_at,
+        _is_leased(row, now),
+        row.attempts,
+        row.crashes,
+        row.last_error,
+    )
+    running, computing = look.held
+    around = Surroundings(
+        now,
+        sealed.id_text,
+        _task_state(context, sealed),
+        None if endpoint is None else _peer_facts(context, endpoint),
+        computing,
+        context.config.leader.computing_slots,
+        running,
+    )
+    return why_waiting(facts, around)
+
+
+def _peer_facts(context: Context, endpoint: str) -> PeerFacts:
+    peer = context.peers.at(endpoint)
+    return PeerFacts(endpoint, peer.paused, peer.failures, peer.blocked_for, peer.free)
+
+
+def _task_state(context: Context, sealed: SealedTask) -> TaskState | None:
+    """``None`` if this process can't work on a task that should be served."""
+    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unserved
+    return None if unreadable else sealed.state
+
+
+def _endpoint(sealed: SealedTask) -> str | None:
+    """Where a Leader's task sends its requests."""
+    try:
+        task = sealed.public()
+    except UnreadableTask:
+        return None
+    return task.configuration.helper_aggregator_endpoint if task.is_leader else None
+
+
+def _is_leased(row: JobRow, now: int) -> bool:
+    return row.lease_until is not None and row.lease_until > now
+
+
+def _page(tx: Tx, request: JobsRequest, after: tuple[Kind, int] | None, now: int) -> Look:
+    ended = request.ended or (request.state is not None and request.state not in UNFINISHED)
+    task_pk = None if request.task is None else _task_named(tx, request.task).task_pk
+    wanted = Wanted(task_pk, request.state, ended)
+    return look_at(tx, jobs.page(tx, wanted, after, request.limit + 1), now)
+
+
+def _one(tx: Tx, name: str, at: Instant) -> Look:
+    row = _named(tx, name)
+    return look_at(tx, [row], at.now, _progress(tx, row, at))
+
+
+def _hurry(tx: Tx, name: str, at: Instant) -> Look:
+    row = _named(tx, name)
+    if not leases.hurry(tx, row.kind, row.pk, at.now):
+        ended = row.state not in UNFINISHED
+        what = f"has ended: {row.state}" if ended else "is being worked on now"
+        raise UsageError(f"job {row.name} {what}")
+    return _one(tx, row.name, at)
+
+
+def _abandon(tx: Tx, name: str, at: Instant) -> tuple[JobRow, str, int]:
+    row = _named(tx, name)
+    task = next(each for each in task_table.all_tasks(tx) if each.task_pk == row.task_pk)
+    return row, task.id_text, give_up(tx, row, at)
+
+
+def _progress(tx: Tx, row: JobRow, at: Instant) -> Progress | None:
+    if row.state != "waiting":
+        return None
+    sealed = next(each for each in task_table.all_tasks(tx) if each.task_pk == row.task_pk)
+    try:
+        task = sealed.public()
+    except UnreadableTask:
+        return None
+    job = collections.by_pk(tx, row.pk)
+    backlog = chunks.backlog(tx, task.task_pk, job.lo, job.hi, None)
+    return Progress(
+        _aggregated(tx, task, job.lo, job.hi, at),
+        backlog.assigned,
+        backlog.waiting,
+        task.configuration.min_batch_size,
+    )
+
+
+def _aggregated(tx: Tx, task: Task, lo: bytes, hi: bytes, at: Instant) -> int:
+    if task.by_time:
+        return batches.aggregated(tx, task.task_pk, lo, hi)
+    mark = task_table.expired_before(tx, task, at)
+    found = outstanding.open_batches(tx, task.task_pk, mark)
+    return max((batch.aggregated for batch in found), default=0)
+
+
+def _named(tx: Tx, name: str) -> JobRow:
+    """The job of this name or resource id. Raises ``UsageError``."""
+    if named := _NAME.fullmatch(name):
+        row = jobs.by_pk(tx, _KINDS[named[1]], int(named[2]))
+        found = [] if row is None else [row]
+    else:
+        try:
+            found = jobs.by_id(tx, b64url_decode(name))
+        except ValueError:
+            found = []
+    if len(found) != 1:
+        raise UsageError(f"no job {name}; `dapd jobs list --all` shows them")
+    return found[0]
+
+
+def _task_named(tx: Tx, prefix: str) -> SealedTask:
+    found = [each for each in task_table.all_tasks(tx) if each.id_text.startswith(prefix)]
+    if len(found) != 1:
+        what = "no task" if not found else f"{len(found)} tasks"
+        raise UsageError(f"{what} begins with {prefix}; `dapd task list` shows them")
+    return found[0]
+
+
+def _cursor(row: JobRow) -> str:
+    return b64url_encode(row.name.encode())
+
+
+def _position(cursor: str) -> tuple[Kind, int]:
+    try:
+        named = _NAME.fullmatch(b64url_decode(cursor).decode())
+    except ValueError:
+        named = None
+    if named is None:
+        raise UsageError("the cursor is none that a page of jobs had as its next one")
+    return _KINDS[named[1]], int(named[2])
+
+
+LIST = Operation("jobs_list", "GET", "/api/v1/jobs", JobsRequest, JobPage, list_jobs)
+SHOW = Operation("job_show", "GET", "/api/v1/job", JobRequest, JobDetail, show)
+RETRY = Operation("job_retry", "POST", "/api/v1/job/retry", JobRequest, JobDetail, retry)
+ABANDON = Operation(
+    "job_abandon", "POST", "/api/v1/job/abandon", AbandonRequest, Abandoned, abandon
+)

@@ -1,0 +1,87 @@
+"""Why a job waits: the first obstacle, in the order in which the dispatcher meets them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dapd.protocol.task import TaskState
+from dapd.protocol.waiting import JobFacts, PeerFacts, Reason, Surroundings, spell, why_waiting
+
+NOW = 1_000_000
+PEER = PeerFacts("https://helper.example/", paused=False, failures=0, blocked_for=0, free=8)
+JOB = JobFacts("a7", "stored", NOW, leased=False, attempts=0, crashes=0, last_error=None)
+AROUND = Surroundings(NOW, "6Xf", TaskState.ACTIVE, PEER, computing=0, slots=2, running=0)
+LATER = NOW + 300_000
+PAUSED = replace(PEER, paused=True)
+AWAY = replace(PEER, failures=3, blocked_for=5000, free=0)
+FULL = replace(PEER, free=0)
+
+
+@pytest.mark.parametrize(
+    ("job", "around", "reason", "said"),
+    [
+        ({"state": "finished"}, {}, Reason.ENDED, "finished"),
+        ({"state": "lost", "leased": True}, {}, Reason.ENDED, "lost"),
+        ({"leased": True}, {"task_state": TaskState.DISABLED}, Reason.RUNNING, "works on it now"),
+        ({}, {"task_state": None}, Reason.TASK_NOT_SERVED, "can't be read"),
+        ({}, {"task_state": TaskState.DISABLED}, Reason.TASK_NOT_SERVED, "disabled"),
+        ({}, {"task_state": TaskState.DELETED}, Reason.TASK_NOT_SERVED, "deleted"),
+        ({}, {"task_state": TaskState.PURGED}, Reason.TASK_NOT_SERVED, "deleted"),
+        ({"run_at": LATER}, {"peer": PAUSED}, Reason.PEER_PAUSED, "paused by an operator"),
+        ({}, {"peer": AWAY}, Reason.PEER_UNREACHABLE, "3 times in a row; it is tried again in 5 s"),
+        ({"run_at": LATER, "crashes": 2}, {}, Reason.CRASHED, "ended 2 times"),
+        ({"run_at": LATER, "last_error": "HTTP 401"}, {}, Reason.FAILED, "HTTP 401; again in 5 m"),
+        ({"run_at": LATER, "state": "polling"}, {}, Reason.HELPER_WORKS, "asked again in 5 m"),
+        ({"run_at": LATER, "state": "waiting"}, {}, Reason.REPORTS, "waits for its reports"),
+        ({"run_at": LATER}, {}, Reason.NOT_YET, "due in 5 minutes"),
+        ({"crashes": 2}, {"running": 1}, Reason.RUNS_ALONE, "runs alone"),
+        ({"state": "assigned"}, {"computing": 2}, Reason.NO_SLOT, "all 2 computing slots"),
+        ({}, {"peer": FULL}, Reason.NO_PERMIT, "all the requests it may have at once"),
+        ({}, {}, Reason.NEXT, "taken next"),
+        ({"crashes": 2}, {}, Reason.NEXT, "taken next"),
+        ({"state": "frozen"}, {"computing": 2}, Reason.NEXT, "taken next"),
+        ({"state": "received"}, {"peer": None}, Reason.NEXT, "taken next"),
+    ],
+)
+def test_the_first_obstacle_is_named(
+    job: dict[str, Any], around: dict[str, Any], reason: Reason, said: str
+) -> None:
+    """Each reason, and which of two comes first."""
+    why = why_waiting(replace(JOB, **job), replace(AROUND, **around))
+    assert why.reason is reason
+    assert said in why.text
+
+
+@pytest.mark.parametrize("state", ["assigned", "received", "waiting"])
+def test_e1_a_job_that_computes_needs_no_peer(state: str) -> None:
+    """A peer that is paused or away keeps nobody from computing."""
+    for peer in (PAUSED, AWAY, FULL):
+        why = why_waiting(replace(JOB, state=state), replace(AROUND, peer=peer))
+        assert why.reason is Reason.NEXT
+
+
+def test_what_a_person_can_change_has_a_command() -> None:
+    """It names the very thing, so that it can be pasted."""
+    remedies = {
+        why_waiting(JOB, replace(AROUND, peer=PAUSED)).remedy: "peer resume https://helper.example",
+        why_waiting(JOB, replace(AROUND, peer=AWAY)).remedy: "peer probe https://helper.example/",
+        why_waiting(JOB, replace(AROUND, task_state=TaskState.DISABLED)).remedy: "task enable 6Xf",
+        why_waiting(JOB, replace(AROUND, task_state=None)).remedy: "task show 6Xf",
+        why_waiting(replace(JOB, run_at=LATER, last_error="x"), AROUND).remedy: "jobs retry a7",
+    }
+    for remedy, command in remedies.items():
+        assert remedy is not None
+        assert f"dapd {command}" in remedy
+    assert why_waiting(JOB, AROUND).remedy is None
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "said"),
+    [(0, "0 seconds"), (90_000, "90 seconds"), (300_000, "5 minutes"), (2 * 86_400_000, "2 days")],
+)
+def test_durations_are_spelled(milliseconds: int, said: str) -> None:
+    """For people, in one unit."""
+    assert spell(milliseconds) == said
