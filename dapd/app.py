@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -37,7 +38,8 @@ from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, lag, logs, notify, watch
+from dapd.runtime import clock_watch, lag, logs, notify, reload, watch
+from dapd.runtime.certificates import Certificates, read_certificates
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
 from dapd.runtime.notify import Notifier, status_line
@@ -75,6 +77,7 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     watch.run,
     notify.run,
     lag.run,
+    reload.run,
     rotation.run,
     reseal.run,
     garbage.run,
@@ -98,10 +101,12 @@ async def run_daemon(
     *,
     stop: trio.Event,
     clock: Clock | None = None,
+    config_path: Path | None = None,
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until ``stop`` is set, then stop in order.
 
+    Given ``config_path``, where ``config`` came from, the file can be read again (``dapd reload``).
     Raises ``UsageError`` or ``DatastoreError`` if it can't start; each says what to do.
     """
     host, port = config.server.address
@@ -111,6 +116,7 @@ async def run_daemon(
             _context(config, clock or SystemClock(), notifier) as context,
             notifier.beating(),
         ):
+            context.config_path = config_path
             listeners = await open_listeners(host, port)
             with unix_listener(config.admin_socket) as control:
                 servers = _servers(context, listeners, control)
@@ -139,10 +145,17 @@ def _servers(
 ) -> list[Server]:
     """What the world reaches, and what commands reach (rule E5)."""
     app = front(context, quart_app.build(context))  # type: ignore[arg-type]
-    timeout = context.config.server.read_timeout
+
+    def read_timeout() -> float:
+        return context.config.server.read_timeout
+
+    def tls() -> ssl.SSLContext | None:
+        identity = context.certificates.identity
+        return identity.tls if identity else None
+
     return [
-        Server(app, public, timeout, context.clock),
-        Server(admin_app.build(context), [control], _LONGEST_OPERATION, context.clock),
+        Server(app, public, read_timeout, context.clock, tls),
+        Server(admin_app.build(context), [control], lambda: _LONGEST_OPERATION, context.clock),
     ]
 
 
@@ -153,6 +166,7 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
     sealer = make_sealer(sealing_keys)
     provide(config.admin_socket.parent, config.datastore.path.parent)
     become_owner(config.datastore.path.parent)
+    certificates = _certificates(config, clock)  # as who reads them again
     with notifier.taking_long("opening the database: its schema, the index against replays"):
         opened = open_for_daemon(
             config.datastore.path,
@@ -180,12 +194,17 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
             with notifier.taking_long("closing what a restored database may have forgotten"):
                 await _quarantine(config, opened, at)
         async with (
-            DapHttp(timeout=config.leader.request_timeout, on_date=safe.note_peer) as http,
+            DapHttp(
+                timeout=config.leader.request_timeout,
+                tls=certificates.peer_trust,
+                on_date=safe.note_peer,
+            ) as http,
             trio.open_nursery() as nursery,
         ):
             jitter = random.Random().random  # noqa: S311 - spreads retries, guards nothing
             outside = Outside(clock, safe, jitter)
             context = make_context(config, outside, datastore, sealer, http, nursery)
+            context.certificates = certificates
             await context.tasks.refresh()
             await context.keyrings.refresh()
             nursery.start_soon(context.lane.run, context)
@@ -193,6 +212,17 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
             context.lane.close()
     finally:
         opened.close()
+
+
+def _certificates(config: Config, clock: Clock) -> Certificates:
+    """What the configuration names. An expired certificate stops no daemon: no other one is there,
+    and what doesn't depend on it goes on.
+    """
+    certificates = read_certificates(config)
+    identity = certificates.identity
+    if identity and (problem := identity.invalid_at(clock.now())):
+        _log.error("certificate_invalid", error=problem, remedy="renew it, then `dapd reload`")
+    return certificates
 
 
 def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
@@ -223,7 +253,7 @@ def _end_process(message: str) -> None:
     os._exit(70)
 
 
-async def _until_signalled(config: Config) -> None:
+async def _until_signalled(config: Config, config_path: Path) -> None:
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
@@ -236,19 +266,20 @@ async def _until_signalled(config: Config) -> None:
                     stop.set()
 
             nursery.start_soon(wait_for_signal)
-            await run_daemon(config, stop=stop)
+            await run_daemon(config, stop=stop, config_path=config_path)
             nursery.cancel_scope.cancel()
 
 
 def run(config_path: Path) -> int:
     """The ``dapd`` command without a subcommand; the exit status."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it means "reload", once there is something to
     faulthandler.enable()
     with suppress(OSError, ValueError):  # a core dump would hold keys and input shares
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = configuration.load(config_path)
         logs.configure(config.log.level, config.log.format)
-        trio.run(_until_signalled, config)
+        trio.run(_until_signalled, config, config_path)
     except (UsageError, DatastoreError, ExceptionGroup) as error:
         cause = _innermost(error)
         if not isinstance(cause, UsageError | DatastoreError):

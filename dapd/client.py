@@ -27,7 +27,16 @@ import trio
 
 from dapd.crypto import hpke_supported
 from dapd.errors import DecodeError, PeerError
-from dapd.http import DapHttp, Patience, Ready, Refused, Unknown, resource_url, until_known
+from dapd.http import (
+    DapHttp,
+    Patience,
+    Ready,
+    Refused,
+    Unknown,
+    resource_url,
+    trusting,
+    until_known,
+)
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
 from dapd.reports import (
     REPORT_ID_SIZE,
@@ -97,6 +106,8 @@ class Client:
         batch_size: reports in one request.
         patience: how long the Aggregators may be out of reach.
         http: connections to share with others; the client's own if not given.
+        ca: a PEM file with the authorities that the Aggregators' certificates are from, in place of
+            the system's, for connections of its own.
         clock: seconds since the Epoch, for reports without a time.
     """
 
@@ -107,6 +118,7 @@ class Client:
         batch_size: int = 100,
         patience: Patience | None = None,
         http: DapHttp | None = None,
+        ca: Path | str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if batch_size < 1:
@@ -119,7 +131,7 @@ class Client:
         self._vdaf = make_vdaf(task.configuration.vdaf)
         self._batch_size = batch_size
         self._patience = patience or Patience()
-        self._http = http or DapHttp()
+        self._http = http or DapHttp(tls=None if ca is None else trusting(Path(ca)))
         self._owns_http = http is None
         self._clock = clock
         self._keys: _Keys | None = None

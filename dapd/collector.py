@@ -36,6 +36,7 @@ from dapd.http import (
     Refused,
     Unknown,
     resource_url,
+    trusting,
     until_known,
 )
 from dapd.messages import collection
@@ -134,6 +135,8 @@ class Collector:
         task: the path of a ``collector.toml``, or what ``read_task_file`` made of it.
         patience: how long the Leader may be out of reach.
         http: connections to share with others; the collector's own if not given.
+        ca: a PEM file with the authorities that the Leader's certificate is from, in place of the
+            system's, for connections of its own.
     """
 
     def __init__(
@@ -142,6 +145,7 @@ class Collector:
         *,
         patience: Patience | None = None,
         http: DapHttp | None = None,
+        ca: Path | str | None = None,
     ) -> None:
         if not isinstance(task, CollectorTask):
             task = read_collector_task(task)
@@ -153,7 +157,8 @@ class Collector:
         )
         self._token = task.collector_auth_token
         self._patience = patience or Patience()
-        self._http = http or DapHttp(max_retry_after=_MAX_RETRY_AFTER)
+        tls = None if ca is None else trusting(Path(ca))
+        self._http = http or DapHttp(max_retry_after=_MAX_RETRY_AFTER, tls=tls)
         self._owns_http = http is None
         self._url = resource_url(
             self._configuration.leader_aggregator_endpoint,

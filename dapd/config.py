@@ -41,9 +41,14 @@ _Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 
 
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[server]``. ``listen`` is ``host:port``; port 0 takes a free one."""
+    """``[server]``. ``listen`` is ``host:port``; port 0 takes a free one.
+
+    With a certificate (a PEM file with its chain) and its key it is served over TLS.
+    """
 
     listen: str = "127.0.0.1:8080"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
     read_timeout: _Positive = 30.0
     max_body_bytes: _Bytes = 64 << 20
     hpke_config_max_age: _Month = 86_400
@@ -79,7 +84,8 @@ class Helper(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[leader]``. Job sizes count reports; ``slots`` 0 stands for the number of cores.
+    """``[leader]``. Job sizes count reports; ``slots`` 0 stands for the number of cores; the PEM
+    file ``peer_ca`` takes the place of the system's trust store.
 
     An upload group, what one transaction stores, takes requests until either cap is reached.
     """
@@ -93,6 +99,7 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     upload_group_requests: _Count = 1000
     upload_group_bytes: _Bytes = 16 << 20
     request_timeout: _Positive = 60.0
+    peer_ca: Path | None = None
     retry_min: _Positive = 1.0
     retry_max: _Day = 600.0
     poll_min: _Positive = 0.05
@@ -314,6 +321,8 @@ def _contradictions(config: Config) -> list[str]:
             f'server.listen: "{config.server.listen}" is no address; '
             'write "host:port", such as "127.0.0.1:8080" or "[::]:8080"'
         )
+    if (config.server.tls_certificate is None) != (config.server.tls_key is None):
+        found.append("server.tls_certificate: it and server.tls_key go together; set both or none")
     for low, high in (("min_job_size", "max_job_size"), ("retry_min", "retry_max")):
         if getattr(config.leader, low) > getattr(config.leader, high):
             found.append(f"leader.{low}: it is above leader.{high}; lower it, or raise that")
@@ -337,7 +346,7 @@ def _path_below(directory: Path) -> Any:
 
 def _read_sealing_key(path: Path) -> bytes:
     again = "restore it from its backup (without it the database can't be read)"
-    path, forbidden = _readable(path)
+    path, forbidden = readable(path)
     try:
         mode = path.stat().st_mode
         text = path.read_text(encoding="ascii").strip()
@@ -362,7 +371,7 @@ def _read_sealing_key(path: Path) -> bytes:
     return key
 
 
-def _readable(path: Path) -> tuple[Path, int]:
+def readable(path: Path) -> tuple[Path, int]:
     """The key file, and which bits of its mode are refused.
 
     A file that only root may read reaches a service as the credential ``keys_NAME``, of systemd's

@@ -26,15 +26,18 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
+from pathlib import Path
 from typing import Self, TypeVar
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2
 import trio
 
+from dapd.errors import UsageError
 from dapd.messages.common import MediaType
 from dapd.protocol.retry import backoff_ms
 
@@ -125,11 +128,12 @@ class DapHttp:
     """A pool of connections to any number of peers; an async context manager.
 
     Args:
-        timeout: seconds for one whole exchange, from waiting for a connection to the last byte.
+        timeout: seconds for one whole exchange, from waiting for a connection to the last byte; may
+            be set at any time, for the exchanges that begin then.
         max_body: an answer longer than this many bytes is ``Unknown``.
         max_retry_after: a longer Retry-After is cut to this many seconds.
         max_connections: of all peers together.
-        tls: a context that replaces the system's trust store.
+        tls: a context that replaces the system's trust store; see ``trusting``.
         on_date: told the origin of each answer that has a ``Date``, and that time in milliseconds.
     """
 
@@ -144,23 +148,11 @@ class DapHttp:
         on_date: Callable[[str, int], None] | None = None,
     ) -> None:
         self._on_date = on_date
-        self._timeout = timeout
+        self.timeout = timeout
         self._max_body = max_body
         self._max_retry_after = max_retry_after
-        limits = httpx2.Limits(
-            max_connections=max_connections,
-            max_keepalive_connections=max_connections,
-            keepalive_expiry=_KEEPALIVE_SECONDS,
-        )
-        self._client = httpx2.AsyncClient(
-            verify=tls or True,
-            timeout=None,  # trio bounds the whole exchange instead
-            limits=limits,
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            headers={"User-Agent": "dapd", "Accept-Encoding": "identity"},
-            # A proxy from the environment is for the way out, not for this machine.
-            mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
-        )
+        self._max_connections = max_connections
+        self._pool = _Pool(max_connections, tls)
 
     async def __aenter__(self) -> Self:
         return self
@@ -170,8 +162,14 @@ class DapHttp:
 
     async def aclose(self) -> None:
         """Close every connection."""
-        with trio.CancelScope(shield=True):
-            await self._client.aclose()
+        await self._pool.aclose()
+
+    async def trust(self, tls: ssl.SSLContext | None) -> None:
+        """From now on connect by ``tls``, or by the system's trust store; what is under way goes on
+        over the connection that it has.
+        """
+        before, self._pool = self._pool, _Pool(self._max_connections, tls)
+        await before.retire()
 
     async def create(self, url: str, body: bytes, media_type: MediaType, token: str) -> Outcome:
         """POST ``body`` to a creation URL. An empty 2xx means ``Processing`` (rule A5).
@@ -226,25 +224,27 @@ class DapHttp:
         if media_type is not None:
             headers["Content-Type"] = media_type
         body_read = bytearray()
-        with trio.move_on_after(self._timeout) as scope:
-            try:
-                request = self._client.build_request(method, url, content=body, headers=headers)
-                response = await self._client.send(request, stream=True)
-                self._note_date(url, response.headers)
+        timeout = self.timeout
+        async with self._pool.used() as client:
+            with trio.move_on_after(timeout) as scope:
                 try:
-                    async for piece in response.aiter_raw():
-                        body_read += piece
-                        if len(body_read) > self._max_body:
-                            # Not a break: it would leave httpx2's generators to the collector.
-                            scope.cancel()
-                finally:
-                    await response.aclose()
-            except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-                return Unknown(f"{method} {url}: {str(error) or type(error).__name__}")
+                    request = client.build_request(method, url, content=body, headers=headers)
+                    response = await client.send(request, stream=True)
+                    self._note_date(url, response.headers)
+                    try:
+                        async for piece in response.aiter_raw():
+                            body_read += piece
+                            if len(body_read) > self._max_body:
+                                # Not a break: it would leave httpx2's generators to the collector.
+                                scope.cancel()
+                    finally:
+                        await response.aclose()
+                except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+                    return Unknown(f"{method} {url}: {_why(error)}")
         if len(body_read) > self._max_body:
             return Unknown(f"{method} {url}: an answer longer than {self._max_body} bytes")
         if scope.cancelled_caught:
-            return Unknown(f"{method} {url}: no whole answer within {self._timeout:g} s")
+            return Unknown(f"{method} {url}: no whole answer within {timeout:g} s")
         return _Answer(response.status_code, response.headers, bytes(body_read))
 
     def _note_date(self, url: str, headers: httpx2.Headers) -> None:
@@ -304,6 +304,60 @@ class DapHttp:
         return None if seconds is None else min(seconds, self._max_retry_after)
 
 
+class _Pool:
+    """The connections by one trust store; a retired one closes when its last exchange has ended."""
+
+    def __init__(self, max_connections: int, tls: ssl.SSLContext | None) -> None:
+        self._users = 0
+        self._retired = False
+        limits = httpx2.Limits(
+            max_connections=max_connections,
+            max_keepalive_connections=max_connections,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
+        )
+        self._client = httpx2.AsyncClient(
+            verify=tls or True,
+            timeout=None,  # trio bounds the whole exchange instead
+            limits=limits,
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            headers={"User-Agent": "dapd", "Accept-Encoding": "identity"},
+            # A proxy from the environment is for the way out, not for this machine.
+            mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
+        )
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator[httpx2.AsyncClient]:
+        """The client, for one exchange."""
+        self._users += 1
+        try:
+            yield self._client
+        finally:
+            self._users -= 1
+            if self._retired and not self._users:
+                await self.aclose()
+
+    async def retire(self) -> None:
+        self._retired = True
+        if not self._users:
+            await self.aclose()
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True):
+            await self._client.aclose()
+
+
+def trusting(authorities: Path) -> ssl.SSLContext:
+    """For ``DapHttp(tls=...)``: believe certificates from the authorities of a PEM file, and no
+    others. Raises ``UsageError``.
+    """
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except ssl.SSLError as error:
+        raise UsageError(f"{authorities}: it holds no certificate in PEM") from error
+    except OSError as error:
+        raise UsageError(f"{authorities}: {error.strerror}; let this user read it") from error
+
+
 async def until_known(exchange: Callable[[], Awaitable[T]], patience: Patience) -> tuple[T, int]:
     """Make the same exchange again until its outcome is known: (last outcome, times sent)."""
     for sent in range(1, patience.attempts):
@@ -350,6 +404,16 @@ def parse_retry_after(value: str | None, date: str | None, *, now: float) -> flo
         return None
     since = _timestamp(date) if date else None
     return max(0.0, until - (now if since is None else since))
+
+
+def _why(error: BaseException) -> str:
+    """What the error says, or what it came from: a failed handshake's own text is empty."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if text := str(cause):
+            return text
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 def _timestamp(http_date: str) -> float | None:

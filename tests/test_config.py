@@ -15,7 +15,14 @@ from dapd.errors import UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"
 # Unset by default: their line in the example shows a value that is none.
-UNSET = {("defaults", "helper_mode"), ("defaults", "batch_target_size"), ("admin", "socket")}
+UNSET = {
+    ("server", "tls_certificate"),
+    ("server", "tls_key"),
+    ("leader", "peer_ca"),
+    ("defaults", "helper_mode"),
+    ("defaults", "batch_target_size"),
+    ("admin", "socket"),
+}
 DATASTORE = '[datastore]\npath = "d.sqlite"\nsealing_keys = ["k"]\n'
 
 
@@ -52,7 +59,7 @@ def test_the_example_shows_every_key_at_its_default(tmp_path: Path) -> None:
     for place, value in known.items():
         if place[0] != "datastore":
             assert value is None if place in UNSET else value == shown[place], place
-    assert load(_write(tmp_path, uncommented)).server == config.server
+    assert load(_write(tmp_path, uncommented)).keys == config.keys
 
 
 def test_the_example_gives_each_key_a_reason() -> None:
@@ -127,6 +134,8 @@ def test_a_listen_that_is_no_address_is_refused(listen: str, tmp_path: Path) -> 
         (DATASTORE + "[leader]\nmax_job_size = 99", "leader.min_job_size: it is above"),
         (DATASTORE + "[leader]\nretry_max = 0.5", "leader.retry_min: it is above"),
         (DATASTORE + "[server]\nread_timeout = nan", "server.read_timeout"),
+        (DATASTORE + "[server]\ntls_key = 'k'", "server.tls_certificate: it and server.tls_key"),
+        (DATASTORE + "[server]\ntls_certificate = 'c'", "set both or none"),
         (DATASTORE + "[shutdown]\ngrace = -1", "shutdown.grace"),
         (DATASTORE + "[helper]\nmode = 'fast'", "helper.mode"),
         (DATASTORE + "[defaults]\nreport_expiry_age = 'none'", "defaults.report_expiry_age"),

@@ -26,6 +26,7 @@ _COMMANDS = (
     "key",
     "log",
     "peer",
+    "reload",
     "restore",
     "status",
     "task",

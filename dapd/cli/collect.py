@@ -37,9 +37,20 @@ _BAR_WIDTH = 50
     help="Reports of these DURATION seconds. START is seconds since the Epoch, or ISO 8601.",
 )
 @click.option("--next-batch", is_flag=True, help="The next batch that the Leader selected.")
+@click.option(
+    "--ca",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The authorities, PEM, that the Leader's certificate may be from, in place of the "
+    "system's.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
 def collect(
-    task_file: Path, interval: tuple[str, str] | None, next_batch: bool, as_json: bool
+    task_file: Path,
+    interval: tuple[str, str] | None,
+    next_batch: bool,
+    ca: Path | None,
+    as_json: bool,
 ) -> None:
     """Collect a batch and print its result; waits until the batch is ready.
 
@@ -70,7 +81,7 @@ def collect(
             click.echo(_json(result) if as_json else _text(result, task.configuration))
             sys.stdout.flush()  # before the Leader may forget the batch (A8)
 
-        collect_sync(task, query, show)
+        collect_sync(task, query, show, ca=ca)
 
 
 def _json(result: Result) -> str:

@@ -32,8 +32,16 @@ if TYPE_CHECKING:
     show_default=True,
     help="Reports in one request.",
 )
+@click.option(
+    "--ca",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="The authorities, PEM, that certificates may be from, in place of the system's.",
+)
 @click.argument("measurements", nargs=-1)
-def upload(task_file: Path, batch_size: int, measurements: tuple[str, ...]) -> None:
+def upload(
+    task_file: Path, batch_size: int, ca: Path | None, measurements: tuple[str, ...]
+) -> None:
     """Upload MEASUREMENTS, or those on standard input, one a line.
 
     A count takes 0 or 1, a sum a number, a histogram the number of a bucket, from 0; vectors are
@@ -64,6 +72,7 @@ def upload(task_file: Path, batch_size: int, measurements: tuple[str, ...]) -> N
                 _parsed(task.configuration.vdaf, texts),
                 progress=progress,
                 batch_size=batch_size,
+                ca=ca,
             )
         except ValueError as error:
             before = f"; {delivered} reports were delivered before" if delivered else ""

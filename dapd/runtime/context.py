@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
@@ -16,6 +17,7 @@ from dapd.errors import DatastoreError
 from dapd.http import DapHttp
 from dapd.protocol.task import Instant, Task
 from dapd.reports import ReportRules
+from dapd.runtime.certificates import Certificates
 from dapd.runtime.clock import Clock, SafeClock
 from dapd.runtime.disk import Disk
 from dapd.runtime.keyrings import Keyrings
@@ -43,7 +45,11 @@ class Outside:
 
 @dataclass
 class Context:
-    """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8)."""
+    """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8).
+
+    ``config`` is frozen, but another one may take its place (``dapd.runtime.reload``): what reads
+    it here, whenever it needs it, follows. ``config_path`` is where it came from.
+    """
 
     config: Config
     clock: Clock
@@ -65,6 +71,8 @@ class Context:
     seldom: Seldom = field(default_factory=Seldom)
     metrics: Metrics = field(default_factory=Metrics)
     draining: trio.Event = field(default_factory=trio.Event)
+    certificates: Certificates = field(default_factory=Certificates)
+    config_path: Path | None = None
 
     async def run(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs

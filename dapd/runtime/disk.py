@@ -14,11 +14,11 @@ _RETRY_AFTER = "60"
 
 
 class Disk:
-    """The file system of ``path``, looked at once a second at most."""
+    """The file system of ``path``, looked at once a second at most; the mark may be changed."""
 
     def __init__(self, path: Path, min_free_bytes: int) -> None:
         self._directory = path.parent
-        self._min_free_bytes = min_free_bytes
+        self.min_free_bytes = min_free_bytes
         self._looked_at = -_LOOK_EVERY
         self._low = False
 
@@ -27,7 +27,7 @@ class Disk:
         if trio.current_time() - self._looked_at >= _LOOK_EVERY:
             self._looked_at = trio.current_time()
             found = os.statvfs(self._directory)
-            self._low = found.f_bavail * found.f_frsize < self._min_free_bytes
+            self._low = found.f_bavail * found.f_frsize < self.min_free_bytes
         return self._low
 
     def require_space(self) -> None:

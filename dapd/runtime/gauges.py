@@ -57,6 +57,7 @@ class Gauges(Collector):
             *_process(context),
             *_peers(context),
             *_clock(context),
+            *_certificate(context),
             *disk,
         ]
 
@@ -188,6 +189,13 @@ def _clock(context: Context) -> Iterator[Metric]:
     for endpoint, ahead in state.offsets.items():
         offset.add_metric([endpoint], ahead / 1000)
     yield from (held, safe, offset)
+
+
+def _certificate(context: Context) -> Iterator[Metric]:
+    if identity := context.certificates.identity:
+        expiry = _gauge("certificate_expiry_timestamp_seconds", "When the listener's expires.")
+        expiry.add_metric([], identity.not_after / 1000)
+        yield expiry
 
 
 def _disk(database: Path) -> list[Metric]:

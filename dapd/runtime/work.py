@@ -48,11 +48,11 @@ class Running(Generic[T]):
 
 
 class Work:
-    """``nursery`` is opened before the server and closed after it."""
+    """``nursery`` is opened before the server and closed after it; ``limit`` may be changed."""
 
     def __init__(self, nursery: trio.Nursery, limit: int) -> None:
         self._nursery = nursery
-        self._limit = limit
+        self.limit = limit
         self._running: dict[Hashable, Running[Any]] = {}
 
     def __len__(self) -> int:
@@ -74,10 +74,10 @@ class Work:
         """
         if running := self._running.get(identity):
             return running
-        if len(self._running) >= self._limit:
+        if len(self._running) >= self.limit:
             raise Abort(
                 None,
-                f"{self._limit} requests are being worked on; try again",
+                f"{self.limit} requests are being worked on; try again",
                 status=503,
                 headers={"Retry-After": "1"},
             )

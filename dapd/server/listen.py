@@ -2,8 +2,9 @@
 
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
 #225: one websocket upgrade with trailing bytes). Here each connection is an island: what it raises
-is logged, and ends that connection alone. The public listener is one of TCP, the admin socket's a
-Unix one. Left out: TLS and HTTP/2, which a proxy in front adds.
+is logged, and ends that connection alone. The public listener is one of TCP, with TLS if there is a
+certificate, the admin socket's a Unix one. Left out: HTTP/2, which a proxy in front adds, and the
+certificate (``dapd.runtime.certificates``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import email.utils
 import errno
 import os
 import socket
+import ssl
 import stat
 import struct
 from collections.abc import Callable, Iterator
@@ -42,17 +44,31 @@ _LONGEST_UNIX_PATH = 107
 _UNIX_MODE = 0o660
 
 
+_TlsStream = trio.SSLStream[trio.SocketStream]
+Tls = Callable[[], ssl.SSLContext | None]
+
+
+def clear_text() -> None:
+    """No certificate."""
+
+
 class Server:
-    """Accepts until ``close_listeners``, then lets the connections under way end."""
+    """Accepts until ``close_listeners``, then lets the connections under way end.
+
+    ``read_timeout`` and ``tls`` are asked anew for each connection: what they say may change, and
+    what is under way goes on as it began.
+    """
 
     def __init__(
         self,
         app: Callable[..., Any],
         listeners: list[trio.SocketListener],
-        read_timeout: float,
+        read_timeout: Callable[[], float],
         clock: Clock,
+        tls: Tls = clear_text,
     ) -> None:
         self._listeners = listeners
+        self._tls = tls
         self._context = WorkerContext(None)
         self._config = _hypercorn_config(read_timeout, clock)
         self._app = wrap_app(app, self._config.wsgi_max_body_size, "asgi")
@@ -74,17 +90,34 @@ class Server:
         await self._context.terminated.set()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
-        server = _Connection(
-            self._app,
-            self._config,
-            self._context,
-            ConnectionState(_caller(stream.socket)),
-            stream,  # type: ignore[arg-type]
-        )
+        state = ConnectionState(_caller(stream.socket))
+        tls = self._tls()
+        top = stream if tls is None else _over_tls(stream, tls)
+        server = _Connection(self._app, self._config, self._context, state, top)  # type: ignore[arg-type]
         try:
-            await server.run()
+            if await self._secured(top):
+                await server.run()
         except* Exception as group:  # noqa: BLE001 - the edge that makes a connection an island
             _log.warning("connection_failed", error=repr(group.exceptions[0]))
+
+    async def _secured(self, stream: trio.SocketStream | _TlsStream) -> bool:
+        """Whether the connection can be used. Whoever can connect can fail a handshake, so that
+        nothing is logged of it.
+        """
+        if isinstance(stream, trio.SocketStream):
+            return True
+        try:
+            with trio.fail_after(self._config.read_timeout):
+                await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            await trio.aclose_forcefully(stream)
+            return False
+        return True
+
+
+def _over_tls(stream: trio.SocketStream, tls: ssl.SSLContext) -> _TlsStream:
+    # As HTTP does it: the end of a message is never told by the end of the connection.
+    return trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
 
 
 class _Http1(H11Protocol):
@@ -97,12 +130,13 @@ class _Http1(H11Protocol):
 
 
 class _Connection(TCPServer):
-    """hypercorn's, without TLS and the choice of a protocol, and without waiting for the next
-    request of a peer that has gone until the keep-alive time is over.
+    """hypercorn's, without the choice of a protocol, and without waiting for the next request of a
+    peer that has gone until the keep-alive time is over.
     """
 
     async def run(self) -> None:
-        sock = self.stream.socket
+        secure = isinstance(self.stream, trio.SSLStream)
+        sock = self.stream.transport_stream.socket if secure else self.stream.socket
         try:
             async with TaskGroup() as self._task_group:
                 self.protocol = _Http1(  # type: ignore[assignment]
@@ -111,7 +145,7 @@ class _Connection(TCPServer):
                     self.context,
                     self._task_group,
                     ConnectionState(self.state),
-                    False,
+                    secure,
                     parse_socket_addr(sock.family, sock.getpeername()),
                     parse_socket_addr(sock.family, sock.getsockname()),
                     self.protocol_send,
@@ -141,8 +175,9 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
                 f"{place}: another program listens there; stop it or choose another port"
             ) from error
         kind = NotYet if error.errno in _NOT_YET else UsageError
-        what = error.strerror or error
-        raise kind(f"{place}: {what}; name an address of this machine") from error
+        raise kind(
+            f"{place}: {error.strerror or error}; name an address of this machine"
+        ) from error
 
 
 @contextmanager
@@ -214,16 +249,21 @@ class _Config(HypercornConfig):
     """Dates its responses by the daemon's clock: peers compare theirs with it (rule D6)."""
 
     clock: Clock
+    current_read_timeout: Callable[[], float]
+
+    @property
+    def read_timeout(self) -> float:  # type: ignore[override]
+        return self.current_read_timeout()
 
     def response_headers(self, protocol: str) -> list[tuple[bytes, bytes]]:
         return [(b"date", email.utils.formatdate(self.clock.now() / 1000, usegmt=True).encode())]
 
 
-def _hypercorn_config(read_timeout: float, clock: Clock) -> HypercornConfig:
+def _hypercorn_config(read_timeout: Callable[[], float], clock: Clock) -> _Config:
     config = _Config()
     config.clock = clock
+    config.current_read_timeout = read_timeout
     config.errorlog = None
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = _ENDLESS
-    config.read_timeout = read_timeout  # type: ignore[assignment]
     return config

@@ -314,7 +314,7 @@ async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: Pair)
         task = await task_in(context, pair)
         known, new = (leader_job(pair, make_reports(pair, [1])) for _ in range(2))
         finished = await helper.create(context, task, known.body)
-        context.disk._min_free_bytes = 1 << 60
+        context.disk.min_free_bytes = 1 << 60
         context.disk._looked_at -= 10
         assert await helper.create(context, task, known.body) == finished
         with pytest.raises(Abort) as caught:

@@ -87,7 +87,7 @@ async def served(
         )
         listeners = await open_listeners("127.0.0.1", 0)
         app = front(context, quart_app.build(context))  # type: ignore[arg-type]
-        nursery.start_soon(Server(app, listeners, 30, context.clock).run)
+        nursery.start_soon(Server(app, listeners, lambda: 30, context.clock).run)
         port = listeners[0].socket.getsockname()[1]
         yield Served(who, context, http, f"http://127.0.0.1:{port}")
         nursery.cancel_scope.cancel()

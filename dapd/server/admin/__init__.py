@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dapd.server.admin import clock, jobs, log, peers, restore, status
+from dapd.server.admin import clock, jobs, log, peers, reload, restore, status
 from dapd.server.admin.operation import Operation
 
 OPERATIONS: tuple[Operation[Any, Any], ...] = (
     clock.SHOW,
     clock.ACCEPT,
     restore.ACCEPT,
+    reload.RELOAD,
     status.SHOW,
     jobs.LIST,
     jobs.SHOW,
