@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.cli import required_config
-from dapd.protocol.waiting import spell
 
 if TYPE_CHECKING:
     import msgspec
@@ -35,6 +34,8 @@ def echo_json(answer: msgspec.Struct) -> None:
 
 def moment(at: datetime) -> str:
     """A time, and how far it is from now."""
+    from dapd.protocol.waiting import spell
+
     ahead = int((at - datetime.now(UTC)).total_seconds() * 1000)
     relative = f"in {spell(ahead)}" if ahead >= 0 else f"{spell(-ahead)} ago"
     return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({relative})"
@@ -42,4 +43,6 @@ def moment(at: datetime) -> str:
 
 def age(at: datetime) -> str:
     """How long ago."""
+    from dapd.protocol.waiting import spell
+
     return spell(max(0, int((datetime.now(UTC) - at).total_seconds() * 1000)))
