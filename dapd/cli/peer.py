@@ -122,7 +122,8 @@ def resume(config: Path | None, url: str, *, as_json: bool) -> None:
 def probe(config: Path | None, url: str, *, as_json: bool) -> None:
     """Ask a peer for its HPKE configurations now, and say what came of it; exit 1 if nothing good.
 
-    If it answers, jobs that were waiting for it to be reachable go on at once.
+    If it answers, it is waited for no longer. A job that failed before waits for its own time
+    still, unless `dapd jobs retry` ends that.
 
     \b
     Example:
@@ -153,7 +154,7 @@ def line(view: PeerView) -> str:
     if view.failing_seconds is not None:
         again = spell(int(1000 * (view.retried_in_seconds or 0)))
         since = spell(int(1000 * view.failing_seconds))
-        said += f", failing for {since} ({view.failures} requests); tried again in {again}"
+        said += f" for {since} ({view.failures} requests); tried again in {again}"
     return f"{view.endpoint}  {said}"
 
 

@@ -107,7 +107,8 @@ async def open_house(directory: Path) -> AsyncIterator[House]:
 
 
 async def test_e1_a_helper_that_was_away_is_probed_and_its_job_goes_on(tmp_path: Path) -> None:
-    """Each command names what the job waits for; once the Helper is back, a probe is enough."""
+    """Each command names what the job waits for; once the Helper is back, a probe lets
+    the job go on that was made due before."""
     async with open_house(tmp_path) as house:
         reports = await seal(house.http, house.task, "while it is away")
         url = house.helper.wire.url
@@ -119,7 +120,7 @@ async def test_e1_a_helper_that_was_away_is_probed_and_its_job_goes_on(tmp_path:
         assert f"{url} can't be reached" in shown[0]
         assert shown[1] == f"To do: `dapd peer probe {url}` says why."
         assert (await house.told("jobs", "show", job["id"]))["job"]["job"] == job["job"]
-        assert "failing for" in await house.dapd("peer", "list")
+        assert "failing for " in await house.dapd("peer", "list")
         probed = await house.told("peer", "probe", url, status=1)
         assert (probed["ok"], probed["status"], probed["peer"]["state"]) == (False, None, "failing")
         retried = await house.told("jobs", "retry", job["job"])
