@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -42,10 +41,6 @@ class Notifier:
     def status(self, status: str) -> None:
         """One line for ``systemctl status``."""
         self._send(f"STATUS={status}")
-
-    def reloading(self) -> None:
-        """The configuration is read again; ``ready`` follows."""
-        self._send("RELOADING=1", f"MONOTONIC_USEC={_monotonic_usec()}")
 
     def stopping(self, status: str, seconds: float) -> None:
         """The daemon ends, within so many seconds."""
@@ -133,7 +128,3 @@ def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
     if not period.isdecimal() or watched != str(os.getpid()):
         return None
     return int(period) / 1_000_000
-
-
-def _monotonic_usec() -> int:
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

@@ -50,10 +50,6 @@ def test_a_manager_hears_each_state(manager: Manager) -> None:
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
     notifier.ready("serving 2 tasks")
     assert manager.heard() == ["READY=1", "STATUS=serving 2 tasks"]
-    notifier.reloading()
-    reloading, monotonic = manager.heard()
-    assert reloading == "RELOADING=1"
-    assert monotonic.removeprefix("MONOTONIC_USEC=").isdecimal()
     notifier.stopping("finishing", 20)
     assert manager.heard() == ["STOPPING=1", "STATUS=finishing", "EXTEND_TIMEOUT_USEC=20000000"]
 
