@@ -14,9 +14,8 @@ from dapd.datastore.engines import Tx
 from dapd.datastore.jobs import JobRow
 from dapd.datastore.tasks import UnreadableTask
 from dapd.errors import UsageError
-from dapd.protocol.states import LeaderJob
+from dapd.protocol.states import UNFINISHED, LeaderJob
 from dapd.protocol.task import Instant
-from dapd.protocol.waiting import UNFINISHED
 
 _REASON = "given up by an operator"
 

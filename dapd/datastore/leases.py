@@ -18,11 +18,6 @@ Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
 LONGEST_WAIT_MS = 24 * 3600 * 1000
 LONGEST_CRASH_WAIT_MS = 64_000
-
-COMPUTING = frozenset({"assigned", "received", "waiting"})
-"""States whose next step computes, and needs a slot (rule E1)."""
-EXCHANGING = frozenset({"stored", "polling", "frozen"})
-"""States whose next step asks the peer, and needs its permit."""
 _NOBODY: Mapping[str, Collection[int]] = {"computing": (), "exchanging": ()}
 
 _TABLES: dict[Kind, dict[str, str]] = {

@@ -14,16 +14,10 @@ import structlog
 import trio
 
 from dapd.datastore import leases
-from dapd.datastore.leases import (
-    COMPUTING,
-    EXCHANGING,
-    LEASE_MS,
-    LONGEST_CRASH_WAIT_MS,
-    Due,
-    Lease,
-)
+from dapd.datastore.leases import LEASE_MS, LONGEST_CRASH_WAIT_MS, Due, Lease
 from dapd.driver.desk import Desk, Step
 from dapd.protocol.retry import backoff_ms
+from dapd.protocol.states import COMPUTING, EXCHANGING
 from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
 

@@ -1,4 +1,5 @@
-"""The states of a Leader's aggregation job and the moves between them, as one table.
+"""The states of a Leader's aggregation job and the moves between them, as one table; and what the
+next step of a job in any state needs.
 
 Sections "Leader Initialization", "Asynchronous Request Handling"; design section 4. The commits in
 ``dapd.commits`` make the moves, and each names the state it moves from (rule D1).
@@ -7,6 +8,12 @@ Sections "Leader Initialization", "Asynchronous Request Handling"; design sectio
 from __future__ import annotations
 
 from enum import StrEnum
+
+COMPUTING = frozenset({"assigned", "received", "waiting"})
+"""States of unfinished jobs of either kind whose next step needs a computing slot (rule E1)."""
+EXCHANGING = frozenset({"stored", "polling", "frozen"})
+"""States whose next step asks the peer, and needs its permit."""
+UNFINISHED = COMPUTING | EXCHANGING
 
 
 class LeaderJob(StrEnum):
@@ -59,7 +66,6 @@ LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
     LeaderJob.EXPIRED: frozenset(),
     LeaderJob.LOST: frozenset(),
 }
-UNFINISHED = frozenset(state for state, moves in LEADER_MOVES.items() if moves)
 
 
 def require_move(old: LeaderJob, new: LeaderJob) -> None:

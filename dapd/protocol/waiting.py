@@ -9,11 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dapd.protocol.states import COMPUTING, UNFINISHED
 from dapd.protocol.task import TaskState
-
-COMPUTES = frozenset({"assigned", "received", "waiting"})
-"""States whose next step needs a computing slot; that of other unfinished ones asks the peer."""
-UNFINISHED = COMPUTES | {"stored", "polling", "frozen"}
 
 
 class Reason(StrEnum):
@@ -93,7 +90,7 @@ def why_waiting(job: JobFacts, around: Surroundings) -> Why:
         return Why(Reason.RUNNING, "a step works on it now")
     return (
         _task(around)
-        or (None if job.state in COMPUTES else _peer(around))
+        or (None if job.state in COMPUTING else _peer(around))
         or (_not_due(job, around.now) if job.run_at > around.now else None)
         or _occupied(job, around)
         or Why(Reason.NEXT, "it is due and taken next")
@@ -161,7 +158,7 @@ def _occupied(job: JobFacts, around: Surroundings) -> Why | None:
     if job.crashes > 1 and around.running:
         text = f"the daemon has ended {job.crashes} times while it ran: it runs alone, after others"
         return Why(Reason.RUNS_ALONE, text)
-    if job.state in COMPUTES:
+    if job.state in COMPUTING:
         if around.computing < around.slots:
             return None
         return Why(Reason.NO_SLOT, f"all {around.slots} computing slots are taken")

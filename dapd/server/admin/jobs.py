@@ -21,9 +21,9 @@ from dapd.datastore.leases import Kind
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.errors import UsageError
 from dapd.messages.common import b64url_decode, b64url_encode
+from dapd.protocol.states import UNFINISHED
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.protocol.waiting import (
-    UNFINISHED,
     JobFacts,
     PeerFacts,
     Reason,
