@@ -170,12 +170,9 @@ def _instant(datastore: Datastore) -> Instant:
     stored one decides what is over.
     """
     from dapd.datastore import safe_clock
-    from dapd.protocol.task import Instant
     from dapd.runtime.clock import SystemClock
 
-    now = SystemClock().now()
-    stored = datastore.read_sync(safe_clock.load)
-    return Instant(now, now if stored is None else stored)
+    return datastore.read_sync(safe_clock.instant, SystemClock().now())
 
 
 def _sealed_to(datastore: Datastore, config_id: int) -> int:

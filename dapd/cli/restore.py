@@ -173,9 +173,8 @@ def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
     """Quarantine the copy."""
     from dapd.commits.quarantine import quarantine
     from dapd.datastore import safe_clock
-    from dapd.protocol.task import Instant
 
-    at = Instant(now, datastore.read_sync(safe_clock.load) or 0)
+    at = datastore.read_sync(safe_clock.instant, now)
     return datastore.run_sync(quarantine, at, config.reports.early_leeway)
 
 

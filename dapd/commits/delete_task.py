@@ -24,9 +24,9 @@ class Standing:
     collect_before: int | None
 
 
-def standing(tx: Tx, task: Task, now: int) -> Standing:
-    """Judged by the clock that expires things, as it was stored last; ``now`` (ms) if never."""
-    left = uncollected.of_task(tx, task.task_pk, task.expired_before_at(_instant(tx, now)))
+def standing(tx: Tx, task: Task, at: Instant) -> Standing:
+    """Judged by the clock that expires things."""
+    left = uncollected.of_task(tx, task.task_pk, task.expired_before_at(at))
     age = task.settings.report_expiry_age
     if left.first_expiring is None or age is None:
         return Standing(left, None)
@@ -42,7 +42,7 @@ def delete_task(
     Raises ``UsageError``: it is unknown or deleted, or has something uncollected.
     """
     task = require_task(tx, task_id)
-    left = standing(tx, task, now).uncollected
+    left = standing(tx, task, safe_clock.instant(tx, now)).uncollected
     if left and not discard:
         raise UsageError(_refusal(task, left))
     mark = max(
@@ -64,8 +64,3 @@ def _refusal(task: Task, left: Uncollected) -> str:
     listed = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
     first = "drain it and collect them first" if task.is_leader else "let its Leader end it first"
     return f"task {task.id_text} has {listed}; {first}, or give them up with --discard"
-
-
-def _instant(tx: Tx, now: int) -> Instant:
-    safe = safe_clock.load(tx)
-    return Instant(now, now if safe is None else safe)

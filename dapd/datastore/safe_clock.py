@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapd.datastore.engines import Tx
+from dapd.protocol.task import Instant
 
 _Q_LOAD = "SELECT safe_now, doubted FROM safe_clock WHERE one = 1"
 _Q_STORE = """
@@ -26,6 +27,14 @@ def load(tx: Tx) -> int | None:
     """Milliseconds; ``None`` for a database on which no daemon has run yet."""
     stored = load_all(tx)
     return None if stored is None else stored.safe
+
+
+def instant(tx: Tx, now: int) -> Instant:
+    """``now`` (ms) by both clocks for who has no safe clock of its own, as a command has none: by
+    the one that was stored last, or by ``now`` if there is none.
+    """
+    safe = load(tx)
+    return Instant(now, now if safe is None else safe)
 
 
 def load_all(tx: Tx) -> StoredClock | None:

@@ -16,7 +16,8 @@ import trio
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dapd.datastore import Tx, counters, keys, uncollected
+from dapd.commits.delete_task import standing
+from dapd.datastore import Tx, counters, keys
 from dapd.datastore.backup import last_backup
 from dapd.datastore.overview import Overview, Unfinished, overview
 from dapd.protocol.keys import KeyState
@@ -63,12 +64,11 @@ class Gauges(Collector):
 
 
 def _read(tx: Tx, tasks: list[Task], at: Instant) -> _Read:
-    expires = {}
-    for task in tasks:
-        left = uncollected.of_task(tx, task.task_pk, task.expired_before_at(at))
-        age = task.settings.report_expiry_age
-        if left.first_expiring is not None and age is not None:
-            expires[task.task_pk] = task.ms_of(left.first_expiring + 1) + age * 1000
+    expires = {
+        task.task_pk: first
+        for task in tasks
+        if (first := standing(tx, task, at).collect_before) is not None
+    }
     states = [(key.state, key.changed_at) for key in keys.all_keys(tx)]
     return _Read(overview(tx), counters.totals(tx), states, expires)
 
@@ -173,7 +173,8 @@ def _process(context: Context) -> Iterator[Metric]:
 def _peers(context: Context) -> Iterator[Metric]:
     failures = _gauge("peer_failures", "Failed requests in a row.", "peer")
     free = _gauge("peer_permits_free", "Requests that may start now.", "peer")
-    for endpoint, peer in context.peers.known():
+    for endpoint in context.tasks.helpers():
+        peer = context.peers.at(endpoint)
         failures.add_metric([endpoint], peer.failures)
         free.add_metric([endpoint], peer.free)
     yield from (failures, free)

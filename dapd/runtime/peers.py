@@ -88,10 +88,6 @@ class Peers:
         for peer in self._peers.values():
             peer.permits = permits
 
-    def known(self) -> list[tuple[str, Peer]]:
-        """(endpoint, peer) of all that were met."""
-        return sorted(self._peers.items())
-
     def next_unblocked(self, now: int) -> int | None:
         """When the first of the peers that are left alone may be probed, in ms."""
         waits = [peer.blocked_for for peer in self._peers.values() if peer.blocked_for > 0]

@@ -6,6 +6,7 @@ the first request that would be refused otherwise, at the latest.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import structlog
@@ -56,6 +57,12 @@ class Tasks:
     def all(self) -> list[Task]:
         """The tasks that are served."""
         return [task for task in self._by_pk.values() if task.state.is_served]
+
+    def helpers(self) -> Counter[str]:
+        """The endpoint of each Helper that a Leader's tasks here need, and how many of them."""
+        return Counter(
+            task.configuration.helper_aggregator_endpoint for task in self.all() if task.is_leader
+        )
 
     def note_peer_accepted(self, task: Task) -> None:
         """Its Helper is known to know the task; the database was told in the same commit (D5)."""

@@ -188,7 +188,7 @@ class TestDelete:
                 batches.close(tx, pk, bucket, after, state=state, collection_pk=job.pk)
 
             who.store.run_sync(shut)
-            left = who.store.read_sync(standing, who.leader, NOW).uncollected
+            left = who.store.read_sync(standing, who.leader, Instant(NOW, NOW)).uncollected
             assert left.aggregated == (0 if state == "collected" else 3)
         who.store.run_sync(
             lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
@@ -210,7 +210,8 @@ class TestDelete:
         for safe, left in ((end - 1, (1, 2)), (end, (0, 0))):
             who.store.run_sync(safe_clock.store, StoredClock(safe))
             task = replace(who.leader, settings=AGED)
-            found = who.store.read_sync(standing, task, NOW + 10**9).uncollected
+            at = who.store.read_sync(safe_clock.instant, NOW + 10**9)
+            found = who.store.read_sync(standing, task, at).uncollected
             assert (found.waiting, found.aggregated) == left
 
     async def test_a_helpers_remedy_is_its_leader(self, who: Aggregators) -> None:
@@ -228,7 +229,7 @@ class TestCollectBefore:
         task = replace(who.leader, settings=AGED)
 
         def first() -> int | None:
-            return who.store.read_sync(standing, task, NOW).collect_before
+            return who.store.read_sync(standing, task, Instant(NOW, NOW)).collect_before
 
         assert first() is None
         who.aggregate([1], time=TIME + 2)
@@ -245,7 +246,7 @@ class TestCollectBefore:
     async def test_without_an_age_there_is_no_such_time(self, who: Aggregators) -> None:
         """But what is uncollected is known."""
         who.aggregate([1], time=TIME)
-        found = who.store.read_sync(standing, who.leader, NOW)
+        found = who.store.read_sync(standing, who.leader, Instant(NOW, NOW))
         assert found == Standing(Uncollected(0, 1, 0, 0, TIME), None)
 
     async def test_c6_a_leader_selected_batch_goes_whole_by_its_newest(
@@ -260,7 +261,7 @@ class TestCollectBefore:
             task = replace(who.leader, settings=AGED)
 
             def first() -> int | None:
-                return who.store.read_sync(standing, task, NOW).collect_before
+                return who.store.read_sync(standing, task, Instant(NOW, NOW)).collect_before
 
             assert first() == (TIME + 3 + 1) * PRECISION * 1000
             who.store.run_sync(

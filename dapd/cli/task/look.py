@@ -114,8 +114,9 @@ def _told(stored: SealedTask, sealer: Sealer) -> dict[str, Any]:
 
 def _standing(tx: Tx, stored: SealedTask, now: int) -> Standing:
     from dapd.commits.delete_task import standing
+    from dapd.datastore import safe_clock
 
-    return standing(tx, stored.public(), now)
+    return standing(tx, stored.public(), safe_clock.instant(tx, now))
 
 
 def _uncollected(standing: Standing) -> dict[str, Any]:

@@ -7,7 +7,6 @@ memory: it ends with the process at the latest.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from typing import Literal
 
 import msgspec
@@ -70,7 +69,7 @@ class ProbeView(msgspec.Struct, frozen=True):
 
 def all_peers(context: Context) -> tuple[PeerView, ...]:
     """The peers of all tasks that are served, by endpoint."""
-    return tuple(peer_view(context, each) for each in sorted(_tasks(context)))
+    return tuple(peer_view(context, each) for each in sorted(context.tasks.helpers()))
 
 
 def peer_view(context: Context, endpoint: str) -> PeerView:
@@ -85,7 +84,7 @@ def peer_view(context: Context, endpoint: str) -> PeerView:
         max(blocked, 0) / 1000 if peer.failures else None,
         peer.exchanges,
         peer.permits,
-        _tasks(context)[endpoint],
+        context.tasks.helpers()[endpoint],
     )
 
 
@@ -149,7 +148,7 @@ def _judged(outcome: Ready | Refused | Unknown) -> tuple[int | None, str, int]:
 
 async def _named(context: Context, url: str) -> str:
     await context.tasks.refresh()  # E5: a command may have added its task a moment ago
-    known = _tasks(context)
+    known = context.tasks.helpers()
     if url in known:
         return url
     found = [each for each in known if url and each.startswith(url)]
@@ -157,14 +156,6 @@ async def _named(context: Context, url: str) -> str:
         what = "no peer" if not found else f"{len(found)} peers"
         raise UsageError(f"{what} at {url}; `dapd peer list` shows them")
     return found[0]
-
-
-def _tasks(context: Context) -> Counter[str]:
-    return Counter(
-        task.configuration.helper_aggregator_endpoint
-        for task in context.tasks.all()
-        if task.is_leader
-    )
 
 
 LIST = Operation("peer_list", "GET", "/api/v1/peers", Nothing, PeerList, list_peers)

@@ -201,7 +201,7 @@ def _collect_before(tx: Tx, look: Look, at: Instant) -> dict[int, int]:
             task = sealed.public()
         except UnreadableTask:
             continue
-        if task.is_leader and (first := standing(tx, task, at.now).collect_before) is not None:
+        if task.is_leader and (first := standing(tx, task, at).collect_before) is not None:
             found[task_pk] = first
     return found
 
