@@ -67,7 +67,6 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore.restoring import put_in_place
     from dapd.datastore.verify import verify
-    from dapd.messages.common import b64url_encode
     from dapd.runtime.owner import become_owner, owner_name
 
     loaded = configuration.load(required_config(config))
@@ -98,7 +97,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
         click.echo(f"The database that was there is {done.kept}; nothing in it expires, remove it")
         click.echo("when you don't need it any more.")
     for task in done.prepared:
-        click.echo(f"Task {b64url_encode(task.task_id)}: {_mark(task)}")
+        click.echo(f"Task {task.id_text}: {_mark(task)}")
     click.echo(
         "Start the daemon; new reports are served. Compare `dapd restore status` with the other\n"
         "Aggregator; reopen what was not collected since with `dapd restore accept --task ID`."
@@ -181,10 +180,10 @@ def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
 def _inspect(tx: Tx, task_id: str | None) -> list[Quarantine]:
     from dapd.commits.restore_accept import inspect
     from dapd.datastore import tasks
-    from dapd.server.admin.restore import task_of
 
     if task_id is not None:
-        return [inspect(tx, task_of(tx, task_id), _MOST_BUCKETS, everything=True)]
+        task = tasks.named(tasks.outlines(tx), task_id)
+        return [inspect(tx, task, _MOST_BUCKETS, everything=True)]
     found = [inspect(tx, task, _MOST_BUCKETS, everything=False) for task in tasks.outlines(tx)]
     return [each for each in found if each.ranges]
 
@@ -202,7 +201,7 @@ def _described(found: Quarantine) -> dict[str, Any]:
         else {"quarantined_batches": [b64url_encode(each.lo) for each in found.ranges]}
     )
     return {
-        "task_id": b64url_encode(task.task_id),
+        "task_id": task.id_text,
         "role": "leader" if task.is_leader else "helper",
         "reports_dropped_before": task.quarantined_before * precision,
         **ranges,

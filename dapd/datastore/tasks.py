@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
 from dapd.datastore.engines import Row, Tx
+from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
 from dapd.messages.task import TaskConfiguration
 from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
@@ -192,6 +194,23 @@ class Outline:
     @property
     def by_time(self) -> bool:
         return self.configuration.batch_mode is BatchMode.TIME_INTERVAL
+
+    @property
+    def id_text(self) -> str:
+        """As it stands in URLs and logs."""
+        return b64url_encode(self.task_id)
+
+
+Known = TypeVar("Known", SealedTask, Outline)
+
+
+def named(known: Sequence[Known], prefix: str) -> Known:
+    """The one of these tasks whose id begins so. Raises ``UsageError``."""
+    found = [each for each in known if each.id_text.startswith(prefix)]
+    if len(found) != 1:
+        what = "no task" if not found else f"{len(found)} tasks"
+        raise UsageError(f"{what} begins with {prefix}; `dapd task list` shows them")
+    return found[0]
 
 
 def all_tasks(tx: Tx) -> list[SealedTask]:

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.errors import UsageError
-
 if TYPE_CHECKING:
     from dapd.datastore import Datastore
     from dapd.datastore.tasks import SealedTask
@@ -20,12 +18,7 @@ def find(datastore: Datastore, prefix: str) -> SealedTask:
     """The task whose id begins so. Raises ``UsageError``."""
     from dapd.datastore import tasks
 
-    known = datastore.read_sync(tasks.all_tasks)
-    found = [each for each in known if each.id_text.startswith(prefix)]
-    if len(found) != 1:
-        what = "no task" if not found else f"{len(found)} tasks"
-        raise UsageError(f"{what} begins with {prefix}; `dapd task list` shows them")
-    return found[0]
+    return tasks.named(datastore.read_sync(tasks.all_tasks), prefix)
 
 
 def find_kept(datastore: Datastore, prefix: str) -> Task:

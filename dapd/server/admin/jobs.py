@@ -301,7 +301,11 @@ def _is_leased(row: JobRow, now: int) -> bool:
 
 def _page(tx: Tx, request: JobsRequest, after: tuple[Kind, int] | None, now: int) -> Look:
     ended = request.ended or (request.state is not None and request.state not in UNFINISHED)
-    task_pk = None if request.task is None else _task_named(tx, request.task).task_pk
+    task_pk = (
+        None
+        if request.task is None
+        else task_table.named(task_table.all_tasks(tx), request.task).task_pk
+    )
     wanted = Wanted(task_pk, request.state, ended)
     return look_at(tx, jobs.page(tx, wanted, after, request.limit + 1), now)
 
@@ -364,14 +368,6 @@ def _named(tx: Tx, name: str) -> JobRow:
             found = []
     if len(found) != 1:
         raise UsageError(f"no job {name}; `dapd jobs list --all` shows them")
-    return found[0]
-
-
-def _task_named(tx: Tx, prefix: str) -> SealedTask:
-    found = [each for each in task_table.all_tasks(tx) if each.id_text.startswith(prefix)]
-    if len(found) != 1:
-        what = "no task" if not found else f"{len(found)} tasks"
-        raise UsageError(f"{what} begins with {prefix}; `dapd task list` shows them")
     return found[0]
 
 

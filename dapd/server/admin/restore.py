@@ -38,23 +38,13 @@ class Reopened(msgspec.Struct, frozen=True):
 
 def accept(tx: Tx, request: Accept) -> Reopened:
     """Open what ``request`` names. Raises ``UsageError`` if nothing of it is quarantined."""
-    task = task_of(tx, request.task)
+    task = tasks.named(tasks.outlines(tx), request.task)
     opened = restore_accept(tx, task, _range(task, request))
     if not opened:
         raise UsageError("nothing of that is quarantined; `dapd restore status` shows what is")
     if not task.by_time:
         return Reopened(request.task, batches=tuple(b64url_encode(each.lo) for each in opened))
     return Reopened(request.task, intervals=tuple(seconds(task, each) for each in opened))
-
-
-def task_of(tx: Tx, task_id: str) -> Outline:
-    """The task whose id is this or begins so. Raises ``UsageError``."""
-    known = tasks.outlines(tx)
-    found = [each for each in known if b64url_encode(each.task_id).startswith(task_id)]
-    if len(found) != 1:
-        what = "no task" if not found else f"{len(found)} tasks"
-        raise UsageError(f"{what} begins with {task_id}; `dapd task list` shows them")
-    return found[0]
 
 
 def seconds(task: Outline, interval: BucketRange) -> tuple[int, int]:
