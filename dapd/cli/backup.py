@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -62,11 +62,10 @@ def make(config: Path | None, directory: Path, *, keep: float | None, as_json: b
     """What ``dapd backup DIR`` does."""
     import msgspec
 
-    from dapd import config as configuration
     from dapd.datastore import backup as copies
     from dapd.runtime.owner import become_owner
 
-    loaded = configuration.load(required_config(config))
+    loaded = load_config(config)
     database = loaded.datastore.path
     _refuse_keys(loaded, directory)
     become_owner(database.parent)
@@ -112,7 +111,7 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
     from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore.verify import verify as look_into
 
-    keys = configuration.read_sealing_keys(configuration.load(required_config(config)))
+    keys = configuration.read_sealing_keys(load_config(config))
     found = look_into(file, make_sealer(keys), [sealing_key_id(key) for key in keys])
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import AS_JSON, load_config, tell
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -29,7 +29,7 @@ def clock() -> None:
 
 
 @clock.command("show")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def show(config: Path | None, *, as_json: bool) -> None:
     """Whether it stands, and why.
@@ -38,19 +38,13 @@ def show(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd --config dapd.toml clock show
     """
-    import msgspec
-
     from dapd.cli.daemon import ask
     from dapd.server.admin.clock import SHOW
     from dapd.server.admin.operation import Nothing
 
-    loaded = _load(config)
+    loaded = load_config(config)
     found = ask(loaded, SHOW, Nothing(), lambda datastore: _at_next_start(loaded, datastore))
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2))
-        return
-    for line in _lines(found):
-        click.echo(line)
+    tell(found, _lines(found), as_json=as_json)
 
 
 @clock.command("accept")
@@ -69,14 +63,8 @@ def accept(config: Path | None) -> None:
     from dapd.server.admin.clock import ACCEPT
     from dapd.server.admin.operation import Nothing
 
-    accepted = ask(_load(config), ACCEPT, Nothing(), _accept_alone)
+    accepted = ask(load_config(config), ACCEPT, Nothing(), _accept_alone)
     click.echo(f"Accepted: {_text(accepted.now)}.")
-
-
-def _load(config: Path | None) -> Config:
-    from dapd import config as configuration
-
-    return configuration.load(required_config(config))
 
 
 def _at_next_start(config: Config, datastore: Datastore) -> ClockView:

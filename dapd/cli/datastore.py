@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import AS_JSON, load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def new_key(file: Path) -> None:
 
 
 @datastore.command("keys")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def keys(config: Path | None, *, as_json: bool) -> None:
     """The sealing keys, and how many values of which column each has sealed.
@@ -157,7 +157,7 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
 
 
 @datastore.command("check")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 @click.pass_context
 def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
@@ -190,10 +190,9 @@ def _opened(
     config: Path | None, command: str, *, needs_keys: bool = True
 ) -> Iterator[tuple[Config, list[bytes], Opened]]:
     """The configuration, the ids of its keys and its datastore, whatever keys are missing there."""
-    from dapd import config as configuration
     from dapd.cli.store import open_as_owner
 
-    loaded = configuration.load(required_config(config))
+    loaded = load_config(config)
     if not loaded.datastore.path.exists():
         raise UsageError(f"{loaded.datastore.path}: no database yet; the daemon makes it")
     configured = _configured(loaded) if needs_keys else []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from dapd.cli.telling import AS_JSON, age, echo_json, load_config, moment
+from dapd.cli.telling import AS_JSON, age, load_config, moment, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,16 +52,13 @@ def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | b
         states = ", ".join(get_args(State))
         raise UsageError(f"{filters['state']} is no state; choose one of {states}") from None
     found = call(load_config(config), LIST, request)
-    if as_json:
-        echo_json(found)
-        return
-    if not found.jobs:
+    lines = [_line(each) for each in found.jobs]
+    if not lines:
         some = request.task or request.state or request.ended
-        click.echo("No such job." if some else "No job is unfinished.")
-    for each in found.jobs:
-        click.echo(_line(each))
+        lines.append("No such job." if some else "No job is unfinished.")
     if found.next is not None:
-        click.echo(f"More: the same with --cursor {found.next}")
+        lines.append(f"More: the same with --cursor {found.next}")
+    tell(found, lines, as_json=as_json)
 
 
 @jobs.command("show")
@@ -78,7 +75,8 @@ def show(config: Path | None, job: str, *, as_json: bool) -> None:
     from dapd.cli.daemon import call
     from dapd.server.admin.jobs import SHOW, JobRequest
 
-    _tell(call(load_config(config), SHOW, JobRequest(job)), as_json=as_json)
+    found = call(load_config(config), SHOW, JobRequest(job))
+    tell(found, _details(found), as_json=as_json)
 
 
 @jobs.command("retry")
@@ -98,7 +96,8 @@ def retry(config: Path | None, job: str, *, as_json: bool) -> None:
     from dapd.cli.daemon import call
     from dapd.server.admin.jobs import RETRY, JobRequest
 
-    _tell(call(load_config(config), RETRY, JobRequest(job)), as_json=as_json)
+    found = call(load_config(config), RETRY, JobRequest(job))
+    tell(found, _details(found), as_json=as_json)
 
 
 @jobs.command("abandon")
@@ -127,21 +126,13 @@ def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool
         click.echo("\n".join(_details(found)), err=True)
         confirm = click.prompt("This can't be undone. To give it up, type its name again", err=True)
     done = call(loaded, ABANDON, AbandonRequest(job, confirm))
-    if as_json:
-        echo_json(done)
-        return
-    click.echo(f"Job {done.job} is given up.")
+    lines = [f"Job {done.job} is given up."]
     if done.lost:
-        click.echo(f"{done.lost} reports are lost. Their batch is suspect: the Helper may count")
-        click.echo("them, and a collection of it may fail with batchMismatch for good.")
-
-
-def _tell(found: JobDetail, *, as_json: bool) -> None:
-    if as_json:
-        echo_json(found)
-        return
-    for line in _details(found):
-        click.echo(line)
+        lines += [
+            f"{done.lost} reports are lost. Their batch is suspect: the Helper may count",
+            "them, and a collection of it may fail with batchMismatch for good.",
+        ]
+    tell(done, lines, as_json=as_json)
 
 
 def _line(job: JobView) -> str:

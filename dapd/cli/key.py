@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dapd.cli.store import command_store
+from dapd.cli.telling import AS_JSON
 from dapd.protocol.keys import SUITES
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def key() -> None:
 
 
 @key.command("list")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def list_keys(config: Path | None, *, as_json: bool) -> None:
     """The keys that open reports, with what becomes of each, and when.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dapd.cli.telling import AS_JSON, echo_json, load_config
+from dapd.cli.telling import AS_JSON, load_config, tell
 
 
 @click.group()
@@ -40,9 +40,7 @@ def level(config: Path | None, wanted: str | None, *, as_json: bool) -> None:
             found = call(loaded, operations.SET, operations.LogLevel(wanted))
         case _:
             raise UsageError(f"{wanted} is no level; choose debug, info, warning or error")
-    if as_json:
-        echo_json(found)
-        return
-    click.echo(f"Written from level {found.level} on.")
+    lines = [f"Written from level {found.level} on."]
     if found.level != found.configured:
-        click.echo(f"After a restart: {found.configured}, as configured.")
+        lines.append(f"After a restart: {found.configured}, as configured.")
+    tell(found, lines, as_json=as_json)

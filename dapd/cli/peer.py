@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON, echo_json, load_config
+from dapd.cli.telling import AS_JSON, load_config, tell
 
 if TYPE_CHECKING:
     from dapd.server.admin.operation import Operation
@@ -40,13 +40,9 @@ def list_peers(config: Path | None, *, as_json: bool) -> None:
     from dapd.server.admin.peers import LIST
 
     found = call(load_config(config), LIST, Nothing())
-    if as_json:
-        echo_json(found)
-        return
-    if not found.peers:
-        click.echo("No peer: a Helper sends no requests, and a Leader without a task none yet.")
-    for each in found.peers:
-        click.echo(line(each))
+    lines = [line(each) for each in found.peers]
+    nobody = "No peer: a Helper sends no requests, and a Leader without a task none yet."
+    tell(found, lines or [nobody], as_json=as_json)
 
 
 @peer.command("show")
@@ -63,12 +59,12 @@ def show(config: Path | None, url: str, *, as_json: bool) -> None:
     from dapd.server.admin.peers import SHOW
 
     found = _ask(config, SHOW, url)
-    if as_json:
-        echo_json(found)
-        return
-    click.echo(line(found))
-    click.echo(f"{found.exchanges} of {found.permits} requests at once are under way.")
-    click.echo(f"{found.tasks} tasks need it.")
+    lines = [
+        line(found),
+        f"{found.exchanges} of {found.permits} requests at once are under way.",
+        f"{found.tasks} tasks need it.",
+    ]
+    tell(found, lines, as_json=as_json)
 
 
 @peer.command("pause")
@@ -88,11 +84,11 @@ def pause(config: Path | None, url: str, *, as_json: bool) -> None:
     from dapd.server.admin.peers import PAUSE
 
     found = _ask(config, PAUSE, url)
-    if as_json:
-        echo_json(found)
-        return
-    click.echo(f"{found.endpoint} is paused until the daemon stops, or until:")
-    click.echo(f"  dapd peer resume {found.endpoint}")
+    lines = [
+        f"{found.endpoint} is paused until the daemon stops, or until:",
+        f"  dapd peer resume {found.endpoint}",
+    ]
+    tell(found, lines, as_json=as_json)
 
 
 @peer.command("resume")
@@ -109,10 +105,7 @@ def resume(config: Path | None, url: str, *, as_json: bool) -> None:
     from dapd.server.admin.peers import RESUME
 
     found = _ask(config, RESUME, url)
-    if as_json:
-        echo_json(found)
-        return
-    click.echo(line(found))
+    tell(found, [line(found)], as_json=as_json)
 
 
 @peer.command("probe")
@@ -133,15 +126,16 @@ def probe(config: Path | None, url: str, *, as_json: bool) -> None:
     from dapd.server.admin.peers import PROBE, PeerRequest
 
     found = call(load_config(config), PROBE, PeerRequest(url))
-    if as_json:
-        echo_json(found)
-    elif found.ok:
-        click.echo(f"{found.url}: good, {found.keys} HPKE keys in {found.milliseconds:.0f} ms.")
+    if found.ok:
+        lines = [f"{found.url}: good, {found.keys} HPKE keys in {found.milliseconds:.0f} ms."]
         if found.peer.state == "paused":
-            click.echo(f"It is paused still: dapd peer resume {found.peer.endpoint}")
+            lines.append(f"It is paused still: dapd peer resume {found.peer.endpoint}")
     else:
-        click.echo(f"{found.url}: failed after {found.milliseconds:.0f} ms: {found.detail}")
-        click.echo("Look at its address, its certificate and what lies between.")
+        lines = [
+            f"{found.url}: failed after {found.milliseconds:.0f} ms: {found.detail}",
+            "Look at its address, its certificate and what lies between.",
+        ]
+    tell(found, lines, as_json=as_json)
     if not found.ok:
         raise click.exceptions.Exit(1)
 

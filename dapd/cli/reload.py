@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import AS_JSON, load_config, tell
 from dapd.errors import UsageError
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def reload(config: Path | None, *, as_json: bool) -> None:
     """Have the running daemon use its configuration file and certificates as they are now.
@@ -23,24 +23,17 @@ def reload(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd --config dapd.toml reload
     """
-    import msgspec
-
-    from dapd import config as configuration
     from dapd.cli.daemon import call
     from dapd.server.admin.operation import Nothing
     from dapd.server.admin.reload import RELOAD
 
     try:
-        done = call(configuration.load(required_config(config)), RELOAD, Nothing())
+        done = call(load_config(config), RELOAD, Nothing())
     except UsageError as error:
         click.echo(f"dapd: {error}; nothing was changed", err=True)
         raise click.exceptions.Exit(1) from None
-    if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(done), indent=2))
-        return
-    for key in done.applied:
-        click.echo(f"applied: {key}")
-    for key in done.restart:
-        click.echo(f"needs a restart: {key}")
-    if not done.applied and not done.restart:
-        click.echo("Nothing has changed.")
+    lines = [
+        *(f"applied: {key}" for key in done.applied),
+        *(f"needs a restart: {key}" for key in done.restart),
+    ]
+    tell(done, lines or ["Nothing has changed."], as_json=as_json)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import AS_JSON, load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     from dapd.datastore.verify import verify
     from dapd.runtime.owner import become_owner, owner_name
 
-    loaded = configuration.load(required_config(config))
+    loaded = load_config(config)
     keys = configuration.read_sealing_keys(loaded)
     key_ids = [sealing_key_id(key) for key in keys]
     path = loaded.datastore.path
@@ -106,7 +106,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
 
 @restore.command("status")
 @click.option("--task", "task_id", metavar="ID", help="All buckets of this one, closed or not.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def status(config: Path | None, task_id: str | None, *, as_json: bool) -> None:
     """What a restore has closed, and what it holds: numbers to compare with the other Aggregator.
@@ -152,12 +152,11 @@ def accept(
     Example:
       dapd --config dapd.toml restore accept --task 5WeO --from 2027-01-30 --until 2027-01-31
     """
-    from dapd import config as configuration
     from dapd.cli.daemon import ask
     from dapd.server.admin.restore import ACCEPT, Accept
     from dapd.server.admin.restore import accept as accept_alone
 
-    loaded = configuration.load(required_config(config))
+    loaded = load_config(config)
     request = Accept(task_id, _seconds("--from", since), _seconds("--until", until), batch)
     reopened = ask(
         loaded, ACCEPT, request, lambda datastore: datastore.run_sync(accept_alone, request)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON, age, echo_json, load_config, moment
+from dapd.cli.telling import AS_JSON, age, load_config, moment, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,11 +42,7 @@ def status(config: Path | None, *, as_json: bool) -> None:
     except NoDaemon as error:
         click.echo(f"dapd: {error}", err=True)
         raise click.exceptions.Exit(_NOT_RUNNING) from None
-    if as_json:
-        echo_json(found)
-        return
-    for line in _lines(found):
-        click.echo(line)
+    tell(found, _lines(found), as_json=as_json)
 
 
 def _lines(found: StatusView) -> Iterator[str]:

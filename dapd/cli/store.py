@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli import required_config
+from dapd.cli.telling import load_config
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -29,7 +29,7 @@ def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, D
     from dapd.commits.take_over import check_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
 
-    loaded = configuration.load(required_config(config))
+    loaded = load_config(config)
     keys = configuration.read_sealing_keys(loaded)
     opened = open_as_owner(loaded, command)
     try:

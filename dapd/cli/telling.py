@@ -11,6 +11,8 @@ import click
 from dapd.cli import required_config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import msgspec
 
     from dapd.config import Config
@@ -25,11 +27,15 @@ def load_config(config: Path | None) -> Config:
     return configuration.load(required_config(config))
 
 
-def echo_json(answer: msgspec.Struct) -> None:
-    """The daemon's whole answer."""
-    import msgspec
+def tell(answer: msgspec.Struct, lines: Iterable[str], *, as_json: bool) -> None:
+    """The daemon's whole answer for programs, or its ``lines`` for people."""
+    if as_json:
+        import msgspec
 
-    click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(answer), indent=2))
+        return
+    for line in lines:
+        click.echo(line)
 
 
 def moment(at: datetime) -> str:

@@ -9,11 +9,12 @@ import click
 
 from dapd.cli.store import command_store
 from dapd.cli.task.finding import TASK_ID, find
+from dapd.cli.telling import AS_JSON
 
 
 @click.command("counters")
 @TASK_ID
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def counters(config: Path | None, prefix: str, *, as_json: bool) -> None:
     """How many reports of a task had which outcome, since it was added; none ever falls.

@@ -14,6 +14,7 @@ import click
 from dapd.cli.store import command_store
 from dapd.cli.task.files import digest
 from dapd.cli.task.finding import TASK_ID, find
+from dapd.cli.telling import AS_JSON
 
 if TYPE_CHECKING:
     from dapd.commits.delete_task import Standing
@@ -29,7 +30,7 @@ _EMPTY = {"report_expiry_age": "never", "helper_mode": "default"}
 
 @click.command("list")
 @click.option("--all", "everything", is_flag=True, help="Deleted tasks too.")
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
     """The tasks of a daemon, a line each.
@@ -61,7 +62,7 @@ def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
 
 @click.command("show")
 @TASK_ID
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def show(config: Path | None, prefix: str, *, as_json: bool) -> None:
     """All about a task but its secrets.

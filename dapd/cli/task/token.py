@@ -12,6 +12,7 @@ import click
 
 from dapd.cli.store import command_store
 from dapd.cli.task.finding import TASK_ID, find
+from dapd.cli.telling import AS_JSON
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def remove(config: Path | None, prefix: str) -> None:
 
 @token.command("list")
 @TASK_ID
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@AS_JSON
 @click.pass_obj
 def list_tokens(config: Path | None, prefix: str, *, as_json: bool) -> None:
     """The tokens of a task, by the first digits of their SHA-256, which both sides may compare.
