@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 
-from dapd.datastore import safe_clock
+from dapd.datastore import files, safe_clock
 from dapd.datastore.engines import APPLICATION_ID, Tx, commit_sequence, connect
 from dapd.datastore.migrate import check_version
 from dapd.errors import DatastoreError
@@ -78,14 +78,14 @@ def take(
         partial = directory / f".dapd-{secrets.token_hex(8)}.partial"
         try:
             _require_space(source, directory, spare)
-            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+            files.create_private(partial)
             source.execute("VACUUM INTO :partial", {"partial": os.fspath(partial)})
             _check(partial)
-            _sync(partial)
+            files.sync(partial)
             copy = _look(partial, now)
             copy = replace(copy, path=directory / name(copy))
             partial.rename(copy.path)
-            _sync(directory)
+            files.sync(directory)
         except (OSError, sqlite3.Error) as error:
             raise DatastoreError(
                 f"no backup of {database} was made in {directory}: {error}; is there room, and may "
@@ -152,8 +152,7 @@ def remove_expired_copies(database: Path, safe_now: int, age: int | None) -> lis
         copy = _look_or_guess(path, age)
         if copy.shortest_age is None or copy.state_of >= safe_now - copy.shortest_age * 1000:
             continue
-        for suffix in ("", "-wal", "-shm"):
-            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        files.remove(path)
         removed.append(path)
     return removed
 
@@ -266,7 +265,7 @@ def _look_or_guess(path: Path, age: int | None) -> Copy:
 
 def _beside(database: Path, why: str) -> list[Path]:
     found = database.parent.glob(f"{glob.escape(database.name)}.{why}-*")
-    return sorted(path for path in found if not path.name.endswith(("-wal", "-shm")))
+    return sorted(path for path in found if not path.name.endswith(files.BESIDE))
 
 
 @contextmanager
@@ -303,11 +302,3 @@ def _remove_partials(directory: Path, partial: Path) -> None:
     for path in (partial, directory / f"{partial.name}-journal"):
         with suppress(OSError):
             path.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from dapd.datastore import lock
+from dapd.datastore import files, lock
 from dapd.datastore.engines import Datastore, commit_sequence, connect
 from dapd.datastore.migrate import migrate
 from dapd.errors import DatastoreError
 
 T = TypeVar("T")
-
-_BESIDE = ("", "-wal", "-shm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def put_in_place(
         )
     copy = database.with_name(f"{database.name}.restoring")
     try:
-        _remove(copy)
+        files.remove(copy)
         try:
             _copy(source, copy)
             _check(source, copy, check)
@@ -64,8 +62,8 @@ def put_in_place(
         except OSError as error:
             raise DatastoreError(f"{error.filename}: {error.strerror}") from error
         finally:
-            _remove(copy)
-        _sync(database.parent)
+            files.remove(copy)
+        files.sync(database.parent)
         held.accept(sequence)
     finally:
         held.close()
@@ -77,7 +75,7 @@ def _copy(source: Path, copy: Path) -> None:
 
     Without one nothing is written beside the source, which may be on a read-only medium.
     """
-    os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    files.create_private(copy)
     try:
         has_wal = source.with_name(f"{source.name}-wal").exists()
         uri = f"{source.absolute().as_uri()}?mode=ro{'' if has_wal else '&immutable=1'}"
@@ -88,7 +86,7 @@ def _copy(source: Path, copy: Path) -> None:
             f"{source} can't be copied: {error}; is it a whole backup, and is there room beside "
             f"{copy}?"
         ) from error
-    _sync(copy)
+    files.sync(copy)
 
 
 def _check(source: Path, copy: Path, check: Callable[[Path], object]) -> None:
@@ -117,23 +115,10 @@ def _keep(database: Path, now: int) -> Path | None:
         kept.hardlink_to(database)
     except OSError:  # no links on this file system
         database.rename(kept)
-    for beside in _BESIDE[1:]:
+    for beside in files.BESIDE:
         with suppress(FileNotFoundError):
             database.with_name(database.name + beside).rename(kept.with_name(kept.name + beside))
     return kept
-
-
-def _remove(database: Path) -> None:
-    for beside in _BESIDE:
-        database.with_name(database.name + beside).unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _lost(message: str) -> None:
