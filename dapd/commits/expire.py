@@ -23,14 +23,13 @@ def expire_collection(
     """Fail a frozen collection of reports below the watermark, and count it; its id, ``None`` if it
     has ended meanwhile. ``safe`` is now by the safe clock (ms).
     """
-    ended = collections.give_up(tx, collection_pk, expired_before, "batchInvalid", "expired")
+    ended = collections.give_up(tx, collection_pk, "batchInvalid", "expired", expired_before)
     if ended is None:
         return None
     collections.keep(tx, collection_pk, safe)
-    job_id, sends = ended
-    if sends:
+    if ended.sends:
         batches.settle(tx, collection_pk)
     else:
         batches.reopen(tx, collection_pk)
     counters.add(tx, task_pk, {"collection_expired": 1})
-    return job_id
+    return ended.id

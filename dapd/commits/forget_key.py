@@ -115,11 +115,11 @@ def _forget(tx: Tx, column: Column, pk: int, forgetting: Forgetting) -> Counter[
 
 def _collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
     """The collection fails, and its batch stays shut: the Helper may have been asked for it."""
-    failed = lost.fail_collection(tx, collection_pk, "batchInvalid", reason)
+    failed = collections.give_up(tx, collection_pk, "batchInvalid", reason)
     if failed is None:
         return Counter()
     batches.settle(tx, collection_pk)
-    return _counted(tx, failed[0], "contribution_lost", failed[1])
+    return _counted(tx, failed.task_pk, "contribution_lost", failed.n)
 
 
 def _share(tx: Tx, share_pk: int, now: int) -> Counter[str]:

@@ -42,8 +42,9 @@ ORDER BY created_at, collection_pk LIMIT :page"""
 _Q_GIVE_UP = """
 UPDATE collection_jobs SET state = 'failed', error = :error, detail = :detail, request_hash = NULL,
   share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
-WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND time_max < :expired_before
-RETURNING id, sends"""
+WHERE collection_pk = :pk AND state IN ('frozen', 'polling')
+  AND (:expired_before IS NULL OR time_max < :expired_before)
+RETURNING task_pk, id, n, sends"""
 _Q_KEEP = "UPDATE collection_jobs SET created_at = max(created_at, :safe) WHERE collection_pk = :pk"
 _Q_DROP = f"""
 DELETE FROM collection_jobs WHERE collection_pk IN (SELECT collection_pk FROM collection_jobs
@@ -140,6 +141,16 @@ class FrozenBatch:
     n: int
     time_min: int
     time_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A job that has failed while it waited for the Helper's share of its batch's ``n`` reports."""
+
+    task_pk: int
+    id: bytes
+    n: int
+    sends: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,13 +254,13 @@ def stuck(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found
 
 
 def give_up(
-    tx: Tx, pk: int, expired_before: int, error: str, detail: str
-) -> tuple[bytes, int] | None:
-    """Fail a job that ``stuck`` has found, whoever has it leased; its (id, sends), or ``None`` if
-    it has ended.
+    tx: Tx, pk: int, error: str, detail: str, expired_before: int | None = None
+) -> GivenUp | None:
+    """Fail a job that waits for the Helper's share, whoever has it leased; ``None`` if it has ended
+    or its reports are not below ``expired_before``, as those that ``stuck`` finds are.
     """
     row = tx.one(_Q_GIVE_UP, pk=pk, expired_before=expired_before, error=error, detail=detail)
-    return None if row is None else (row[0], row[1])
+    return None if row is None else GivenUp(*row)
 
 
 def keep(tx: Tx, pk: int, safe: int) -> None:

@@ -13,10 +13,6 @@ from dapd.datastore.engines import Tx
 _Q_CHUNK = "SELECT task_pk, n, state, job_pk FROM report_chunks WHERE chunk_pk = :pk"
 _Q_DROP_SHARE = """
 DELETE FROM batch_shares WHERE share_pk = :pk RETURNING task_pk, n, bucket"""
-_Q_FAIL_COLLECTION = """
-UPDATE collection_jobs SET state = 'failed', error = :error, detail = :detail, request_hash = NULL,
-  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
-WHERE collection_pk = :pk AND state IN ('frozen', 'polling') RETURNING task_pk, n"""
 _Q_DROP_PRIVATE_KEY = """
 UPDATE hpke_keypairs SET state = 'deleted', private_key = x'', changed_at = :now
 WHERE config_id = :pk"""
@@ -55,12 +51,6 @@ def drop_share(tx: Tx, share_pk: int) -> LostShare:
     row = tx.one(_Q_DROP_SHARE, pk=share_pk)
     assert row is not None
     return LostShare(*row)
-
-
-def fail_collection(tx: Tx, collection_pk: int, error: str, detail: str) -> tuple[int, int] | None:
-    """End a frozen collection, whoever has it leased; its (task_pk, n), or ``None``."""
-    row = tx.one(_Q_FAIL_COLLECTION, pk=collection_pk, error=error, detail=detail)
-    return None if row is None else (row[0], row[1])
 
 
 def drop_private_key(tx: Tx, config_id: int, now: int) -> None:
