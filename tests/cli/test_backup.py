@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from dapd.cli import main
 from dapd.config import load
 from dapd.crypto import sealing_key_id
 from dapd.datastore import backup, open_for_command, sealed
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from tests.build import NOW, SEALING_KEY, add_task, make_config, open_store, task_pair
+from tests.cli.typed import Run
 
 CONFIG = """[datastore]
 path = "state/dapd.sqlite"
@@ -22,7 +21,7 @@ sealing_keys = ["sealing.key"]
 [disk]
 min_free_bytes = 0
 """
-Run = Callable[..., tuple[int, str]]
+GROUP = "backup"
 
 
 @pytest.fixture
@@ -39,20 +38,6 @@ def config(tmp_path: Path) -> Path:
     opened.datastore.run_sync(sealed.note_sealing_key, sealing_key_id(SEALING_KEY))
     opened.close()
     return path
-
-
-@pytest.fixture
-def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``dapd backup ARGUMENTS``: the exit status, and all that it says."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["--config", str(config), "backup", *map(str, arguments)])
-        assert isinstance(exit_.value.code, int)
-        said = capsys.readouterr()
-        return exit_.value.code, said.out + said.err
-
-    return command
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from dapd.config import load, read_sealing_keys
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Datastore, Tx, sealed
 from tests.build import SEALING_KEY, make_config, open_store, task_pair
+from tests.cli.typed import Run
 
 OLD = sealing_key_id(SEALING_KEY).hex()
-Run = Callable[..., tuple[int, str]]
+GROUP = "datastore"
 
 
 @pytest.fixture
@@ -32,20 +33,6 @@ def config(tmp_path: Path) -> Path:
         store.run_sync(check_sealing_keys, [sealing_key_id(SEALING_KEY)])
         store.run_sync(add_task, task_pair().leader, make_sealer([SEALING_KEY]))
     return path
-
-
-@pytest.fixture
-def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``dapd datastore ARGUMENTS``: the exit status, and all that it says."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["--config", str(config), "datastore", *map(str, arguments)])
-        assert isinstance(exit_.value.code, int)
-        said = capsys.readouterr()
-        return exit_.value.code, said.out + said.err
-
-    return command
 
 
 def use_keys(config: Path, *files: str) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from dapd.cli import main
 from dapd.commits import helper_store, key_moves
 from dapd.config import load
 from dapd.crypto import make_sealer
@@ -27,38 +26,15 @@ from tests.build import (
     TIME,
     add_task,
     leader_job,
-    make_config,
     make_reports,
     task_pair,
 )
+from tests.cli.typed import Run
 
 SEALER = make_sealer([SEALING_KEY])
 LONG = 10**13
 """Milliseconds: three centuries."""
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A configuration; its database is made by the first command."""
-    make_config(tmp_path)
-    path = tmp_path / "dapd.toml"
-    path.write_text('[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["sealing.key"]\n')
-    return path
-
-
-@pytest.fixture
-def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``dapd key ARGUMENTS``: the exit status, and all that it says."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["--config", str(config), "key", *map(str, arguments)])
-        assert isinstance(exit_.value.code, int)
-        said = capsys.readouterr()
-        return exit_.value.code, said.out + said.err
-
-    return command
+GROUP = "key"
 
 
 def in_datastore(config: Path, do: Callable[[Datastore], Any]) -> None:

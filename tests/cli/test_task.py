@@ -10,43 +10,18 @@ from typing import Any
 
 import pytest
 
-from dapd.cli import main
 from dapd.crypto import hash_token, make_sealer
 from dapd.datastore import Tx, chunks, open_for_command
 from dapd.datastore import tasks as table
 from dapd.datastore.chunks import Place
 from dapd.protocol.batches import time_bucket
 from dapd.taskfile import HelperTask, LeaderTask, TaskFile, read_task_file
-from tests.build import make_config
+from tests.cli.typed import Run
 
 WEEKS = 4 * 7 * 86_400
 LONG_AGO = 1000
 """A time of day in 1970: expired under every age that a test would set."""
-Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """A configuration; its database is made by the first command."""
-    make_config(tmp_path)
-    path = tmp_path / "dapd.toml"
-    path.write_text('[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["sealing.key"]\n')
-    return path
-
-
-@pytest.fixture
-def run(config: Path, capsys: pytest.CaptureFixture[str]) -> Run:
-    """``dapd task ARGUMENTS``: the exit status, and all that it says."""
-
-    def command(*arguments: object) -> tuple[int, str]:
-        with pytest.raises(SystemExit) as exit_:
-            main(["--config", str(config), "task", *map(str, arguments)])
-        assert isinstance(exit_.value.code, int)
-        said = capsys.readouterr()
-        assert "Traceback" not in said.err
-        return exit_.value.code, said.out + said.err
-
-    return command
+GROUP = "task"
 
 
 @pytest.fixture
