@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from dapd.reports import ReplayIndex
 from dapd.testing import Pair, PairTask
 from dapd.testing.pair import Aggregator
 from tests.paths.hands import hand_pair
+from tests.tally import Tally
 
 BACKUPS = 6
 UPLOADERS = 3
@@ -27,12 +27,12 @@ async def test_backups_under_load_are_consistent_and_miss_nothing(tmp_path: Path
     """Each holds every report that was acknowledged before it began, and passes all that
     ``dapd backup verify`` and ``dapd datastore check`` look at.
     """
-    acknowledged: Counter[str] = Counter()
+    acknowledged = Tally()
 
     async def upload(task: PairTask) -> None:
         while True:
             await task.upload([1, 0, 1])
-            acknowledged["reports"] += 3
+            acknowledged.add(3)
 
     async with hand_pair(tmp_path, leader={"leader": {"min_job_size": 5}}) as (pair, _):
         task = await pair.new_task()
@@ -41,16 +41,13 @@ async def test_backups_under_load_are_consistent_and_miss_nothing(tmp_path: Path
             for _ in range(UPLOADERS):
                 nursery.start_soon(upload, task)
             for _ in range(BACKUPS):
-                before = acknowledged["reports"]
-                while acknowledged["reports"] < before + 3 * UPLOADERS:  # noqa: ASYNC110
-                    await trio.sleep(0.005)
-                before = acknowledged["reports"]
+                before = await acknowledged.more(3 * UPLOADERS)
                 copies = [await take(side, tmp_path / "backups") for side in sides(pair)]
                 assert accepted(copies[0]) >= before
                 for side, copy in zip(sides(pair), copies, strict=True):
                     await looked_into(side, copy)
             nursery.cancel_scope.cancel()
-    assert acknowledged["reports"] > 0
+    assert acknowledged.value > 0
 
 
 async def test_a_daemon_starts_on_what_was_backed_up_under_load(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ class DaemonProcess:
     lines: list[str] = field(default_factory=list)
     """What all its processes wrote, standard error included."""
     process: trio.Process | None = None
+    _said: trio.Event = field(default_factory=trio.Event)
 
     @property
     def config(self) -> Path:
@@ -170,6 +171,14 @@ class DaemonProcess:
         """Its log lines; what is no JSON is none."""
         return [json.loads(line) for line in self.lines if line.startswith("{")]
 
+    async def logged(self, event: str, times: int = 1) -> list[dict[str, Any]]:
+        """Its lines of this event, once there are so many."""
+        while True:
+            found = [line for line in self.records() if line["event"] == event]
+            if len(found) >= times:
+                return found
+            await self._said.wait()
+
     def read(self, sql: str) -> list[tuple[Any, ...]]:
         """A query on its database, while no daemon or one runs."""
 
@@ -200,6 +209,8 @@ class DaemonProcess:
                 *whole, rest = (rest + piece).split(b"\n")
                 for line in whole:
                     self.lines.append(line.decode())
+                    self._said.set()
+                    self._said = trio.Event()
                     if not started and b'"event":"listening"' in line:
                         started = True
                         task_status.started(json.loads(line)["port"])

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import trio
 
@@ -46,26 +45,18 @@ async def held(daemon: DaemonProcess) -> bool:
     return json.loads(await clock(daemon, "show", "--json"))["held"] is not None
 
 
-async def logged(daemon: DaemonProcess, event: str) -> dict[str, Any]:
-    """The one line of this event, once it is there."""
-    while not any(line["event"] == event for line in daemon.records()):  # noqa: ASYNC110
-        await trio.sleep(0.01)
-    (found,) = [line for line in daemon.records() if line["event"] == event]
-    return found
-
-
 async def test_a_stop_of_a_month_is_confirmed_through_the_running_daemon(tmp_path: Path) -> None:
     """The output says first what to do; the word holds at once, and after the next start."""
     async with daemon_in(tmp_path) as daemon:
         assert await daemon.start()
-        alarm = await logged(daemon, "clock_held")
+        (alarm,) = await daemon.logged("clock_held")
         shown = await clock(daemon, "show")
         assert shown.splitlines()[0] == f"The clock is held: {alarm['reason']}."
         assert "clock accept" in shown.splitlines()[2]
         assert (await clock(daemon, "accept")).startswith("Accepted: ")
         assert (await clock(daemon, "show")).startswith("The clock is followed")
         assert await daemon.stop() == 0
-        change = await logged(daemon, "admin_changed")
+        (change,) = await daemon.logged("admin_changed")
         assert (change["operation"], change["uid"]) == ("clock_accept", os.getuid())
         assert not await held(daemon)
 

@@ -14,13 +14,9 @@ from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType
 from tests.certificates import Authority
 from tests.processes.daemons import QUICK, DaemonProcess, Wire, run_command
+from tests.tally import Tally
 
 SECONDS = 60
-
-
-async def until_logged(daemon: DaemonProcess, event: str, times: int) -> None:
-    while sum(line["event"] == event for line in daemon.records()) < times:  # noqa: ASYNC110
-        await trio.sleep(0.01)
 
 
 def change(daemon: DaemonProcess, old: str, new: str) -> None:
@@ -52,11 +48,11 @@ async def test_reload_says_what_it_applied_and_what_waits_and_exits_1_if_refused
         change(daemon, '\npeer_ca = "none.pem"', "")
         assert daemon.process is not None
         os.kill(daemon.process.pid, signal.SIGHUP)
-        await until_logged(daemon, "configuration_reloaded", 2)
+        await daemon.logged("configuration_reloaded", 2)
         assert daemon.records()[-1]["applied"] == ["leader.retry_max"], "not by the refused one"
         daemon.config.write_text("[server\n")
         os.kill(daemon.process.pid, signal.SIGHUP)
-        await until_logged(daemon, "reload_refused", 2)
+        await daemon.logged("reload_refused", 2)
         assert await daemon.stop() == 0
 
 
@@ -69,22 +65,16 @@ async def test_a_certificate_is_replaced_under_load_without_a_failed_request(
     names = "\n".join(f'{key} = "{path}"' for key, path in authority.server.items())
     daemon.make(QUICK, names)
     done = trio.Event()
-    answered = 0
+    answered = Tally()
 
     async def requests(*, kept: bool) -> None:
-        nonlocal answered
         url = f"https://127.0.0.1:{daemon.wire.target}/hpke_config"
         while not done.is_set():
             async with DapHttp(timeout=SECONDS, tls=trusting(authority.file)) as http:
                 for _ in range(20 if kept else 1):
                     outcome = await http.get(url, MediaType.HPKE_CONFIG_LIST)
                     assert isinstance(outcome, Ready), outcome
-                    answered += 1
-
-    async def another(count: int) -> None:
-        goal = answered + count
-        while answered < goal:  # noqa: ASYNC110
-            await trio.sleep(0.01)
+                    answered.add(1)
 
     with trio.fail_after(SECONDS):
         assert await daemon.start()
@@ -93,11 +83,11 @@ async def test_a_certificate_is_replaced_under_load_without_a_failed_request(
             for kept in (True, True, False, False):
                 load.start_soon(partial(requests, kept=kept))
             for renewals in range(1, 6):
-                await another(20)
+                await answered.more(20)
                 authority.issue()
                 os.kill(daemon.process.pid, signal.SIGHUP)
-                await until_logged(daemon, "configuration_reloaded", renewals)
-            await another(20)
+                await daemon.logged("configuration_reloaded", renewals)
+            await answered.more(20)
             done.set()
         assert await daemon.stop() == 0
     [line, *_] = [each for each in daemon.records() if each["event"] == "configuration_reloaded"]
