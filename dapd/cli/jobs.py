@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from dapd.server.admin.jobs import JobDetail, JobView
 
 _JOB = click.argument("job", metavar="JOB")
+# The id of a resource may begin with a dash, like an option.
+_TAKES_ANY_NAME = {"ignore_unknown_options": True}
 
 
 @click.group()
@@ -61,7 +63,7 @@ def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | b
     tell(found, lines, as_json=as_json)
 
 
-@jobs.command("show")
+@jobs.command("show", context_settings=_TAKES_ANY_NAME)
 @_JOB
 @AS_JSON
 @click.pass_obj
@@ -79,7 +81,7 @@ def show(config: Path | None, job: str, *, as_json: bool) -> None:
     tell(found, _details(found), as_json=as_json)
 
 
-@jobs.command("retry")
+@jobs.command("retry", context_settings=_TAKES_ANY_NAME)
 @_JOB
 @AS_JSON
 @click.pass_obj
@@ -100,7 +102,7 @@ def retry(config: Path | None, job: str, *, as_json: bool) -> None:
     tell(found, _details(found), as_json=as_json)
 
 
-@jobs.command("abandon")
+@jobs.command("abandon", context_settings=_TAKES_ANY_NAME)
 @_JOB
 @click.option("--confirm", metavar="JOB", help="The same again; else it is asked for.")
 @AS_JSON
