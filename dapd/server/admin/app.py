@@ -6,7 +6,8 @@ event that says what was asked and by which user of this machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from dapd.config import explain
 from dapd.errors import Abort, DatastoreError, UsageError
 from dapd.runtime.context import Context
 from dapd.server.admin import OPERATIONS
-from dapd.server.admin.operation import Operation
+from dapd.server.admin.operation import Document, Operation
 from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
 from dapd.server.problems import FAILED, problem_document
 from dapd.server.reports import read_body
@@ -26,8 +27,12 @@ _MAX_BODY = 64 * 1024
 _HEADERS = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
 
 
-def build(context: Context, operations: Sequence[Operation[Any, Any]] = OPERATIONS) -> App:
-    """The application that serves ``operations``, and nothing else."""
+def build(
+    context: Context,
+    operations: Sequence[Operation[Any, Any]] = OPERATIONS,
+    documents: Mapping[str, Document] = MappingProxyType({}),
+) -> App:
+    """The application that serves ``operations`` and ``documents``, and nothing else."""
     routes: dict[str, dict[str, Operation[Any, Any]]] = {}
     for each in operations:
         routes.setdefault(each.path, {})[each.method] = each
@@ -37,6 +42,11 @@ def build(context: Context, operations: Sequence[Operation[Any, Any]] = OPERATIO
             await send({"type": "websocket.close"})
             return
         try:
+            if scope["path"] in documents:
+                document = documents[scope["path"]]
+                _require_get(scope["method"])
+                await respond(send, *await document(context, headers_of(scope["headers"])))
+                return
             body = await _answer(context, _routed(routes, scope), scope, receive)
         except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
             await respond(send, *problem_document(_blame(error, scope["path"]), None))
@@ -80,6 +90,11 @@ def _routed(routes: dict[str, dict[str, Operation[Any, Any]]], scope: Scope) -> 
         allowed = ", ".join(methods)
         raise Abort(None, f"only {allowed} here", status=405, headers={"Allow": allowed})
     return operation
+
+
+def _require_get(method: str) -> None:
+    if method not in ("GET", "HEAD"):
+        raise Abort(None, "this is read by GET", status=405, headers={"Allow": "GET, HEAD"})
 
 
 def _require_json(headers: dict[str, str]) -> None:

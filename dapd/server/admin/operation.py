@@ -1,4 +1,4 @@
-"""What an operation of the admin socket declares: where it is, what goes in, what comes out.
+"""What the admin interface serves: operations, which speak JSON, and documents, which are read.
 
 Requests and responses are msgspec Structs, times in them aware UTC datetimes (RFC 3339). None of
 them ever holds a key, a token or a share: what changes is logged with its whole request.
@@ -18,6 +18,12 @@ from dapd.runtime.context import Context
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
+
+
+Document = Callable[[Context, dict[str, str]], Awaitable[tuple[int, list[tuple[str, str]], bytes]]]
+"""Answers a GET of its path, given the request's headers (names in lower case), with a status,
+headers and a body. It changes nothing.
+"""
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
