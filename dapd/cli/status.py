@@ -55,7 +55,7 @@ def _lines(found: StatusView) -> Iterator[str]:
     for head, lines in (
         ("tasks", _tasks(found)),
         ("jobs", _jobs(found)),
-        ("uploads", iter([f"{found.uploads.waiting} of {found.uploads.limit} queued"])),
+        ("uploads", _uploads(found)),
         ("peers", _peers(found)),
         ("keys", _keys(found)),
         ("clock", iter([f"held: {found.clock.held}" if found.clock.held else "followed"])),
@@ -92,6 +92,11 @@ def _jobs(found: StatusView) -> Iterator[str]:
         yield f"{waiting} reports in no job yet"
 
 
+def _uploads(found: StatusView) -> Iterator[str]:
+    if "leader" in found.roles:
+        yield f"{found.uploads.waiting} of {found.uploads.limit} queued"
+
+
 def _peers(found: StatusView) -> Iterator[str]:
     from dapd.cli.peer import line
 
@@ -103,8 +108,8 @@ def _peers(found: StatusView) -> Iterator[str]:
 
 def _keys(found: StatusView) -> Iterator[str]:
     for key in found.keys:
-        following = "for ever" if key.next_at is None else f"{key.next_state} {moment(key.next_at)}"
-        yield f"{key.config_id} {key.state}, then {following}"
+        until = "" if key.next_at is None else f" until {moment(key.next_at)}, {key.next_state} then"
+        yield f"id {key.config_id} {key.state}{until}"
 
 
 def _upkeep(found: StatusView) -> Iterator[str]:
