@@ -108,8 +108,8 @@ def _peers(found: StatusView) -> Iterator[str]:
 
 def _keys(found: StatusView) -> Iterator[str]:
     for key in found.keys:
-        until = "" if key.next_at is None else f" until {moment(key.next_at)}, {key.next_state} then"
-        yield f"id {key.config_id} {key.state}{until}"
+        end = "" if key.next_at is None else f" until {moment(key.next_at)}, then {key.next_state}"
+        yield f"id {key.config_id} {key.state}{end}"
 
 
 def _upkeep(found: StatusView) -> Iterator[str]:
