@@ -38,7 +38,7 @@ from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, lag, logs, notify, reload, watch
+from dapd.runtime import clock_watch, history, lag, logs, notify, reload, watch
 from dapd.runtime.certificates import Certificates, read_certificates
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
@@ -77,6 +77,7 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     watch.run,
     notify.run,
     lag.run,
+    history.run,
     reload.run,
     rotation.run,
     reseal.run,

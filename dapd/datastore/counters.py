@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dapd.datastore.engines import Tx
 
@@ -13,6 +14,25 @@ _Q_ALL = "SELECT name, value FROM task_counters WHERE task_pk = :task_pk ORDER B
 
 _Q_TOTALS = """
 SELECT role, name, sum(value) FROM task_counters JOIN tasks USING (task_pk) GROUP BY role, name"""
+_Q_BY_TASK = """
+SELECT task_id,
+  sum(CASE WHEN name = 'upload_accepted' THEN value ELSE 0 END),
+  sum(CASE WHEN name LIKE 'upload%' AND name <> 'upload_accepted' THEN value ELSE 0 END),
+  sum(CASE WHEN name = 'aggregate_finished' THEN value ELSE 0 END),
+  sum(CASE WHEN name LIKE 'aggregate%' AND name <> 'aggregate_finished' THEN value ELSE 0 END)
+FROM task_counters JOIN tasks USING (task_pk) WHERE state <> 'purged' GROUP BY task_pk"""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTotals:
+    """Reports of one task: ``accepted`` and ``refused`` when they were uploaded, ``aggregated``,
+    and ``left_out`` of the aggregate for whatever reason.
+    """
+
+    accepted: int = 0
+    refused: int = 0
+    aggregated: int = 0
+    left_out: int = 0
 
 
 def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
@@ -35,3 +55,8 @@ def of_task(tx: Tx, task_pk: int) -> dict[str, int]:
 def totals(tx: Tx) -> list[tuple[str, str, int]]:
     """(role, name, value) over all tasks, the deleted ones too: none of them ever falls."""
     return [(role, name, value) for role, name, value in tx.all(_Q_TOTALS)]
+
+
+def by_task(tx: Tx) -> dict[bytes, TaskTotals]:
+    """Of each task by its id, but for purged ones and those of which nothing is counted yet."""
+    return {task_id: TaskTotals(*sums) for task_id, *sums in tx.all(_Q_BY_TASK)}

@@ -20,6 +20,7 @@ from dapd.reports import ReportRules
 from dapd.runtime.certificates import Certificates
 from dapd.runtime.clock import Clock, SafeClock
 from dapd.runtime.disk import Disk
+from dapd.runtime.history import History
 from dapd.runtime.keyrings import Keyrings
 from dapd.runtime.lane import Lane
 from dapd.runtime.logs import Seldom
@@ -70,6 +71,7 @@ class Context:
     finished: Finished = field(default_factory=Finished)
     seldom: Seldom = field(default_factory=Seldom)
     metrics: Metrics = field(default_factory=Metrics)
+    history: History = field(default_factory=History)
     draining: trio.Event = field(default_factory=trio.Event)
     certificates: Certificates = field(default_factory=Certificates)
     config_path: Path | None = None
