@@ -98,7 +98,7 @@ def why_waiting(job: JobFacts, around: Surroundings) -> Why:
 
 
 def spell(milliseconds: int) -> str:
-    """A duration, in the largest unit of which there are two."""
+    """A duration, in the largest unit of which there are two, to the nearest of them."""
     seconds = milliseconds / 1000
     for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:

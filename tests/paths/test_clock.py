@@ -68,7 +68,7 @@ async def test_d6_ten_years_ahead_for_a_minute_expires_nothing(tmp_path: Path) -
         for side in sides:
             (alarm,) = await minutely(side)
             assert alarm["log_level"] == "error"
-            assert "ahead by 3650.0 days" in alarm["reason"]
+            assert "ahead by 3650 days" in alarm["reason"]
             assert "dapd clock accept" in alarm["remedy"]
         assert await hands.upload(hands.seal([3, 4], "meanwhile")) == []
         await hands.until_counted(pair.leader, "aggregate_finished", 4)

@@ -80,8 +80,21 @@ def test_what_a_person_can_change_has_a_command() -> None:
 
 @pytest.mark.parametrize(
     ("milliseconds", "said"),
-    [(0, "0 seconds"), (90_000, "90 seconds"), (300_000, "5 minutes"), (2 * 86_400_000, "2 days")],
+    [
+        (0, "0 seconds"),
+        (499, "0 seconds"),
+        (90_000, "90 seconds"),
+        (119_000, "119 seconds"),
+        (120_000, "2 minutes"),
+        (149_000, "2 minutes"),
+        (151_000, "3 minutes"),
+        (2 * 3_600_000 - 1000, "120 minutes"),
+        (2 * 3_600_000, "2 hours"),
+        (2 * 86_400_000 - 1, "48 hours"),
+        (2 * 86_400_000, "2 days"),
+        (7 * 86_400_000 - 50, "7 days"),
+    ],
 )
 def test_durations_are_spelled(milliseconds: int, said: str) -> None:
-    """For people, in one unit."""
+    """For people, in one unit, and to the nearest: a week that began just now is a week."""
     assert spell(milliseconds) == said

@@ -134,13 +134,10 @@ def _moment(ms: int | None) -> str | None:
 
 
 def _relative(moment: str, now: int) -> str:
-    seconds = int(datetime.fromisoformat(moment).timestamp()) - now // 1000
-    if seconds <= 0:
-        return "now"
-    for name, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"in {seconds // size} {name}"
-    return f"in {seconds} seconds"
+    from dapd.protocol.waiting import spell
+
+    left = int(datetime.fromisoformat(moment).timestamp()) * 1000 - now
+    return f"in {spell(left)}" if left > 0 else "now"
 
 
 def _description(task: Task) -> dict[str, Any]:
