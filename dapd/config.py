@@ -9,9 +9,12 @@ one task needs. ``config.example.toml`` says what each key is for.
 from __future__ import annotations
 
 import base64
+import ipaddress
 import json
 import os
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -25,10 +28,18 @@ T = TypeVar("T")
 
 MAX_INTEGER = 2**63 - 1
 SEALING_KEY_SIZE = 32
+METRICS_LISTEN = "127.0.0.1:9464"
+"""Where a service's metrics are: the port that OpenTelemetry's Prometheus exporter has."""
 DATABASE = Path("state/dapd.sqlite")
 SEALING_KEY = Path("keys/sealing-1.key")
 
 HelperMode = Literal["sync", "async", "auto"]
+Scope = Literal["read", "operate"]
+"""What a token of the admin interface is for."""
+
+_TOKEN_HASH_SIZE = 32
+_HOST = re.compile(r"\[[0-9a-f:.]+\]|[a-z0-9._-]+")
+"""A name as a Host header has it, in lower case and without a port."""
 
 _Count = Annotated[int, Meta(ge=1, le=1_000_000)]
 _Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
@@ -56,13 +67,7 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def address(self) -> tuple[str, int]:
         """Host, without brackets, and port. Raises ``ValueError``."""
-        host, colon, port = self.listen.rpartition(":")
-        bracketed = host.startswith("[") and host.endswith("]")
-        if not colon or not host or (":" in host and not bracketed):
-            raise ValueError(self.listen)
-        if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
-            raise ValueError(self.listen)
-        return host.strip("[]"), int(port)
+        return _address(self.listen)
 
 
 class Datastore(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -161,9 +166,34 @@ class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[admin]``. ``socket`` is where commands reach the running daemon; ``None`` puts it beside
     the database, or where systemd has made a directory for it.
+
+    ``listen``, ``host:port``, is a second listener: for metrics and health on loopback, with the
+    ``page`` if wanted; for all, to whoever has a token, elsewhere. ``hosts`` are the names by which
+    it is called, ``tokens`` are ``read:HASH`` or ``operate:HASH`` (``dapd admin token``).
     """
 
     socket: Path | None = None
+    listen: str | None = None
+    page: bool = False
+    hosts: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host, without brackets, and port, if there is a listener. Raises ``ValueError``."""
+        return None if self.listen is None else _address(self.listen)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether others than this machine reach the listener."""
+        return self.address is not None and not is_loopback(self.address[0])
+
+    @property
+    def token_hashes(self) -> tuple[tuple[Scope, bytes], ...]:
+        """What each token may do, and its SHA-256. Raises ``ValueError``."""
+        return tuple(_token(each) for each in self.tokens)
 
 
 class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -271,6 +301,7 @@ def minimal_config(
     listen: str | None = None,
     database: Path = DATABASE,
     socket: Path | None = None,
+    metrics: str | None = None,
 ) -> str:
     """The smallest configuration of an Aggregator that is reached at ``url``."""
     lines = [
@@ -282,8 +313,10 @@ def minimal_config(
         f"path = {_quoted(database)}",
         f"sealing_keys = [{_quoted(SEALING_KEY)}]",
     ]
-    if socket is not None:
-        lines += ["", "[admin]", f"socket = {_quoted(socket)}"]
+    admin = {"socket": socket, "listen": metrics}
+    if any(admin.values()):
+        lines += ["", "[admin]"]
+        lines += [f"{key} = {_quoted(value)}" for key, value in admin.items() if value]
     if role == "helper":
         lines += ["", "[helper]", 'mode = "async"']
     return "\n".join(lines) + "\n"
@@ -312,17 +345,16 @@ def in_place(config: Config, directory: Path) -> Config:
     )
 
 
-def _contradictions(config: Config) -> list[str]:
-    found = []
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is called so; ``host`` is a name or an address."""
     try:
-        _ = config.server.address
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
-        found.append(
-            f'server.listen: "{config.server.listen}" is no address; '
-            'write "host:port", such as "127.0.0.1:8080" or "[::]:8080"'
-        )
-    if (config.server.tls_certificate is None) != (config.server.tls_key is None):
-        found.append("server.tls_certificate: it and server.tls_key go together; set both or none")
+        return False
+
+
+def _contradictions(config: Config) -> list[str]:
+    found = [*_listening(config), *_admin_contradictions(config)]
     for low, high in (("min_job_size", "max_job_size"), ("retry_min", "retry_max")):
         if getattr(config.leader, low) > getattr(config.leader, high):
             found.append(f"leader.{low}: it is above leader.{high}; lower it, or raise that")
@@ -331,6 +363,81 @@ def _contradictions(config: Config) -> list[str]:
     if len(set(config.datastore.sealing_keys)) < len(config.datastore.sealing_keys):
         found.append("datastore.sealing_keys: a file is named twice; name it once")
     return found
+
+
+def _listening(config: Config) -> Iterator[str]:
+    for table, section in (("server", config.server), ("admin", config.admin)):
+        try:
+            _ = section.address
+        except ValueError:
+            yield (
+                f'{table}.listen: "{section.listen}" is no address; '
+                'write "host:port", such as "127.0.0.1:8080" or "[::]:8080"'
+            )
+        if (section.tls_certificate is None) != (section.tls_key is None):
+            yield f"{table}.tls_certificate: it and {table}.tls_key go together; set both or none"
+
+
+def _admin_contradictions(config: Config) -> Iterator[str]:
+    admin = config.admin
+    for each in admin.tokens:
+        try:
+            _token(each)
+        except ValueError:
+            yield (
+                "admin.tokens: one is no scope and hash; write the line that `dapd admin token` "
+                "prints"
+            )
+    for name in admin.hosts:
+        if not _HOST.fullmatch(name):
+            yield f'admin.hosts: "{name}" is no name; write one without scheme, port and path'
+    try:
+        remote = admin.is_remote
+    except ValueError:
+        return  # told
+    if admin.listen == config.server.listen and not admin.listen.endswith(":0"):
+        yield "admin.listen: it is server.listen; choose another port"
+    for key in ("tls_certificate", "hosts", "tokens"):
+        is_set = bool(getattr(admin, key))
+        if remote and not is_set:
+            yield (
+                f"admin.{key}: a listener beyond loopback needs it; set it, or listen on "
+                f"{METRICS_LISTEN}"
+            )
+        elif is_set and not remote and key != "hosts":
+            yield (
+                f"admin.{key}: only a listener beyond loopback has it; take it out, or set "
+                "admin.listen to such a one"
+            )
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError(listen)
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(listen)
+    return host.strip("[]"), int(port)
+
+
+def _token(line: str) -> tuple[Scope, bytes]:
+    scope, _, text = line.partition(":")
+    hashed = _from_base64url(text)
+    match scope:
+        case "read" | "operate" if hashed is not None and len(hashed) == _TOKEN_HASH_SIZE:
+            return scope, hashed
+        case _:
+            raise ValueError("no scope and hash")
+
+
+def _from_base64url(text: str) -> bytes | None:
+    """The bytes, if ``text`` is what they are written as."""
+    try:
+        data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError:
+        return None
+    return data if base64.urlsafe_b64encode(data).decode().rstrip("=") == text else None
 
 
 def _path_below(directory: Path) -> Any:
@@ -362,11 +469,8 @@ def _read_sealing_key(path: Path) -> bytes:
         text = ""
     if mode & forbidden:
         raise UsageError(f"{path}: others may read this sealing key; run `chmod 600 {path}`")
-    try:
-        key = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError:
-        key = b""
-    if len(key) != SEALING_KEY_SIZE or base64.urlsafe_b64encode(key).decode().rstrip("=") != text:
+    key = _from_base64url(text)
+    if key is None or len(key) != SEALING_KEY_SIZE:
         raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
     return key
 

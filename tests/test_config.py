@@ -22,6 +22,11 @@ UNSET = {
     ("defaults", "helper_mode"),
     ("defaults", "batch_target_size"),
     ("admin", "socket"),
+    ("admin", "listen"),
+    ("admin", "tls_certificate"),
+    ("admin", "tls_key"),
+    ("admin", "hosts"),
+    ("admin", "tokens"),
 }
 DATASTORE = '[datastore]\npath = "d.sqlite"\nsealing_keys = ["k"]\n'
 
@@ -58,7 +63,7 @@ def test_the_example_shows_every_key_at_its_default(tmp_path: Path) -> None:
     assert set(shown) == set(known)
     for place, value in known.items():
         if place[0] != "datastore":
-            assert value is None if place in UNSET else value == shown[place], place
+            assert value in (None, ()) if place in UNSET else value == shown[place], place
     assert load(_write(tmp_path, uncommented)).keys == config.keys
 
 
@@ -150,6 +155,68 @@ def test_a_wrong_file_is_one_line_with_the_place(text: str, blamed: str, tmp_pat
     message = _refusal(tmp_path, text)
     assert message.startswith(f"{tmp_path / 'dapd.toml'}: ")
     assert blamed in message
+
+
+REMOTE = {
+    "listen": '"0.0.0.0:9464"',
+    "hosts": '["dapd.example"]',
+    "tls_certificate": '"c"',
+    "tls_key": '"k"',
+    "tokens": f'["read:{"A" * 43}", "operate:{"B" * 42}A"]',
+}
+
+
+def _admin(**keys: str | None) -> str:
+    lines = [f"{key} = {value}" for key, value in keys.items() if value is not None]
+    return "\n".join([DATASTORE, "[admin]", *lines])
+
+
+def test_an_admin_listener_beyond_loopback_has_hosts_tls_and_tokens(tmp_path: Path) -> None:
+    """All of them, and then its tokens are scopes and hashes."""
+    admin = load(_write(tmp_path, _admin(**REMOTE))).admin
+    assert (admin.address, admin.is_remote) == (("0.0.0.0", 9464), True)  # noqa: S104
+    assert [scope for scope, _ in admin.token_hashes] == ["read", "operate"]
+    assert admin.token_hashes[0][1] == bytes(32)
+    for missing, blamed in (("hosts", "hosts"), ("tokens", "tokens"), ("tls_key", "tls_cert")):
+        message = _refusal(tmp_path, _admin(**{**REMOTE, missing: None}))
+        assert f"admin.{blamed}" in message
+    message = _refusal(tmp_path, _admin(**{**REMOTE, "tls_key": None, "tls_certificate": None}))
+    assert "admin.tls_certificate: a listener beyond loopback needs it" in message
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:9464", "localhost:9464", "127.9.9.9:1"])
+def test_an_admin_listener_on_loopback_has_no_tls_and_no_tokens(
+    listen: str, tmp_path: Path
+) -> None:
+    """They would protect nothing: it serves no operation, and only this machine reaches it."""
+    keys = {"listen": f'"{listen}"', "page": "true", "hosts": '["metrics.test"]'}
+    admin = load(_write(tmp_path, _admin(**keys))).admin
+    assert (admin.is_remote, admin.page, admin.hosts) == (False, True, ("metrics.test",))
+    for key in ("tls_certificate", "tokens"):
+        more = {**keys, key: REMOTE[key], "tls_key": REMOTE["tls_key"] if "tls" in key else None}
+        assert f"admin.{key}: only a listener beyond" in _refusal(tmp_path, _admin(**more))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "blamed"),
+    [
+        ("tokens", '["read:' + "A" * 42 + '"]', "admin.tokens: one is no scope and hash"),
+        ("tokens", '["read:' + "A" * 42 + 'B"]', "admin.tokens: one is no scope and hash"),
+        ("tokens", '["write:' + "A" * 43 + '"]', "admin.tokens: one is no scope and hash"),
+        ("tokens", '["' + "A" * 43 + '"]', "admin.tokens: one is no scope and hash"),
+        ("hosts", '["https://dapd.example"]', 'admin.hosts: "https://dapd.example" is no name'),
+        ("hosts", '["dapd.example:9464"]', 'admin.hosts: "dapd.example:9464" is no name'),
+        ("hosts", '["*.example"]', 'admin.hosts: "*.example" is no name'),
+        ("hosts", '[""]', 'admin.hosts: "" is no name'),
+        ("listen", '"9464"', 'admin.listen: "9464" is no address'),
+        ("listen", '"127.0.0.1:8080"', "admin.listen: it is server.listen"),
+    ],
+)
+def test_a_wrong_admin_listener_is_refused(
+    key: str, value: str, blamed: str, tmp_path: Path
+) -> None:
+    """The place and the remedy; a token that stands where its hash should is not repeated."""
+    assert blamed in _refusal(tmp_path, _admin(**{**REMOTE, key: value}))
 
 
 def test_a_missing_file_says_how_to_make_one(tmp_path: Path) -> None:

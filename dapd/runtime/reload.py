@@ -39,6 +39,8 @@ RESTART = frozenset(
         "leader.upload_group_bytes",
         "clock.longest_stop",
         "admin.socket",
+        "admin.listen",
+        "admin.page",
     }
 )
 """What is held open, or sized once."""
@@ -74,6 +76,10 @@ LIVE = frozenset(
         "gc.ended_task_retention",
         "keys.pending",
         "keys.active",
+        "admin.hosts",
+        "admin.tls_certificate",
+        "admin.tls_key",
+        "admin.tokens",
         "disk.min_free_bytes",
         "defaults.helper_mode",
         "defaults.batch_target_size",
