@@ -12,7 +12,7 @@ from dapd.cli.telling import AS_JSON, age, load_config, moment, tell
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dapd.server.admin.jobs import JobDetail, JobView
+    from dapd.server.admin.job_view import JobDetail, JobView
 
 _JOB = click.argument("job", metavar="JOB")
 # The id of a resource may begin with a dash, like an option.

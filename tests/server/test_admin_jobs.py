@@ -13,6 +13,7 @@ from dapd.errors import UsageError
 from dapd.http import Refused
 from dapd.messages.common import BatchMode
 from dapd.server.admin import jobs as operations
+from dapd.server.admin.job_view import Progress
 from dapd.server.admin.jobs import AbandonRequest, JobRequest, JobsRequest
 from tests.collecting import NEXT_BATCH
 from tests.server.test_collection_jobs import served
@@ -29,7 +30,7 @@ async def test_a_waiting_collection_shows_what_it_counts(tmp_path: Path, mode: B
         assert (listed.kind, listed.id) == ("collection", location.rpartition("/")[2])
         shown = await operations.show(it.context, JobRequest(listed.job))
         needed = it.who.leader.configuration.min_batch_size
-        assert shown.progress == operations.Progress(0, 0, 0, needed)
+        assert shown.progress == Progress(0, 0, 0, needed)
         assert shown.job.state == "waiting"
 
 

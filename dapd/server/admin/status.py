@@ -31,7 +31,7 @@ from dapd.runtime import logs
 from dapd.runtime.context import Context
 from dapd.server.admin import clock
 from dapd.server.admin.clock import ClockView
-from dapd.server.admin.jobs import JobView, Look, look_at, view
+from dapd.server.admin.job_view import JobView, Look, look_at, view
 from dapd.server.admin.operation import Nothing, Operation, rfc3339
 from dapd.server.admin.peers import PeerView, all_peers
 from dapd.server.admin.todo import what_to_do
