@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dapd.commits.batch_total import BatchTotal, batch_total
 from dapd.crypto import Sealer
-from dapd.datastore import batches, share_jobs, tasks
+from dapd.datastore import batches, marks, share_jobs
 from dapd.datastore.engines import Tx
 from dapd.datastore.share_jobs import StoredShare
 from dapd.errors import Abort
@@ -41,7 +41,7 @@ def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredS
     Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
     """
     task, message = request.task, request.message
-    mark = task.mark_of(tasks.expired_before(tx, task, at), at)
+    mark = task.mark_of(marks.expired_before(tx, task, at), at)
     identity = task.task_pk, request.id, request.request_hash
     if not share_jobs.claim(tx, *identity, at.safe, mark.ms):  # D1
         existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash, mark.ms)

@@ -5,7 +5,7 @@ Section "Collection Job Initialization"; rules A1, A8, C4, D6.
 
 from __future__ import annotations
 
-from dapd.datastore import batches, collections, tasks
+from dapd.datastore import batches, collections, marks
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.errors import Abort, DecodeError
@@ -22,7 +22,7 @@ def collection_create(
     ``keep_ms`` is how long a leader-selected job keeps its identity after it was served. Raises
     ``Abort`` with the first error in the draft's order; then nothing is stored.
     """
-    mark = task.mark_of(tasks.expired_before(tx, task, at), at)
+    mark = task.mark_of(marks.expired_before(tx, task, at), at)
     if job := collections.identical(tx, task.task_pk, body, mark):  # A1: before any check
         if task.by_time or job.served_at is None or at.now < job.served_at + keep_ms:
             return job

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding, tasks
+from dapd.datastore import chunks, collections, counters, leader_jobs, marks, outstanding
 from dapd.datastore.chunks import Place
 from dapd.datastore.engines import Tx
 from dapd.messages.common import BATCH_ID_SIZE
@@ -49,7 +49,7 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
         batch_ids: list[bytes] = []
     else:
         target = task.batch_target_size
-        mark = tasks.expired_before(tx, task, at)
+        mark = marks.expired_before(tx, task, at)
         batches = outstanding.open_batches(tx, task.task_pk, mark)
         batch_ids = [batch.batch_id for batch in batches]
         rooms = [batch.room(target) for batch in batches]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore import batches, chunks, collections, leases, outstanding, tasks
+from dapd.datastore import batches, chunks, collections, leases, marks, outstanding
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
@@ -55,7 +55,7 @@ def planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instant
         aggregated = batches.aggregated(tx, task.task_pk, job.lo, job.hi)
         return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
     backlog = chunks.backlog(tx, task.task_pk, b"", b"", cut)
-    mark = tasks.expired_before(tx, task, at)
+    mark = marks.expired_before(tx, task, at)
     open_batches = outstanding.open_batches(tx, task.task_pk, mark)
     return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
 
@@ -66,6 +66,6 @@ def obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[st
         return None
     if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
         return refusal
-    if job.lo < time_bucket(tasks.expired_before(tx, task, at)):  # D6: the Helper would refuse it
+    if job.lo < time_bucket(marks.expired_before(tx, task, at)):  # D6: the Helper would refuse it
         return "batchInvalid", "expired"
     return None

@@ -8,7 +8,7 @@ collected is decided here, inside the transaction, and what was admitted is writ
 from __future__ import annotations
 
 from dapd.commits.helper_store import existing
-from dapd.datastore import batches, counters, helper_jobs, tasks
+from dapd.datastore import batches, counters, helper_jobs, marks
 from dapd.datastore.engines import Tx
 from dapd.datastore.helper_jobs import JobKey, StoredJob
 from dapd.reports import HelperVerified, count_outcomes, outcome_name
@@ -43,7 +43,7 @@ def commit(tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: b
     if verified.rework_seconds(shut, replayed) > REWORK_SECONDS:
         raise VerifyAgainError(verified.known(shut, replayed))
     finished = verified.finish(shut, replayed)
-    if finished.admitted_ids and finished.admitted_min < tasks.refused_before(tx, key.task_pk):
+    if finished.admitted_ids and finished.admitted_min < marks.refused_before(tx, key.task_pk):
         # D6: the mark has risen since; ids below it may have been forgotten already.
         raise VerifyAgainError(verified.known(shut, replayed))
     helper_jobs.store_finish(tx, job_pk, finished)

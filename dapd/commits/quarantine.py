@@ -9,7 +9,7 @@ who has asked the peer reopens it (``dapd.commits.restore_accept``).
 from __future__ import annotations
 
 from dapd.commits.give_up import give_up
-from dapd.datastore import batches, collections, leader_jobs, outstanding, tasks
+from dapd.datastore import batches, collections, leader_jobs, marks, outstanding, tasks
 from dapd.datastore.engines import Tx
 from dapd.datastore.tasks import Outline
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, time_bucket
@@ -26,7 +26,7 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
     the same moment it changes nothing.
     """
     newest = max(at.now, at.safe) + int(early_leeway * 1000)
-    tasks.note_restore(tx, newest)
+    marks.note_restore(tx, newest)
     quarantined = tasks.outlines(tx)
     for task in quarantined:
         _close(tx, task, newest)
@@ -36,7 +36,7 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
 
 def quarantine_added(tx: Tx, task_pk: int) -> None:
     """A task that is new to a restored file may have been here before: the same for it."""
-    newest = tasks.last_restore(tx)
+    newest = marks.last_restore(tx)
     if newest is not None:
         outline = next(each for each in tasks.outlines(tx) if each.task_pk == task_pk)
         _close(tx, outline, newest)
@@ -45,7 +45,7 @@ def quarantine_added(tx: Tx, task_pk: int) -> None:
 def _close(tx: Tx, task: Outline, newest: int) -> None:
     """Refuse the reports up to ``newest`` (ms), and shut all batches that they may be in."""
     before = newest // (1000 * task.configuration.time_precision) + 1
-    tasks.quarantine(tx, task.task_pk, before)
+    marks.quarantine(tx, task.task_pk, before)
     if task.by_time:
         whole = BucketRange(time_bucket(0), time_bucket(before))
         open_ranges = gaps(whole, batches.closed_ranges(tx, task.task_pk, whole.hi))

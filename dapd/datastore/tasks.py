@@ -1,4 +1,7 @@
-"""The table of tasks: keys and outbound tokens sealed, inbound tokens hashed (I9)."""
+"""The table of tasks: keys and outbound tokens sealed, inbound tokens hashed (I9).
+
+Left out: the marks below which a task's reports are refused (``dapd.datastore.marks``).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dapd.datastore.engines import Row, Tx
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
 from dapd.messages.task import TaskConfiguration
-from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
+from dapd.protocol.task import Task, TaskSettings, TaskState
 
 DAP_VERSION = "dap-18"
 
@@ -52,19 +55,9 @@ UPDATE tasks SET inbound_token_hashes = :hashes WHERE task_pk = :task_pk"""
 _Q_OUTBOUND = "UPDATE tasks SET aggregator_token = :token WHERE task_pk = :task_pk"
 _Q_TAKES_UPLOADS = """
 SELECT state NOT IN ('draining', 'deleted', 'purged') FROM tasks WHERE task_pk = :task_pk"""
-_Q_EXPIRED_BEFORE = "SELECT expired_before, quarantined_before FROM tasks WHERE task_pk = :task_pk"
 _Q_OUTLINES = """
 SELECT task_pk, task_id, role, configuration, quarantined_before FROM tasks
 WHERE state <> 'purged' ORDER BY task_pk"""
-_Q_QUARANTINE = """
-UPDATE tasks SET quarantined_before = :before
-WHERE task_pk = :task_pk AND quarantined_before < :before"""
-_Q_NOTE_RESTORE = """
-INSERT INTO restores (forgotten_before) VALUES (:before) ON CONFLICT DO NOTHING"""
-_Q_LAST_RESTORE = "SELECT max(forgotten_before) FROM restores"
-_Q_RAISE = """
-UPDATE tasks SET expired_before = :expired_before
-WHERE task_pk = :task_pk AND expired_before < :expired_before"""
 _Q_HAS_ROWS = """
 SELECT EXISTS (SELECT 1 FROM report_chunks WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM aggregation_jobs WHERE task_pk = :task_pk)
@@ -297,39 +290,10 @@ def note_peer_accepted(tx: Tx, task_pk: int) -> None:
     tx.execute(_Q_PEER_ACCEPTED, task_pk=task_pk)
 
 
-def quarantine(tx: Tx, task_pk: int, before: int) -> None:
-    """Reports below this may have been admitted and forgotten; the mark never falls."""
-    tx.execute(_Q_QUARANTINE, task_pk=task_pk, before=before)
-
-
-def note_restore(tx: Tx, forgotten_before: int) -> None:
-    """Reports up to this moment (ms) may be forgotten, also those of tasks added later."""
-    tx.execute(_Q_NOTE_RESTORE, before=forgotten_before)
-
-
-def last_restore(tx: Tx) -> int | None:
-    """What the latest ``note_restore`` said; ``None`` if the file was never restored."""
-    row = tx.one(_Q_LAST_RESTORE)
-    return row[0] if row else None
-
-
 def takes_uploads(tx: Tx, task_pk: int) -> bool:
     """Whether an upload may still be accepted, if it was let in before its task was disabled."""
     row = tx.one(_Q_TAKES_UPLOADS, task_pk=task_pk)
     return bool(row and row[0])
-
-
-def raise_expired_before(tx: Tx, task_pk: int, expired_before: int) -> bool:
-    """Raise the watermark, which never falls (rule D6); whether that made a difference."""
-    return bool(tx.execute(_Q_RAISE, task_pk=task_pk, expired_before=expired_before))
-
-
-def expired_before(tx: Tx, task: Task, at: Instant) -> int:
-    """The bound for what may still be read and asked for, as a transaction must take it: whatever
-    ``task`` knew when the work began, nothing at or above this has been deleted (rule D6).
-    """
-    row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task.task_pk)
-    return max(task.expired_before_at(at), row[0] if row else 0)
 
 
 def has_rows(tx: Tx, task_pk: int) -> bool:
@@ -341,14 +305,6 @@ def has_rows(tx: Tx, task_pk: int) -> bool:
 def purge(tx: Tx, task_pk: int) -> bool:
     """Make a deleted task, of which no row is left, its tombstone, without secrets."""
     return bool(tx.execute(_Q_PURGE, task_pk=task_pk))
-
-
-def refused_before(tx: Tx, task_pk: int) -> int:
-    """Reports below this are dropped, as far as it is stored: what a transaction must not admit,
-    whatever the mark was when its reports were verified (rule D6).
-    """
-    row = tx.one(_Q_EXPIRED_BEFORE, task_pk=task_pk)
-    return max(row) if row else 0
 
 
 def _given(task: Task, sealer: Sealer) -> dict[str, object]:

@@ -16,7 +16,7 @@ from functools import partial
 import structlog
 import trio
 
-from dapd.datastore import Tx, batches, helper_jobs
+from dapd.datastore import Tx, batches, helper_jobs, marks
 from dapd.datastore import tasks as task_table
 from dapd.datastore.expiry import PAGE
 from dapd.datastore.tasks import UnreadableTask
@@ -103,13 +103,13 @@ class GarbageCollector:
 
     async def _raise_marks(self, tasks: list[Task], at: Instant) -> None:
         """Before anything below is deleted, live tasks too refuse it."""
-        marks = {
+        raised = {
             task.task_pk: mark
             for task in tasks
             if (mark := task.expired_before_at(at)) > task.expired_before
         }
-        if marks:
-            await self._context.run(raise_marks, marks)
+        if raised:
+            await self._context.run(raise_marks, raised)
             await self._context.tasks.reload()
 
     async def _collect_task(self, task: Task, at: Instant) -> Counter[str]:
@@ -152,10 +152,10 @@ class GarbageCollector:
             self._answered[task.task_pk] = last
 
 
-def raise_marks(tx: Tx, marks: Mapping[int, int]) -> None:
+def raise_marks(tx: Tx, raised: Mapping[int, int]) -> None:
     """Raise the watermark of each task (task_pk: mark), which never falls (rule D6)."""
-    for task_pk, mark in marks.items():
-        task_table.raise_expired_before(tx, task_pk, mark)
+    for task_pk, mark in raised.items():
+        marks.raise_expired_before(tx, task_pk, mark)
 
 
 def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:

@@ -14,7 +14,7 @@ from dapd.commits.rekey_task import rekey_task
 from dapd.commits.task_state import set_task_state
 from dapd.commits.tokens import add_token, remove_token, use_token
 from dapd.crypto import hash_token, make_sealer
-from dapd.datastore import Datastore, Tx, batches, collections, safe_clock, tasks
+from dapd.datastore import Datastore, Tx, batches, collections, marks, safe_clock, tasks
 from dapd.datastore.safe_clock import StoredClock
 from dapd.datastore.uncollected import Uncollected
 from dapd.errors import UsageError
@@ -131,7 +131,7 @@ class TestDelete:
         """D6: neither below itself nor below what a restore may have forgotten."""
         operator.add(operator.pair.leader)
         pk = operator.task().task_pk
-        operator.store.run_sync(tasks.quarantine, pk, TIME + 5)
+        operator.store.run_sync(marks.quarantine, pk, TIME + 5)
         operator.delete()
         assert operator.stored().public().expired_before == TIME + 5
         operator.purge()
@@ -374,7 +374,7 @@ class TestRekey:
         task: Task = getattr(operator.pair, role)
         operator.add(task)
         pk = operator.task().task_pk
-        operator.store.run_sync(tasks.quarantine, pk, TIME)
+        operator.store.run_sync(marks.quarantine, pk, TIME)
         operator.make(TaskState.DISABLED)
         before = operator.task()
         file = replace(task, settings=TaskSettings("async"))

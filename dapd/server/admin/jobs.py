@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from dapd.commits.abandon import abandon as give_up
-from dapd.datastore import Tx, batches, chunks, collections, jobs, leases, outstanding
+from dapd.datastore import Tx, batches, chunks, collections, jobs, leases, marks, outstanding
 from dapd.datastore import tasks as task_table
 from dapd.datastore.jobs import JobRow, Wanted
 from dapd.datastore.leases import Kind
@@ -168,7 +168,7 @@ def _progress(tx: Tx, row: JobRow, at: Instant) -> Progress | None:
 def _aggregated(tx: Tx, task: Task, lo: bytes, hi: bytes, at: Instant) -> int:
     if task.by_time:
         return batches.aggregated(tx, task.task_pk, lo, hi)
-    mark = task_table.expired_before(tx, task, at)
+    mark = marks.expired_before(tx, task, at)
     found = outstanding.open_batches(tx, task.task_pk, mark)
     return max((batch.aggregated for batch in found), default=0)
 
