@@ -6,7 +6,7 @@ The sum was made outside of it; here, with the job claimed, nothing may have cha
 from __future__ import annotations
 
 from dapd.commits.cut import obstacle_to, planned
-from dapd.datastore import batches, collections
+from dapd.datastore import batches, collections, outstanding
 from dapd.datastore.collections import FrozenBatch
 from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Lease
@@ -36,7 +36,7 @@ def freeze(
         or obstacle_to(tx, task, job, at)  # D6: what was summed may have been deleted in part
     ):
         raise BatchChangedError
-    if not task.by_time and not collections.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
+    if not task.by_time and not outstanding.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
         raise BatchChangedError
     batches.close(tx, task.task_pk, *batch, state="closed", collection_pk=job.pk)
     collections.touch(tx, task.task_pk, at.now)  # C5: those that overlap fail now

@@ -1,4 +1,4 @@
-"""The Leader's collection jobs, and the leader-selected batches that one of them may take.
+"""The Leader's collection jobs.
 
 States: ``waiting`` for its reports, ``frozen`` with the exact AggregateShareReq stored, ``polling``
 at the Location the Helper gave; then ``finished``, ``failed`` or ``deleted``. Left out: what moves
@@ -89,9 +89,6 @@ UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NU
 WHERE collection_pk = :pk"""
 _Q_NOTE_SERVED = """
 UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
-_Q_BIND = """
-UPDATE outstanding_batches SET collection_pk = :pk
-WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,11 +345,6 @@ def delete(tx: Tx, pk: int) -> None:
 def note_served(tx: Tx, pk: int, now: int) -> None:
     """The result is about to be served; the first time counts (rule A8)."""
     tx.execute(_Q_NOTE_SERVED, pk=pk, now=now)
-
-
-def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:
-    """Give a batch to one job, for ever (rule A8); whether it was free."""
-    return bool(tx.execute(_Q_BIND, task_pk=task_pk, batch_id=batch_id, pk=pk))
 
 
 def _end(

@@ -1,7 +1,4 @@
-"""Leader-selected batches that no collection has taken yet (rule C6).
-
-Left out: binding one to a collection job (``dapd.datastore.collections``).
-"""
+"""Leader-selected batches, until one collection job takes them (rules A8, C6)."""
 
 from __future__ import annotations
 
@@ -31,6 +28,9 @@ _Q_DROP_ALL = """
 DELETE FROM outstanding_batches WHERE batch_pk IN
   (SELECT batch_pk FROM outstanding_batches WHERE task_pk = :task_pk LIMIT :most)"""
 _Q_INSERT = "INSERT INTO outstanding_batches (task_pk, batch_id) VALUES (:task_pk, :batch_id)"
+_Q_BIND = """
+UPDATE outstanding_batches SET collection_pk = :pk
+WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
 
 
 def open_batches(tx: Tx, task_pk: int, expired_before: int) -> list[OpenBatch]:
@@ -49,6 +49,11 @@ def unbound(tx: Tx, task_pk: int) -> list[bytes]:
 def insert(tx: Tx, task_pk: int, batch_id: bytes) -> None:
     """Open a batch; its id is unique in the task (section "Leader-selected Batch Mode")."""
     tx.execute(_Q_INSERT, task_pk=task_pk, batch_id=batch_id)
+
+
+def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:
+    """Give a batch to one job, for ever (rule A8); whether it was free."""
+    return bool(tx.execute(_Q_BIND, task_pk=task_pk, batch_id=batch_id, pk=pk))
 
 
 def has_unfinished_job(tx: Tx, task_pk: int, batch_id: bytes) -> bool:
