@@ -1,8 +1,9 @@
 """Does the file hold together? SQLite's own integrity, then what must hold between dapd's rows.
 
 Read-only, in one snapshot, beside a running daemon or without one; large columns are read in pages.
-``RULES`` says row by row what must never be found; below stands what SQL can't say. Left out:
-whether sealed values open, which needs the keys (``dapd.datastore.sealed.open_every_value``).
+``dapd.datastore.rules`` says row by row what must never be found; here stands what SQL can't say.
+Left out: whether sealed values open, which needs the keys
+(``dapd.datastore.sealed.open_every_value``).
 """
 
 from __future__ import annotations
@@ -13,18 +14,12 @@ from dataclasses import dataclass
 from dapd.datastore import sealed
 from dapd.datastore.engines import Tx
 from dapd.datastore.replay import id_pages
+from dapd.datastore.rules import REPORT, RESTORE, RULES, Rule
 from dapd.messages.task import TaskConfiguration
 from dapd.reports import ReplayIndex
 
 MOST = 20
 """Findings of one kind."""
-_RESTORE = (
-    "with the daemon stopped, restore the last verified backup (`dapd restore`), and report what "
-    "this says to dapd's developers"
-)
-_REPORT = "results may be wrong: compare with the peer, and report this to dapd's developers"
-_HARMLESS = "nothing is lost by it; report it to dapd's developers"
-_REKEY = "give it its secrets again: `dapd task rekey FILE`"
 _KEYS = "see `dapd datastore keys`; add the key's file to [datastore] sealing_keys"
 
 
@@ -36,256 +31,6 @@ class Finding:
     key: str
     problem: str
     remedy: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """``offenders`` is a query that gives the keys of the rows that break it."""
-
-    table: str
-    offenders: str
-    problem: str
-    remedy: str = _RESTORE
-
-
-# The garbage collector takes the rows of deleted tasks away in no particular order.
-_LIVE = "task_pk IN (SELECT task_pk FROM tasks WHERE state NOT IN ('deleted', 'purged'))"
-_OPEN_JOB = "state IN ('assigned', 'stored', 'polling')"
-_ENDED_JOB = "state NOT IN ('assigned', 'stored', 'polling', 'received')"
-# 8 bytes of time, which is that of all reports in it, or a batch id.
-_MISPLACED = """CASE length(bucket)
-  WHEN 8 THEN time_min <> time_max OR hex(bucket) <> printf('%016X', time_min)
-  WHEN 32 THEN time_min > time_max ELSE 1 END"""
-_RANGE_OF_BUCKET = """(SELECT CASE WHEN hi > c.bucket THEN r.state END FROM collected AS r
-  WHERE r.task_pk = c.task_pk AND r.lo <= c.bucket ORDER BY r.lo DESC LIMIT 1)"""
-
-RULES = (
-    Rule(
-        "tasks",
-        "SELECT task_pk FROM tasks WHERE state NOT IN ('purged', 'deleted') AND (verify_key = x'' "
-        "OR role = 'leader' AND length(COALESCE(aggregator_token, x'')) = 0)",
-        "its secrets are forgotten, so it is not served",
-        _REKEY,
-    ),
-    Rule(
-        "tasks",
-        "SELECT task_pk FROM tasks WHERE length(inbound_token_hashes) % 32 <> 0 "
-        "OR state NOT IN ('purged', 'deleted') AND length(inbound_token_hashes) = 0",
-        "its inbound tokens are not whole hashes",
-        _REKEY,
-    ),
-    Rule(
-        "tasks",
-        "SELECT task_pk FROM tasks WHERE expired_before < 0 OR quarantined_before < 0",
-        "a watermark is negative",
-    ),
-    Rule(
-        "hpke_keypairs",
-        "SELECT config_id FROM hpke_keypairs WHERE (state = 'deleted') <> (private_key = x'')",
-        "a kept key pair has no private half, or a deleted one has",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks WHERE n < 1 OR length(ids) <> 16 * n",
-        "it does not have one id for each of its reports",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks "  # noqa: S608 - constants alone
-        f"WHERE time_min > time_max OR length(bucket) > 0 AND {_MISPLACED}",
-        "its times do not fit its bucket",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks AS c WHERE "  # noqa: S608 - constants alone
-        f"{_LIVE} AND (SELECT role FROM tasks WHERE tasks.task_pk = c.task_pk) <> 'leader'",
-        "it belongs to a task of which this is not the Leader",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks AS c WHERE state <> 'decided' "
-        "AND NOT EXISTS (SELECT 1 FROM chunk_rows AS r WHERE r.chunk_pk = c.chunk_pk)",
-        "its reports are neither aggregated nor there any more",
-    ),
-    Rule(
-        "chunk_rows",
-        "SELECT chunk_pk FROM chunk_rows AS r WHERE NOT EXISTS (SELECT 1 FROM report_chunks AS c "
-        "WHERE c.chunk_pk = r.chunk_pk AND c.state <> 'decided')",
-        "reports are kept that no chunk waits with",
-        _HARMLESS,
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks WHERE state = 'waiting' "
-        "AND (job_pk IS NOT NULL OR length(bucket) = 32)",
-        "it waits, and is in a job or batch all the same",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks AS c WHERE state = 'assigned' AND NOT EXISTS "  # noqa: S608
-        "(SELECT 1 FROM aggregation_jobs AS j WHERE j.job_pk = c.job_pk AND j.task_pk = c.task_pk "
-        f"AND j.role = 'leader' AND j.{_OPEN_JOB})",
-        "it is assigned to no unfinished job, so its reports are stuck",
-    ),
-    Rule(
-        "report_chunks",
-        "SELECT chunk_pk FROM report_chunks AS c WHERE state = 'assigned' "  # noqa: S608
-        f"AND {_RANGE_OF_BUCKET} IN ('closed', 'collected')",
-        "it is in a job, though its batch is closed (rule C2)",
-        _REPORT,
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs WHERE CASE role WHEN 'leader' THEN state NOT IN "
-        "('assigned', 'stored', 'polling', 'finished', 'abandoned', 'expired', 'lost') "
-        "ELSE state NOT IN ('received', 'finished', 'deleted') END",
-        "its state is none of its role",
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs AS j WHERE "  # noqa: S608 - constants alone
-        f"{_LIVE} AND (SELECT role FROM tasks WHERE tasks.task_pk = j.task_pk) <> role",
-        "its role is not its task's",
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs AS j "  # noqa: S608 - constants alone
-        f"WHERE role = 'leader' AND {_OPEN_JOB} AND (n, newest) IS NOT "
-        "(SELECT sum(n), max(time_max) FROM report_chunks AS c "
-        "WHERE c.job_pk = j.job_pk AND c.state = 'assigned')",
-        "it does not have the reports that it counts",
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk) WHERE CASE state "
-        "WHEN 'stored' THEN request IS NULL OR leader_state IS NULL "
-        "WHEN 'polling' THEN leader_state IS NULL WHEN 'received' THEN request IS NULL END",
-        "what its next step needs is missing",
-    ),
-    Rule(
-        "job_bodies",
-        "SELECT b.job_pk FROM job_bodies AS b LEFT JOIN aggregation_jobs AS j USING (job_pk) "
-        "WHERE j.job_pk IS NULL OR j.state NOT IN ('stored', 'polling', 'received', 'finished') "
-        "OR j.role = 'leader' AND j.state = 'finished' "
-        "OR j.role = 'helper' AND j.state = 'finished' AND b.request IS NOT NULL",
-        "bodies are kept that no job needs",
-        _HARMLESS,
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs "  # noqa: S608 - constants alone
-        "WHERE (lease_token IS NULL) <> (lease_until IS NULL) "
-        f"OR lease_token IS NOT NULL AND {_ENDED_JOB}",
-        "it has half a lease, or has ended under one",
-        _HARMLESS,
-    ),
-    Rule(
-        "aggregation_jobs",
-        "SELECT job_pk FROM aggregation_jobs WHERE length(admitted_ids) % 16 <> 0 "
-        "OR length(admitted_ids) > 16 * n "
-        "OR admitted_ids IS NOT NULL AND state NOT IN ('finished', 'deleted')",
-        "the ids that it admitted can't be what it admitted",
-    ),
-    Rule(
-        "batch_shares",
-        "SELECT share_pk FROM batch_shares "  # noqa: S608 - constants alone
-        f"WHERE n < 1 OR length(checksum) <> 32 OR {_MISPLACED}",
-        "a contribution's count, checksum or times do not fit its bucket",
-    ),
-    Rule(
-        "batch_shares",
-        "SELECT share_pk FROM batch_shares AS s JOIN aggregation_jobs AS j "
-        "ON j.task_pk = s.task_pk AND j.id = s.job_id "
-        "WHERE s.n > j.n OR j.state NOT IN ('finished', 'deleted') "
-        "OR j.role = 'helper' AND instr(j.buckets, s.bucket) = 0",
-        "a job contributed what it did not aggregate",
-        _REPORT,
-    ),
-    Rule(
-        "batch_shares",
-        "SELECT task_pk || ' (task_pk)' FROM tasks AS t WHERE "  # noqa: S608 - constants alone
-        f"{_LIVE} AND (SELECT sum(n) FROM batch_shares AS s WHERE s.task_pk = t.task_pk) > "
-        "COALESCE((SELECT value FROM task_counters AS c WHERE c.task_pk = t.task_pk "
-        "AND name = 'aggregate_finished'), 0)",
-        "the batches hold more reports than were ever aggregated",
-        _REPORT,
-    ),
-    Rule(
-        "task_counters",
-        "SELECT task_pk || ' (task_pk)' FROM tasks AS t "  # noqa: S608 - constants alone
-        f"WHERE role = 'leader' AND {_LIVE} AND "
-        "(SELECT COALESCE(sum(CASE WHEN name = 'upload_accepted' THEN value ELSE -value END), 0) "
-        "FROM task_counters AS c WHERE c.task_pk = t.task_pk "
-        r"AND (name = 'upload_accepted' OR name LIKE 'aggregate\_%' ESCAPE '\')) <> "
-        "(SELECT COALESCE(sum(n), 0) FROM report_chunks AS c "
-        "WHERE c.task_pk = t.task_pk AND state <> 'decided')",
-        "accepted reports are not all aggregated, rejected for a counted reason, or waiting",
-        _REPORT,
-    ),
-    Rule(
-        "task_counters",
-        "SELECT task_pk || ' ' || name FROM task_counters WHERE value < 0",
-        "a counter is negative",
-        _REPORT,
-    ),
-    Rule(
-        "collected",
-        "SELECT collected_pk FROM (SELECT collected_pk, lo, hi, "
-        "lead(lo) OVER (PARTITION BY task_pk ORDER BY lo, hi) AS next FROM collected) "
-        "WHERE lo >= hi OR next < hi",
-        "closed ranges overlap, or one is empty (rule C1)",
-        _REPORT,
-    ),
-    Rule(
-        "collected",
-        "SELECT collected_pk FROM collected AS r WHERE "  # noqa: S608 - constants alone
-        f"{_LIVE} AND state = 'closed' AND NOT EXISTS (SELECT 1 FROM collection_jobs AS c "
-        "WHERE c.collection_pk = r.collection_pk AND c.task_pk = r.task_pk "
-        "AND c.state IN ('frozen', 'polling') AND c.lo = r.lo AND c.hi = r.hi)",
-        "it is closed for a collection that does not run",
-    ),
-    Rule(
-        "collection_jobs",
-        "SELECT collection_pk FROM collection_jobs AS c "  # noqa: S608 - constants alone
-        f"WHERE state IN ('frozen', 'polling') AND {_LIVE} AND NOT EXISTS "
-        "(SELECT 1 FROM collected AS r WHERE r.collection_pk = c.collection_pk "
-        "AND r.state IN ('closed', 'collected'))",
-        "its batch is frozen, and takes reports all the same",
-        _REPORT,
-    ),
-    Rule(
-        "collection_jobs",
-        "SELECT collection_pk FROM collection_jobs WHERE CASE state "
-        "WHEN 'waiting' THEN hi <> x'' AND lo >= hi "
-        "WHEN 'frozen' THEN share_request IS NULL OR leader_share IS NULL OR n IS NULL "
-        "WHEN 'polling' THEN location IS NULL OR leader_share IS NULL OR n IS NULL "
-        "WHEN 'finished' THEN response IS NULL WHEN 'failed' THEN error IS NULL "
-        "WHEN 'deleted' THEN request_hash IS NOT NULL ELSE 1 END",
-        "it lacks what its state needs",
-    ),
-    Rule(
-        "collection_jobs",
-        "SELECT collection_pk FROM collection_jobs "
-        "WHERE (lease_token IS NULL) <> (lease_until IS NULL) "
-        "OR state IN ('finished', 'failed', 'deleted') "
-        "AND (lease_token IS NOT NULL OR leader_share IS NOT NULL)",
-        "it has half a lease, or has ended and keeps a lease or share",
-        _HARMLESS,
-    ),
-    Rule(
-        "aggregate_share_jobs",
-        "SELECT share_job_pk FROM aggregate_share_jobs WHERE response IS NULL",
-        "an aggregate share was counted as served, and is not there",
-    ),
-    Rule(
-        "outstanding_batches",
-        "SELECT batch_pk FROM outstanding_batches AS b WHERE length(batch_id) <> 32 OR EXISTS "
-        "(SELECT 1 FROM collection_jobs AS c WHERE c.collection_pk = b.collection_pk "
-        "AND (c.task_pk <> b.task_pk OR c.lo <> b.batch_id))",
-        "it is bound to a collection of another batch (rule A8)",
-        _REPORT,
-    ),
-)
 
 
 def check(tx: Tx) -> list[Finding]:
@@ -302,9 +47,9 @@ def check(tx: Tx) -> list[Finding]:
 def _integrity(tx: Tx) -> Iterator[Finding]:
     for (message,) in tx.all(f"PRAGMA integrity_check({MOST})"):
         if message != "ok":
-            yield Finding("", "", f"SQLite: {message}", _RESTORE)
+            yield Finding("", "", f"SQLite: {message}", RESTORE)
     for table, row, parent, _ in tx.all("PRAGMA foreign_key_check"):
-        yield Finding(table, str(row), f"its row in {parent} is missing", _RESTORE)
+        yield Finding(table, str(row), f"its row in {parent} is missing", RESTORE)
 
 
 def _broken(tx: Tx, rule: Rule) -> list[Finding]:
@@ -318,7 +63,7 @@ def _configurations(tx: Tx) -> Iterator[Finding]:
             TaskConfiguration.decode(configuration)
         except ValueError as error:
             problem = f"its TaskConfiguration does not parse: {error}"
-            yield Finding("tasks", str(task_pk), problem, _RESTORE)
+            yield Finding("tasks", str(task_pk), problem, RESTORE)
 
 
 def _sealed(tx: Tx) -> Iterator[Finding]:
@@ -329,7 +74,7 @@ def _sealed(tx: Tx) -> Iterator[Finding]:
             try:
                 unknown = column.key_ids(cell).keys() - known
             except ValueError as error:
-                yield Finding(column.name, str(cell.pk), str(error), _RESTORE)
+                yield Finding(column.name, str(cell.pk), str(error), RESTORE)
                 continue
             for key_id in sorted(unknown):
                 problem = f"it is sealed with key {key_id.hex()}, which the database does not list"
@@ -343,7 +88,7 @@ def _replayed(tx: Tx) -> Iterator[Finding]:
         for pk, task_pk, ids in page:
             if again := index.admit(task_pk, ids[: len(ids) // 16 * 16]).count(1):
                 problem = f"{again} of its report ids are admitted twice"
-                yield Finding(table, str(pk), problem, _REPORT)
+                yield Finding(table, str(pk), problem, REPORT)
         index.commit()
 
 

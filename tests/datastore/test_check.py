@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from dapd.datastore import open_for_command
-from dapd.datastore.check import MOST, RULES, Finding, check
+from dapd.datastore.check import MOST, Finding, check
+from dapd.datastore.rules import RULES
 from tests.build import NOW
 from tests.fullhouse import full_house
 
