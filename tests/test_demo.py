@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dapd import demo
 from dapd.cli import main
+from dapd.demo.questions import Question
 
 _CLIENTS = 240
 
@@ -51,7 +51,7 @@ def test_a_difference_fails_and_shows_both_logs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Exit status 1, what differs in one line, the ends of both logs, and where the files are."""
-    monkeypatch.setattr(demo.Question, "truth", lambda _, answers: [len(answers), 0, 0])
+    monkeypatch.setattr(Question, "truth", lambda _, answers: [len(answers), 0, 0])
     with pytest.raises(SystemExit) as exit_:
         main(["demo", "--clients", "20", "--keep", str(tmp_path / "kept")])
     assert exit_.value.code == 1

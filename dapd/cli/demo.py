@@ -20,7 +20,9 @@ from dapd.errors import UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from dapd.demo import Demo, Outcome, Question, Role
+    from dapd.demo import Demo
+    from dapd.demo.questions import Outcome, Question
+    from dapd.demo.view import Role
 
 _CHART_WIDTH = 24
 _SHOWN = frozenset(
@@ -65,7 +67,8 @@ def demo(clients: int, seed: int, keep: Path | None) -> None:
     """
     from rich.console import Console
 
-    from dapd.demo import Demo, DemoFailed
+    from dapd.demo import Demo
+    from dapd.demo.view import DemoFailed
 
     console = Console(highlight=False)
     directory = _directory(keep)

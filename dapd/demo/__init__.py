@@ -15,205 +15,26 @@ import socket
 import subprocess
 import sys
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
-import orjson
 import trio
 
 from dapd.client import Client
 from dapd.collector import Collector, Query, Result
+from dapd.demo.daemon import Daemon
+from dapd.demo.questions import QUESTIONS, Outcome, Question
+from dapd.demo.view import DemoFailed, Role, View
 from dapd.errors import PeerError
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import read_task_file
 
-Role = Literal["leader", "helper"]
-
 _PRECISION = 3600
 _MIN_BATCH_SIZE = 100
 _UPLOADS_AT_ONCE = 50
-_START_SECONDS = 30.0
-_TAIL_LINES = 20
 # Two processes' lines are told in the order of their timestamps, this many seconds late.
 _TOLD_LATER = 0.2
-
-
-class DemoFailed(Exception):
-    """Something did not go as promised; the message says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """What everybody is asked. ``draw`` gives one person's answer, an integer measurement."""
-
-    name: str
-    text: str
-    unit: str
-    vdaf: str
-    batch_mode: Literal["time-interval", "leader-selected"]
-    helper_mode: Literal["async", "sync"]
-    draw: Callable[[random.Random], int]
-
-    @property
-    def buckets(self) -> int | None:
-        """How many buckets a histogram has; ``None`` for a sum."""
-        kind, _, parameter = self.vdaf.partition(":length=")
-        return int(parameter) if kind == "histogram" else None
-
-    def truth(self, answers: list[int]) -> int | list[int]:
-        """What must be collected."""
-        if self.buckets is None:
-            return sum(answers)
-        return [answers.count(bucket) for bucket in range(self.buckets)]
-
-
-QUESTIONS = (
-    Question(
-        "sleep",
-        "How many hours did you sleep last night?",
-        "hours",
-        "histogram:length=13",
-        "time-interval",
-        "async",
-        lambda chance: min(max(round(chance.gauss(7, 1.5)), 0), 12),
-    ),
-    Question(
-        "coffee",
-        "How many cups of coffee did you drink today?",
-        "cups",
-        "sum:max_measurement=10",
-        "leader-selected",
-        "sync",
-        lambda chance: sum(chance.random() < 0.25 for _ in range(10)),
-    ),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a question ended; times are seconds."""
-
-    question: Question
-    truth: int | list[int]
-    result: Result
-    upload_seconds: float
-    collect_seconds: float
-
-    def difference(self, clients: int) -> str | None:
-        """What the collected result has wrong, if anything."""
-        if self.result.report_count != clients:
-            return f"{self.result.report_count} reports were collected, {clients} were uploaded"
-        if self.result.value != self.truth:
-            return f"collected {self.result.value}, but the truth is {self.truth}"
-        return None
-
-
-class View(Protocol):
-    """What the demo tells whoever watches."""
-
-    def setting_up(self) -> None: ...
-
-    def command(self, line: str) -> None: ...
-
-    def ready(self, seconds: float) -> None: ...
-
-    def asking(self, question: Question) -> None: ...
-
-    def log(self, role: Role, line: dict[str, Any]) -> None:
-        """One of the daemon's log lines, as it was parsed from JSON."""
-
-    def progress(self, what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
-        """Something that takes a while; its function is called ``total`` times, if given."""
-
-    def outcome(self, outcome: Outcome) -> None: ...
-
-    def stopped(self, seconds: float) -> None: ...
-
-
-@dataclass
-class Daemon:
-    """One of the two Aggregators as a process of its own."""
-
-    role: Role
-    directory: Path
-    port: int
-    view: View
-    tell: Callable[[Role, dict[str, Any]], None]
-    tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
-    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How many log lines there were of a (task id, event)."""
-    _process: trio.Process | None = None
-    _listening: trio.Event = field(default_factory=trio.Event)
-    _stopping: bool = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    @property
-    def config(self) -> str:
-        """Its configuration, below the directory."""
-        return f"{self.role}/dapd.toml"
-
-    async def start(self, nursery: trio.Nursery) -> None:
-        """Return once it serves."""
-        self.view.command(f"dapd --config {self.config} &")
-        self._process = await nursery.start(
-            partial(
-                trio.run_process,
-                [sys.executable, "-m", "dapd", "--config", self.config],
-                cwd=self.directory,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-        )
-        nursery.start_soon(self._read_log)
-        with trio.move_on_after(_START_SECONDS) as waiting:
-            await self._listening.wait()
-        if waiting.cancelled_caught:
-            raise DemoFailed(f"the {self.role} does not listen after {_START_SECONDS:.0f} s")
-
-    async def stop(self) -> None:
-        """SIGTERM, and see that it stops as it should (exit status 0)."""
-        assert self._process is not None
-        self._stopping = True
-        self._process.terminate()
-        status = await self._process.wait()
-        if status:
-            raise DemoFailed(f"the {self.role} stopped with exit status {status}")
-
-    async def _read_log(self) -> None:
-        assert self._process is not None
-        assert self._process.stdout is not None
-        rest = b""
-        with (self.directory / self.role / "dapd.log").open("wb") as file:
-            async for data in self._process.stdout:
-                file.write(data)
-                file.flush()
-                *lines, rest = (rest + data).split(b"\n")
-                for line in lines:
-                    self._take(line)
-        if not self._stopping:
-            status = await self._process.wait()
-            raise DemoFailed(f"the {self.role} ended by itself, with exit status {status}")
-
-    def _take(self, text: bytes) -> None:
-        self.tail.append(text.decode(errors="replace"))
-        try:
-            line = orjson.loads(text)
-        except ValueError:
-            return
-        event = line["event"]
-        self.counts[line.get("task_id", ""), event] += 1
-        if event == "listening":
-            self._listening.set()
-        self.tell(self.role, line)
 
 
 class Demo:

@@ -1,0 +1,76 @@
+"""What is asked, and whether what was collected is the truth."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from dapd.collector import Result
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What everybody is asked. ``draw`` gives one person's answer, an integer measurement."""
+
+    name: str
+    text: str
+    unit: str
+    vdaf: str
+    batch_mode: Literal["time-interval", "leader-selected"]
+    helper_mode: Literal["async", "sync"]
+    draw: Callable[[random.Random], int]
+
+    @property
+    def buckets(self) -> int | None:
+        """How many buckets a histogram has; ``None`` for a sum."""
+        kind, _, parameter = self.vdaf.partition(":length=")
+        return int(parameter) if kind == "histogram" else None
+
+    def truth(self, answers: list[int]) -> int | list[int]:
+        """What must be collected."""
+        if self.buckets is None:
+            return sum(answers)
+        return [answers.count(bucket) for bucket in range(self.buckets)]
+
+
+QUESTIONS = (
+    Question(
+        "sleep",
+        "How many hours did you sleep last night?",
+        "hours",
+        "histogram:length=13",
+        "time-interval",
+        "async",
+        lambda chance: min(max(round(chance.gauss(7, 1.5)), 0), 12),
+    ),
+    Question(
+        "coffee",
+        "How many cups of coffee did you drink today?",
+        "cups",
+        "sum:max_measurement=10",
+        "leader-selected",
+        "sync",
+        lambda chance: sum(chance.random() < 0.25 for _ in range(10)),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a question ended; times are seconds."""
+
+    question: Question
+    truth: int | list[int]
+    result: Result
+    upload_seconds: float
+    collect_seconds: float
+
+    def difference(self, clients: int) -> str | None:
+        """What the collected result has wrong, if anything."""
+        if self.result.report_count != clients:
+            return f"{self.result.report_count} reports were collected, {clients} were uploaded"
+        if self.result.value != self.truth:
+            return f"collected {self.result.value}, but the truth is {self.truth}"
+        return None
