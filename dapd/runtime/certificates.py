@@ -1,4 +1,4 @@
-"""The certificate that the listener shows, and whom the Leader trusts: read, tried, dated.
+"""The certificates that the listeners show, and whom the Leader trusts: read, tried, dated.
 
 A certificate is tried in a handshake in memory, in a context of its own, before any connection
 meets it: that finds a key of another certificate, a chain that can't be sent and a certificate for
@@ -9,11 +9,11 @@ another purpose, and tells when it expires. Left out: when the files are read ag
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dapd.config import Config, readable
+from dapd.config import Admin, Config, Server, readable
 from dapd.errors import UsageError
 from dapd.http import trusting
 
@@ -26,7 +26,7 @@ _ALPN = ["http/1.1"]
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What the listener shows from now on. Both times are in ms since the Epoch."""
+    """What a listener shows from now on. Both times are in ms since the Epoch."""
 
     tls: ssl.SSLContext
     certificate: Path
@@ -47,13 +47,21 @@ Stamp = tuple[str, int, int, int] | None
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """``identity`` is ``None`` where TLS ends in front of the daemon, ``peer_trust`` where the
+    """``identity`` is the public listener's, ``None`` where TLS ends in front of the daemon,
+    ``admin`` that of the admin listener beyond loopback. ``peer_trust`` is ``None`` where the
     system says whom to trust. ``stamps`` tell whether a file has changed since, by its key.
     """
 
     identity: Identity | None = None
+    admin: Identity | None = None
     peer_trust: ssl.SSLContext | None = None
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
+
+    def invalid_at(self, now: int) -> Iterator[str]:
+        """For each identity that no peer accepts at this time (ms), why."""
+        for identity in (self.identity, self.admin):
+            if identity and (problem := identity.invalid_at(now)):
+                yield problem
 
     def changed(self, config: Config) -> tuple[str, ...]:
         """The keys of ``config`` whose files are others now."""
@@ -64,15 +72,16 @@ def read_certificates(config: Config) -> Certificates:
     """All that the configuration names. Raises ``UsageError``; an expired certificate is none."""
     stamps = _stamps(config)  # first: what changes while it is read is read again
     return Certificates(
-        read_identity(config),
+        read_identity(config.server),
+        read_identity(config.admin),
         None if config.leader.peer_ca is None else trusting(config.leader.peer_ca),
         stamps,
     )
 
 
-def read_identity(config: Config) -> Identity | None:
+def read_identity(listener: Server | Admin) -> Identity | None:
     """The listener's certificate, if it has one. Raises ``UsageError`` that names the file."""
-    chain, key = config.server.tls_certificate, config.server.tls_key
+    chain, key = listener.tls_certificate, listener.tls_key
     if chain is None or key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -153,6 +162,8 @@ def _stamps(config: Config) -> dict[str, Stamp]:
     return {
         "server.tls_certificate": _stamp(config.server.tls_certificate),
         "server.tls_key": _stamp(config.server.tls_key),
+        "admin.tls_certificate": _stamp(config.admin.tls_certificate),
+        "admin.tls_key": _stamp(config.admin.tls_key),
         "leader.peer_ca": _stamp(config.leader.peer_ca),
     }
 

@@ -173,8 +173,7 @@ def _read(context: Context) -> tuple[Config, Certificates]:
 def _valid(config: Config, now: int) -> Certificates:
     """The files' certificates, if a peer would accept them at this time (ms)."""
     certificates = read_certificates(config)
-    identity = certificates.identity
-    if identity and (problem := identity.invalid_at(now)):
+    for problem in certificates.invalid_at(now):
         raise UsageError(problem)
     return certificates
 

@@ -9,25 +9,16 @@ from pathlib import Path
 
 import pytest
 import structlog.testing
-import trio
 
-from dapd.app import Daemon, run_daemon
+from dapd.app import Daemon
 from dapd.config import Config, load
 from dapd.errors import UsageError
 from dapd.http import DapHttp, Ready, trusting
-from dapd.messages.common import MediaType, b64url_encode
+from dapd.messages.common import MediaType
 from dapd.runtime import reload
 from dapd.runtime.gauges import Gauges
 from tests.certificates import Authority
-
-BASE = '[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["k"]\n'
-
-
-def write(directory: Path, text: str) -> Path:
-    """A configuration that listens on a free port."""
-    path = directory / "dapd.toml"
-    path.write_text(f"{BASE}{text if '[server]' in text else '[server]' + text}")
-    return path
+from tests.filed import daemon, write
 
 
 def server(authority: Authority, more: str = "") -> str:
@@ -38,22 +29,6 @@ def server(authority: Authority, more: str = "") -> str:
 
 
 PLAIN = '[server]\nlisten = "127.0.0.1:0"\n'
-
-
-@asynccontextmanager
-async def daemon(path: Path) -> AsyncIterator[Daemon]:
-    """The daemon of a configuration file."""
-    key = path.parent / "k"
-    key.touch(mode=0o600)
-    key.write_text(b64url_encode(bytes(32)))
-    stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-
-        async def serve(*, task_status: trio.TaskStatus[Daemon]) -> None:
-            await run_daemon(load(path), stop=stop, config_path=path, task_status=task_status)
-
-        yield await nursery.start(serve)
-        stop.set()
 
 
 async def fetches(port: int, authority: Authority) -> bool:

@@ -175,17 +175,17 @@ def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path: Path) ->
         (good.chain, locked, "locked.pem: it has a passphrase"),
     ):
         with pytest.raises(UsageError, match=what):
-            read_identity(config_of(tls_certificate=chain, tls_key=key))
+            read_identity(config_of(tls_certificate=chain, tls_key=key).server)
     good.key.chmod(0o644)
     with pytest.raises(UsageError, match="others may read this private key; run `chmod 640"):
-        read_identity(config_of(**good.server))
+        read_identity(config_of(**good.server).server)
     good.key.chmod(0o640)
-    identity = read_identity(config_of(**good.server))
+    identity = read_identity(config_of(**good.server).server)
     assert identity is not None
     assert identity.invalid_at(identity.not_after - 1) is None
     assert "has expired" in (identity.invalid_at(identity.not_after) or "")
     assert "not valid yet" in (identity.invalid_at(identity.not_before - 1) or "")
-    assert read_identity(config_of()) is None
+    assert read_identity(config_of().server) is None
 
 
 def _lock(key: Path, locked: Path) -> None:
