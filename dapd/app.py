@@ -46,6 +46,7 @@ from dapd.runtime.notify import Notifier, status_line
 from dapd.runtime.owner import become_owner, provide
 from dapd.server import quart_app
 from dapd.server.admin import app as admin_app
+from dapd.server.admin import monitoring
 from dapd.server.front import front
 from dapd.server.listen import Server, open_listeners, unix_listener
 
@@ -95,6 +96,7 @@ class Daemon:
     context: Context
     host: str
     port: int
+    admin_port: int | None
 
 
 async def run_daemon(
@@ -118,18 +120,21 @@ async def run_daemon(
             notifier.beating(),
         ):
             context.config_path = config_path
-            listeners = await open_listeners(host, port)
+            listeners = await open_listeners(host, port, "server")
+            admin = await _admin_listeners(config)
             with unix_listener(config.admin_socket) as control:
-                servers = _servers(context, listeners, control)
+                servers = _servers(context, listeners, control, admin)
                 async with trio.open_nursery() as nursery:
                     for loop in LOOPS:
                         nursery.start_soon(loop, context)
                     for server in servers:
                         nursery.start_soon(server.run)
-                    bound = listeners[0].socket.getsockname()[1]
+                    bound, admin_port = _port(listeners), _port(admin) if admin else None
                     _log.info("listening", host=host, port=bound, version=__version__)
+                    if admin:
+                        _log.info("admin_listening", listen=config.admin.listen, port=admin_port)
                     notifier.ready(await status_line(context))
-                    task_status.started(Daemon(context, host, bound))
+                    task_status.started(Daemon(context, host, bound, admin_port))
                     await stop.wait()
                     seconds = context.config.shutdown.grace
                     _log.info("stopping", grace_seconds=seconds)
@@ -141,23 +146,49 @@ async def run_daemon(
     _log.info("stopped", cut_short=grace.cancelled_caught)
 
 
+async def _admin_listeners(config: Config) -> list[trio.SocketListener]:
+    address = config.admin.address
+    return [] if address is None else await open_listeners(*address, "admin")
+
+
+def _port(listeners: list[trio.SocketListener]) -> int:
+    port: int = listeners[0].socket.getsockname()[1]
+    return port
+
+
 def _servers(
-    context: Context, public: list[trio.SocketListener], control: trio.SocketListener
+    context: Context,
+    public: list[trio.SocketListener],
+    control: trio.SocketListener,
+    admin: list[trio.SocketListener],
 ) -> list[Server]:
-    """What the world reaches, and what commands reach (rule E5)."""
+    """What the world reaches, what commands reach (rule E5), and what monitoring does."""
     app = front(context, quart_app.build(context))  # type: ignore[arg-type]
 
     def read_timeout() -> float:
         return context.config.server.read_timeout
 
-    def tls() -> ssl.SSLContext | None:
+    def operation_timeout() -> float:
+        return context.config.leader.request_timeout + read_timeout()  # the longest is a probe
+
+    def public_tls() -> ssl.SSLContext | None:
         identity = context.certificates.identity
         return identity.tls if identity else None
 
-    return [
-        Server(app, public, read_timeout, context.clock, tls),
-        Server(admin_app.build(context), [control], lambda: _LONGEST_OPERATION, context.clock),
+    def admin_tls() -> ssl.SSLContext | None:
+        identity = context.certificates.admin
+        return identity.tls if identity else None
+
+    watched = monitoring.documents(context)
+    socket = admin_app.control(context, watched)
+    servers = [
+        Server(app, public, read_timeout, context.clock, public_tls),
+        Server(socket, [control], lambda: _LONGEST_OPERATION, context.clock),
     ]
+    if admin:
+        watching = admin_app.listener(context, watched)
+        servers.append(Server(watching, admin, operation_timeout, context.clock, admin_tls))
+    return servers
 
 
 @asynccontextmanager
@@ -220,8 +251,7 @@ def _certificates(config: Config, clock: Clock) -> Certificates:
     and what doesn't depend on it goes on.
     """
     certificates = read_certificates(config)
-    identity = certificates.identity
-    if identity and (problem := identity.invalid_at(clock.now())):
+    for problem in certificates.invalid_at(clock.now()):
         _log.error("certificate_invalid", error=problem, remedy="renew it, then `dapd reload`")
     return certificates
 

@@ -65,6 +65,9 @@ class Metrics:
         self.peer_requests = counter("peer_requests", "Requests to peers.", "peer", "outcome")
         self.gc_rows = counter("gc_deleted_rows", "Rows taken away as expired.", "kind")
         self.gc_failures = counter("gc_failures", "Rounds that ended in an error.")
+        self.admin_refused = counter(
+            "admin_requests_refused", "Requests turned away at the admin listener.", "reason"
+        )
         self.loop_lag = seconds("event_loop_lag", "How late the event loop wakes a sleeper.")
         self._last_success = Gauge(
             "dapd_last_success_timestamp_seconds",

@@ -3,8 +3,8 @@
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
 #225: one websocket upgrade with trailing bytes). Here each connection is an island: what it raises
 is logged, and ends that connection alone. The public listener is one of TCP, with TLS if there is a
-certificate, the admin socket's a Unix one. Left out: HTTP/2, which a proxy in front adds, and the
-certificate (``dapd.runtime.certificates``).
+certificate, and so is the admin interface's second one, beside its Unix socket. Left out: HTTP/2,
+which a proxy in front adds, and the certificate (``dapd.runtime.certificates``).
 """
 
 from __future__ import annotations
@@ -160,8 +160,8 @@ class _Connection(TCPServer):
             await self._close()
 
 
-async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
-    """Listening sockets; port 0 picks a free one.
+async def open_listeners(host: str, port: int, table: str) -> list[trio.SocketListener]:
+    """Listening sockets; port 0 picks a free one. ``table`` of the configuration names them.
 
     Raises ``UsageError`` if the address is taken, ``NotYet`` if this machine doesn't have it, as
     before the network is up.
@@ -169,7 +169,7 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
     except OSError as error:
-        place = f'[server] listen = "{host}:{port}"'
+        place = f'[{table}] listen = "{host}:{port}"'
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
                 f"{place}: another program listens there; stop it or choose another port"

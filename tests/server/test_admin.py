@@ -103,7 +103,8 @@ async def test_the_world_does_not_reach_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "headers", "body", "status"),
     [
-        ("GET", "/", {}, b"", 404),
+        ("GET", "/nothing", {}, b"", 404),
+        ("POST", "/healthz", JSON, b"{}", 405),
         ("GET", "/api/v1/clock/", {}, b"", 404),
         ("GET", "/api/v1/clock?fast=1", {}, b"", 400),
         ("GET", "/api/v1/clock", JSON, b"{}", 400),

@@ -85,7 +85,7 @@ async def served(
         context.config = msgspec.structs.replace(
             config, collection=msgspec.structs.replace(config.collection, poll_hold=hold)
         )
-        listeners = await open_listeners("127.0.0.1", 0)
+        listeners = await open_listeners("127.0.0.1", 0, "server")
         app = front(context, quart_app.build(context))  # type: ignore[arg-type]
         nursery.start_soon(Server(app, listeners, lambda: 30, context.clock).run)
         port = listeners[0].socket.getsockname()[1]

@@ -1,13 +1,13 @@
-"""The admin socket's ASGI application: routes, decodes, runs, audits and answers operations.
+"""The admin interface's ASGI application: routes, decodes, runs, audits and answers operations.
 
 JSON in, JSON out, errors as problem documents (RFC 9457). Every change is one ``admin_changed``
-event that says what was asked and by which user of this machine.
+event that says what was asked and by whom: a user of this machine, or a token. Left out: who may
+(``dapd.server.admin.access``), and which listeners there are (``dapd.app``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -16,7 +16,8 @@ import structlog
 from dapd.config import explain
 from dapd.errors import Abort, DatastoreError, UsageError
 from dapd.runtime.context import Context
-from dapd.server.admin import OPERATIONS
+from dapd.server.admin import OPERATIONS, monitoring
+from dapd.server.admin.access import Door, Loopback, Socket, World
 from dapd.server.admin.operation import Document, Operation
 from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
 from dapd.server.problems import FAILED, problem_document
@@ -27,12 +28,26 @@ _MAX_BODY = 64 * 1024
 _HEADERS = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
 
 
+Documents = Mapping[str, Document]
+
+
+def control(context: Context, watched: Documents) -> App:
+    """All, to whoever can open the socket; ``watched`` is what monitoring reads."""
+    return build(context, OPERATIONS, watched, Socket())
+
+
+def listener(context: Context, watched: Documents) -> App:
+    """What is served over TCP: never an operation on loopback, where nobody shows who he is."""
+    admin = context.config.admin
+    if admin.is_remote:
+        return build(context, OPERATIONS, watched, World(context))
+    return build(context, (), watched, Loopback(context))
+
+
 def build(
-    context: Context,
-    operations: Sequence[Operation[Any, Any]] = OPERATIONS,
-    documents: Mapping[str, Document] = MappingProxyType({}),
+    context: Context, operations: Sequence[Operation[Any, Any]], documents: Documents, door: Door
 ) -> App:
-    """The application that serves ``operations`` and ``documents``, and nothing else."""
+    """The application that serves ``operations`` and ``documents`` to whom ``door`` admits."""
     routes: dict[str, dict[str, Operation[Any, Any]]] = {}
     for each in operations:
         routes.setdefault(each.path, {})[each.method] = each
@@ -41,15 +56,19 @@ def build(
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
             return
+        headers, path = headers_of(scope["headers"]), scope["path"]
         try:
-            if scope["path"] in documents:
-                document = documents[scope["path"]]
+            door.enter(scope, headers)
+            if path in documents:
                 _require_get(scope["method"])
-                await respond(send, *await document(context, headers_of(scope["headers"])))
+                door.admit(scope, headers, None if path in monitoring.OPEN else "read")
+                await respond(send, *await documents[path](context, headers))
                 return
-            body = await _answer(context, _routed(routes, scope), scope, receive)
+            operation = _routed(routes, scope)
+            caller = door.admit(scope, headers, operation.scope)
+            body = await _answer(context, operation, scope, receive, caller)
         except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
-            await respond(send, *problem_document(_blame(error, scope["path"]), None))
+            await respond(send, *problem_document(_blame(error, path), None))
             return
         if body is not None:
             await respond(send, 200, _HEADERS, body)
@@ -58,7 +77,11 @@ def build(
 
 
 async def _answer(
-    context: Context, operation: Operation[Any, Any], scope: Scope, receive: Receive
+    context: Context,
+    operation: Operation[Any, Any],
+    scope: Scope,
+    receive: Receive,
+    caller: dict[str, Any],
 ) -> bytes | None:
     """The response's JSON; ``None`` if the caller has gone before its request was whole."""
     headers = headers_of(scope["headers"])
@@ -76,7 +99,7 @@ async def _answer(
             "admin_changed",
             operation=operation.name,
             request=operation.described(request),
-            uid=scope["state"].get("uid"),
+            **caller,
         )
     return msgspec.json.encode(response)
 
@@ -84,7 +107,7 @@ async def _answer(
 def _routed(routes: dict[str, dict[str, Operation[Any, Any]]], scope: Scope) -> Operation[Any, Any]:
     methods = routes.get(scope["path"])
     if methods is None:
-        raise Abort(None, "the admin socket serves nothing at this path", status=404)
+        raise Abort(None, "the admin interface serves nothing at this path", status=404)
     operation = methods.get(scope["method"])
     if operation is None:
         allowed = ", ".join(methods)

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
+from dapd.config import Scope
 from dapd.runtime.context import Context
 
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -44,6 +45,11 @@ class Operation(Generic[Q, R]):
     request: type[Q]
     response: type[R]
     run: Callable[[Context, Q], Awaitable[R]]
+
+    @property
+    def scope(self) -> Scope:
+        """What a token must be for."""
+        return "read" if self.method == "GET" else "operate"
 
     def decode(self, query: bytes, body: bytes) -> Q:
         """Its request; unknown fields are refused. Raises ``msgspec.DecodeError``."""
