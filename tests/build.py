@@ -274,31 +274,35 @@ def make_config(
     )
 
 
-def still(clock: Clock) -> Outside:
-    """The world of a test: its own clock, and no chance."""
-    return Outside(clock, SafeClock(clock, None, 0), lambda: 0.0)
+@asynccontextmanager
+async def context_around(
+    settings: config.Config, datastore: Datastore, sealer: Sealer, clock: Clock
+) -> AsyncIterator[Context]:
+    """What a daemon's handlers and steps get, but without chance; no server, no loops.
+
+    What is still at work at the end is cancelled, as by a daemon whose grace is over.
+    """
+    outside = Outside(clock, SafeClock(clock, None, 0), lambda: 0.0)
+    async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
+        context = make_context(settings, outside, datastore, sealer, http, nursery)
+        await context.tasks.refresh()
+        await context.keyrings.refresh()
+        yield context
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
 async def open_context(
     settings: config.Config, *tasks: tuple[Task, Pair]
 ) -> AsyncIterator[Context]:
-    """What a daemon's handlers and steps get, its datastore with ``tasks``; no server, no loops.
-
-    What is still at work at the end is cancelled, as by a daemon whose grace is over.
-    """
+    """``context_around`` the database of ``settings``, with ``tasks`` in it; its clock stands."""
     opened = open_store(settings.datastore.path)
-    datastore, clock = opened.datastore, StillClock()
     sealer = make_sealer(config.read_sealing_keys(settings))
     for task, pair in tasks:
-        add_task(datastore, task, pair)
+        add_task(opened.datastore, task, pair)
     try:
-        async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
-            context = make_context(settings, still(clock), datastore, sealer, http, nursery)
-            await context.tasks.refresh()
-            await context.keyrings.refresh()
+        async with context_around(settings, opened.datastore, sealer, StillClock()) as context:
             yield context
-            nursery.cancel_scope.cancel()
     finally:
         opened.close()
 

@@ -11,8 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import trio
-
 from dapd.commits import aggregate_share
 from dapd.commits.aggregate_share import ShareRequest
 from dapd.commits.collection_create import collection_create
@@ -24,7 +22,6 @@ from dapd.datastore import Datastore, Tx, batches, chunks, collections, leases, 
 from dapd.datastore.chunks import Place
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
-from dapd.http import DapHttp
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.collection import (
     AggregateShareAad,
@@ -38,10 +35,10 @@ from dapd.messages.task import TaskConfiguration
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.task import Instant, Task
 from dapd.reports import HelperJob, leader_finish
-from dapd.runtime.context import Context, make_context
+from dapd.runtime.context import Context
 from dapd.vdaf import unshard
 from tests import build
-from tests.build import ANY_TIME, NOW, TIME, Pair, still
+from tests.build import ANY_TIME, NOW, TIME, Pair
 from tests.peer import Request, answer
 
 KEEP_MS = 3_600_000
@@ -230,19 +227,15 @@ async def aggregators(
 
 @asynccontextmanager
 async def context_of(who: Aggregators) -> AsyncIterator[Context]:
-    """A Leader's context around the datastore, without loops."""
+    """A Leader's context around its datastore."""
     path = who.store.path
     config = Config(
         datastore=DatastoreConfig(path=path, sealing_keys=(path,)),
         leader=Leader(retry_min=1.0, retry_max=64.0),
         disk=DiskConfig(min_free_bytes=0),
     )
-    clock, sealer = who.clock, who.pair.sealer
-    async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
-        context = make_context(config, still(clock), who.store, sealer, http, nursery)
-        await context.tasks.refresh()
+    async with build.context_around(config, who.store, who.pair.sealer, who.clock) as context:
         yield context
-        nursery.cancel_scope.cancel()
 
 
 def _served_at(pair: Pair, helper_url: str) -> Pair:

@@ -20,13 +20,12 @@ from dapd.datastore.leases import Due, Lease
 from dapd.driver import creator, leader
 from dapd.driver.desk import Desk
 from dapd.driver.dispatcher import Dispatcher
-from dapd.http import DapHttp
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
 from dapd.reports import HelperJob, ReportRules
-from dapd.runtime.context import Context, make_context
-from tests.build import ANY_TIME, NOW, Pair, add_task, make_reports, open_store, still
+from dapd.runtime.context import Context
+from tests.build import ANY_TIME, NOW, Pair, add_task, context_around, make_reports, open_store
 from tests.peer import Peer, Request, answer
 
 Script = Callable[[Pair, Request], bytes]
@@ -142,7 +141,7 @@ async def open_house(
     clock = TrioClock() if ticking else handclock
     helper = Peer(lambda request: script(pair, request))
     try:
-        async with trio.open_nursery() as nursery, DapHttp(timeout=5) as http:
+        async with trio.open_nursery() as nursery:
             pair = at(pair, await helper.serve(nursery))
             datastore = opened.datastore
             task = add_task(datastore, pair.leader, pair)
@@ -151,12 +150,10 @@ async def open_house(
                 leader=config,
                 disk=DiskSection(min_free_bytes=0),
             )
-            context = make_context(settings, still(clock), datastore, pair.sealer, http, nursery)
-            await context.tasks.refresh()
-            await context.keyrings.refresh()
-            nursery.start_soon(context.lane.run, context)
-            yield House(context, task, pair, helper, handclock)
-            context.lane.close()
+            async with context_around(settings, datastore, pair.sealer, clock) as context:
+                nursery.start_soon(context.lane.run, context)
+                yield House(context, task, pair, helper, handclock)
+                context.lane.close()
             nursery.cancel_scope.cancel()
     finally:
         opened.close()
