@@ -7,18 +7,25 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog.testing
+import trio
+from trio.testing import MockClock
 
 from dapd.app import Daemon
-from dapd.config import Config, load
+from dapd.config import Config, Server, load
 from dapd.errors import UsageError
 from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType
 from dapd.runtime import reload
+from dapd.runtime.certificates import read_certificates
 from dapd.runtime.gauges import Gauges
+from tests.build import make_config, open_context
 from tests.certificates import Authority
 from tests.filed import daemon, write
+
+HOUR = 3600
 
 
 def server(authority: Authority, more: str = "") -> str:
@@ -181,3 +188,41 @@ async def test_a_renewed_certificate_is_used_after_the_next_look(tmp_path: Path)
         assert await fetches(running.port, new)
         assert await look() == []
         assert isinstance(context.config, Config)
+
+
+async def test_certificates_are_looked_at_every_hour_until_draining(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Not before the hour is over. One that is no good leaves the old one, and the next look tries
+    again. Told is a change, and each refusal.
+    """
+    files = Authority(tmp_path / "tls").issue(expires=datetime(2030, 1, 1, tzinfo=UTC))
+    settings = msgspec.structs.replace(make_config(tmp_path), server=Server(**files.server))
+    ended = trio.Event()
+    async with open_context(settings) as context, trio.open_nursery() as nursery:
+        context.certificates = read_certificates(settings)
+
+        async def look() -> None:
+            await reload.run(context)
+            ended.set()
+
+        async def shown_after(seconds: float) -> tuple[int, list[str]]:
+            """The year in which the certificate expires, and what was told meanwhile."""
+            with structlog.testing.capture_logs() as logs:
+                await trio.sleep(seconds)
+            identity = context.certificates.identity
+            assert identity is not None
+            year = datetime.fromtimestamp(identity.not_after / 1000, UTC).year
+            return year, [line["event"] for line in logs]
+
+        nursery.start_soon(look)
+        files.issue(expires=datetime(2031, 1, 1, tzinfo=UTC))
+        assert await shown_after(HOUR - 1) == (2030, [])
+        assert await shown_after(HOUR) == (2031, ["certificate_renewed"])
+        files.issue(expires=datetime(2025, 1, 1, tzinfo=UTC))
+        assert await shown_after(2 * HOUR) == (2031, ["certificate_refused"] * 2)
+        files.issue(expires=datetime(2032, 1, 1, tzinfo=UTC))
+        assert await shown_after(2 * HOUR) == (2032, ["certificate_renewed"])
+        context.draining.set()
+        with trio.fail_after(1):
+            await ended.wait()
