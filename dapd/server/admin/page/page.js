@@ -1,0 +1,28 @@
+// Brings the page up to date without a flash. Whoever marks text, to copy a command, is not disturbed.
+"use strict";
+
+const EVERY_MS = 10000;
+const lost = document.getElementById("lost");
+let timer;
+
+async function refresh() {
+  clearTimeout(timer);
+  if (!document.hidden && getSelection().isCollapsed) {
+    try {
+      const answer = await fetch(location.pathname, { cache: "no-store", redirect: "error" });
+      if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
+      document.title = fresh.title;
+      document.querySelector("main").replaceWith(fresh.querySelector("main"));
+      lost.hidden = true;
+    } catch (error) {
+      lost.textContent = `The daemon doesn't answer (${error.message}). What you see is as of the time below.`;
+      lost.hidden = false;
+    }
+  }
+  clearTimeout(timer);
+  timer = setTimeout(refresh, EVERY_MS);
+}
+
+timer = setTimeout(refresh, EVERY_MS);
+document.addEventListener("visibilitychange", refresh);
