@@ -291,7 +291,32 @@ def explain(error: msgspec.ValidationError) -> str:
 
 def read_sealing_keys(config: Config) -> list[bytes]:
     """The 32-byte sealing keys in the file's order. Raises ``UsageError`` that names the file."""
-    return [_read_sealing_key(path) for path in config.datastore.sealing_keys]
+    return [read_sealing_key(path) for path in config.datastore.sealing_keys]
+
+
+def read_sealing_key(path: Path) -> bytes:
+    """One of them. Raises ``UsageError``."""
+    again = "restore it from its backup (without it the database can't be read)"
+    path, forbidden = readable(path)
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
+        ) from None
+    except OSError as error:
+        raise UsageError(
+            f"{path}: {error.strerror}; run this as root, or let this user read it"
+        ) from error
+    except UnicodeDecodeError:
+        text = ""
+    if mode & forbidden:
+        raise UsageError(f"{path}: others may read this sealing key; run `chmod 600 {path}`")
+    key = _from_base64url(text)
+    if key is None or len(key) != SEALING_KEY_SIZE:
+        raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
+    return key
 
 
 def minimal_config(
@@ -449,30 +474,6 @@ def _path_below(directory: Path) -> Any:
         return directory / value
 
     return decode
-
-
-def _read_sealing_key(path: Path) -> bytes:
-    again = "restore it from its backup (without it the database can't be read)"
-    path, forbidden = readable(path)
-    try:
-        mode = path.stat().st_mode
-        text = path.read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        raise UsageError(
-            f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
-        ) from None
-    except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; run this as root, or let this user read it"
-        ) from error
-    except UnicodeDecodeError:
-        text = ""
-    if mode & forbidden:
-        raise UsageError(f"{path}: others may read this sealing key; run `chmod 600 {path}`")
-    key = _from_base64url(text)
-    if key is None or len(key) != SEALING_KEY_SIZE:
-        raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
-    return key
 
 
 def readable(path: Path) -> tuple[Path, int]:

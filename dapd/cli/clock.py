@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from dapd.config import Config
     from dapd.datastore import Datastore
+    from dapd.datastore.safe_clock import StoredClock
     from dapd.server.admin.clock import ClockView
 
 
@@ -39,11 +40,15 @@ def show(config: Path | None, *, as_json: bool) -> None:
       dapd --config dapd.toml clock show
     """
     from dapd.cli.daemon import ask
+    from dapd.datastore import safe_clock
     from dapd.server.admin.clock import SHOW
     from dapd.server.admin.operation import Nothing
 
     loaded = load_config(config)
-    found = ask(loaded, SHOW, Nothing(), lambda datastore: _at_next_start(loaded, datastore))
+    found = ask(
+        loaded, SHOW, Nothing(),
+        lambda datastore: at_next_start(loaded, datastore.read_sync(safe_clock.load_all)),
+    )  # fmt: skip
     tell(found, _lines(found), as_json=as_json)
 
 
@@ -67,13 +72,11 @@ def accept(config: Path | None) -> None:
     click.echo(f"Accepted: {_text(accepted.now)}.")
 
 
-def _at_next_start(config: Config, datastore: Datastore) -> ClockView:
+def at_next_start(config: Config, stored: StoredClock | None) -> ClockView:
     """What a daemon would find if it started now."""
-    from dapd.datastore import safe_clock
     from dapd.runtime.clock import SafeClock, SystemClock
     from dapd.server.admin.clock import view
 
-    stored = datastore.read_sync(safe_clock.load_all)
     return view(SafeClock(SystemClock(), stored, int(config.clock.longest_stop * 1000)).look())
 
 

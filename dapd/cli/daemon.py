@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
 
-_TIMEOUT = httpx2.Timeout(600.0, connect=5.0)
+_TIMEOUT_SECONDS = 600.0
 
 
 class NoDaemon(UsageError):
@@ -65,8 +65,10 @@ def ask(
     )
 
 
-def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
-    """What the daemon answers.
+def call(
+    config: Config, operation: Operation[Q, R], request: Q, *, seconds: float = _TIMEOUT_SECONDS
+) -> R:
+    """What the daemon answers within so many seconds.
 
     Raises ``UsageError`` for what it refuses, ``NoDaemon`` if there is none, ``DatastoreError`` for
     what it failed at.
@@ -77,7 +79,7 @@ def call(config: Config, operation: Operation[Q, R], request: Q) -> R:
     with httpx2.Client(
         transport=httpx2.HTTPTransport(uds=os.fspath(path)),
         base_url="http://dapd",
-        timeout=_TIMEOUT,
+        timeout=httpx2.Timeout(seconds, connect=5.0),
     ) as client:
         try:
             answer = client.request(

@@ -12,8 +12,15 @@ from dapd.errors import UsageError
 def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
     """``held`` are the ids of the configured keys; the first one seals from now on (rule F2).
 
-    Raises ``UsageError`` that names every key which the database uses and the config lacks.
+    Raises ``UsageError`` as ``require_sealing_keys``.
     """
+    require_sealing_keys(tx, held)
+    if held[0] not in sealed.sealing_key_ids(tx):
+        sealed.note_sealing_key(tx, held[0])
+
+
+def require_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
+    """Raise ``UsageError`` that names every key which the database uses and ``held`` lacks."""
     known = sealed.sealing_key_ids(tx)
     if missing := [key_id for key_id in known if key_id not in held]:
         names = ", ".join(key_id.hex() for key_id in missing)
@@ -22,5 +29,3 @@ def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
             "lacks; add that key's file to the list, or if it is lost for good, see "
             "`dapd datastore forget-key --help`"
         )
-    if held[0] not in known:
-        sealed.note_sealing_key(tx, held[0])

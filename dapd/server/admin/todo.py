@@ -29,10 +29,15 @@ def what_to_do(status: StatusView, now: datetime) -> tuple[str, ...]:
         *_refusing(status),
         *_expiring(status, now),
         *_tasks(status),
-        *_peers(status),
-        *_jobs(status),
+        *only_the_daemon_knows(status),
         *_upkeep(status, now),
     )
+
+
+def only_the_daemon_knows(status: StatusView) -> Iterator[str]:
+    """What of it stands in no file and no table."""
+    yield from _peers(status)
+    yield from _jobs(status)
 
 
 def _refusing(status: StatusView) -> Iterator[str]:
