@@ -2,11 +2,13 @@
 
 Whatever is said, by dapd, by libraries, by Python's warnings or by an uncaught exception, goes
 through one renderer. An event that comes in floods is written a few times a minute, then counted.
+What is not printable is escaped: a line may quote a peer, and never drives a terminal.
 ``docs/logs.md`` lists the events.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -18,10 +20,13 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-import orjson
 import structlog
 import trio
 
+from dapd.runtime.log_context import add_request_id
+
+_log = structlog.get_logger()
+_REPORT = "report this line: it is a fault of the program"
 _FLOOD_SECONDS = 60.0
 _FLOOD_LINES = 20
 """Lines of one warning or error, before the rest of its minute is only counted."""
@@ -31,22 +36,26 @@ _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 
 def configure(level: str, form: str) -> None:
     """``form`` is "json", "human" or "auto": for people where standard output is a terminal."""
-    human = form == "human" or (form == "auto" and sys.stdout.isatty())
+    terminal = sys.stdout.isatty()
+    human = form == "human" or (form == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
+        add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _note_error,
         Dam(time.monotonic),
+        structlog.processors.format_exc_info,  # plain: rich ones print local variables, keys (I9)
     ]
-    # Plain tracebacks: the rich ones print local variables, keys among them (I9).
     renderer: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if human
-        else [
-            structlog.processors.format_exc_info,
-            _to_journal if goes_to_journal() else _to_json,
+        [
+            _make_printable,
+            structlog.dev.ConsoleRenderer(
+                colors=terminal, exception_formatter=structlog.dev.plain_traceback
+            ),
         ]
+        if human
+        else [_to_journal if goes_to_journal() else _to_json]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -164,29 +173,41 @@ def _note_error(
 
 class _Forward(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        log = structlog.get_logger()
-        log.log(
-            record.levelno,
-            "library",
-            logger=record.name,
-            message=record.getMessage(),
-            exc_info=record.exc_info,
-        )
+        name, message, error = record.name, record.getMessage(), record.exc_info
+        if record.levelno >= logging.ERROR:
+            _log.error("library", logger=name, message=message, exc_info=error, remedy=_REPORT)
+        else:
+            _log.warning("library", logger=name, message=message, exc_info=error)
 
 
 def _log_uncaught(
     kind: type[BaseException], error: BaseException, traceback: TracebackType | None
 ) -> None:
-    structlog.get_logger().critical("uncaught", exc_info=(kind, error, traceback))
+    _log.critical("uncaught", exc_info=(kind, error, traceback), remedy=_REPORT)
 
 
 def _log_unraisable(unraisable: Any) -> None:
     # Not its object: a repr may hold what was worked on.
-    structlog.get_logger().error("unraisable", exc_info=unraisable.exc_value)
+    _log.error("unraisable", exc_info=unraisable.exc_value, remedy=_REPORT)
 
 
 def _log_thread(arguments: threading.ExceptHookArgs) -> None:
-    structlog.get_logger().error("uncaught_in_thread", exc_info=arguments.exc_value)
+    _log.error("uncaught_in_thread", exc_info=arguments.exc_value, remedy=_REPORT)
+
+
+def _make_printable(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {name: _printable(value) for name, value in event.items()}
+
+
+def _printable(value: object) -> object:
+    if not isinstance(value, str):
+        return value  # written as its repr
+    return "".join(
+        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
+        for each in value
+    )
 
 
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:
@@ -196,7 +217,7 @@ def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -
         "event": event.pop("event"),
         **event,
     }
-    return orjson.dumps(ordered, default=str).decode()
+    return json.dumps(ordered, default=str, separators=(",", ":"))
 
 
 def _to_journal(logger: object, method: str, event: structlog.typing.EventDict) -> str:

@@ -67,6 +67,59 @@ def test_i9_a_traceback_shows_no_local_variable() -> None:
     assert "s3cr3tk3y" not in line
 
 
+HOSTILE = "\x1b]0;owned\x07\x9b2J\x7f\u202e\nlisten\udc80"
+
+
+@pytest.mark.parametrize("form", ["json", "human"])
+def test_what_is_said_never_drives_a_terminal(form: str) -> None:
+    """A peer's words and an exception's are quoted: no control character, no text that runs back;
+    and the JSON is lossless.
+    """
+    code = (
+        f"hostile = {HOSTILE!r}\n"
+        "try:\n  raise ValueError(hostile)\n"
+        "except ValueError as error:\n"
+        "  log.warning('job_waits', error=hostile, listed=[hostile], exc_info=error)\n"
+    )
+    written = "\n".join(said(code, form))
+    assert all(each.isprintable() or each == "\n" for each in written)
+    assert "owned" in written
+    if form == "json":
+        (line,) = events([written])
+        assert (line["error"], line["listed"]) == (HOSTILE, [HOSTILE])
+
+
+@pytest.mark.parametrize("form", ["json", "human"])
+def test_a_line_carries_its_context(form: str) -> None:
+    """Task and job are bound where their work begins; a request's id is made when it is first said,
+    and goes with what the request starts.
+    """
+    code = (
+        "import trio\n"
+        "from dapd.runtime.log_context import begin_request\n"
+        "async def work(): log.info('inside')\n"
+        "async def main():\n"
+        "  log.info('outside')\n"
+        "  async with trio.open_nursery() as nursery:\n"
+        "    async def serve():\n"
+        "      begin_request()\n"
+        "      with structlog.contextvars.bound_contextvars(task_id='T', job_id='J'):\n"
+        "        nursery.start_soon(work)\n"
+        "        await trio.lowlevel.checkpoint()\n"
+        "      log.info('after')\n"
+        "    for _ in range(2): nursery.start_soon(serve)\n"
+        "  log.info('outside')\n"
+        "trio.run(main)\n"
+    )
+    lines = said(code, form)
+    assert ["task_id" in line for line in lines] == ["inside" in line for line in lines]
+    assert ["request_id" in line for line in lines] == ["outside" not in line for line in lines]
+    if form == "json":
+        ids = {each.get("request_id") for each in events(lines)}
+        assert len(ids) == 3
+        assert None in ids
+
+
 def test_the_journal_is_told_priorities() -> None:
     """Where standard output is the journal, lines begin with its severity; in a pipe they don't."""
     prologue = (
