@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections import Counter, deque
@@ -11,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import orjson
 import trio
 
 from dapd.demo.view import DemoFailed, Role, View
@@ -91,7 +91,7 @@ class Daemon:
     def _take(self, text: bytes) -> None:
         self.tail.append(text.decode(errors="replace"))
         try:
-            line = orjson.loads(text)
+            line = json.loads(text)
         except ValueError:
             return
         event = line["event"]
