@@ -108,6 +108,9 @@ async def test_the_world_does_not_reach_it(tmp_path: Path) -> None:
         ("GET", "/api/v1/clock/", {}, b"", 404),
         ("GET", "/api/v1/clock?fast=1", {}, b"", 400),
         ("GET", "/api/v1/clock", JSON, b"{}", 400),
+        ("GET", "/api/v1/jobs?limit=1&limit=1", {}, b"", 400),
+        ("GET", "/api/v1/jobs?state=null", {}, b"", 400),
+        ("GET", "/api/v1/jobs?limit=0", {}, b"", 400),
         ("HEAD", "/api/v1/clock", {}, b"", 405),
         ("DELETE", "/api/v1/clock", {}, b"", 405),
         ("GET", ACCEPT, {}, b"", 405),
@@ -140,6 +143,21 @@ async def test_what_is_no_request_is_refused_with_a_problem_document(
             assert problem["detail"]
         assert not [line for line in logs if line["event"].startswith("admin_")]
         assert (await client.get("/api/v1/clock")).status_code == 200
+
+
+async def test_documents_are_on_the_socket_too_under_any_name(tmp_path: Path) -> None:
+    """As `curl --unix-socket` asks for them: whoever can open it needs no token."""
+    async with leader_of(tmp_path) as (_, client):
+        for path, content_type in (
+            ("/metrics", "text/plain"),
+            ("/healthz", "text/plain"),
+            ("/readyz", "text/plain"),
+            ("/", "text/html"),
+            ("/api/v1/openapi.json", "application/json"),
+        ):
+            answer = await client.get(path, headers={"Host": "any.example"})
+            assert answer.status_code == 200
+            assert answer.headers["Content-Type"].startswith(content_type)
 
 
 async def test_garbage_ends_its_own_connection_alone(tmp_path: Path) -> None:

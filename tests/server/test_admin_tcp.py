@@ -126,6 +126,14 @@ async def test_loopback_has_metrics_and_health_and_no_operation(tmp_path: Path) 
         assert is_problem(await client.post("/metrics", content=b"{}", headers=JSON), 405)
 
 
+async def test_the_page_is_on_loopback_if_wanted(tmp_path: Path) -> None:
+    """With what it links, and still without an operation."""
+    async with on_loopback(tmp_path, "page = true\n") as client:
+        assert (await client.get("/")).headers["Content-Type"].startswith("text/html")
+        assert (await client.get("/page.css")).status_code == 200
+        assert is_problem(await client.get("/api/v1/status"), 404)
+
+
 @pytest.mark.parametrize(
     ("host", "served"),
     [
@@ -196,9 +204,11 @@ async def test_metrics_come_in_the_form_that_is_asked_for(tmp_path: Path) -> Non
         ("/healthz", "GET", None, 200),
         ("/readyz", "GET", None, 200),
         ("/metrics", "GET", None, 401),
+        ("/", "GET", None, 401),
         ("/api/v1/status", "GET", None, 401),
         (ACCEPT, "POST", None, 401),
         ("/metrics", "GET", READ, 200),
+        ("/", "GET", READ, 200),
         ("/api/v1/status", "GET", READ, 200),
         (ACCEPT, "POST", READ, 403),
         ("/metrics", "GET", OPERATE, 200),

@@ -16,7 +16,7 @@ import structlog
 from dapd.config import explain
 from dapd.errors import Abort, DatastoreError, UsageError
 from dapd.runtime.context import Context
-from dapd.server.admin import OPERATIONS, monitoring
+from dapd.server.admin import OPERATIONS, monitoring, openapi, page
 from dapd.server.admin.access import Door, Loopback, Socket, World
 from dapd.server.admin.operation import Document, Operation
 from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
@@ -33,15 +33,20 @@ Documents = Mapping[str, Document]
 
 def control(context: Context, watched: Documents) -> App:
     """All, to whoever can open the socket; ``watched`` is what monitoring reads."""
-    return build(context, OPERATIONS, watched, Socket())
+    return build(context, OPERATIONS, _everything(watched), Socket())
 
 
 def listener(context: Context, watched: Documents) -> App:
     """What is served over TCP: never an operation on loopback, where nobody shows who he is."""
     admin = context.config.admin
     if admin.is_remote:
-        return build(context, OPERATIONS, watched, World(context))
-    return build(context, (), watched, Loopback(context))
+        return build(context, OPERATIONS, _everything(watched), World(context))
+    shown = page.DOCUMENTS if admin.page else {}
+    return build(context, (), {**watched, **shown}, Loopback(context))
+
+
+def _everything(watched: Documents) -> Documents:
+    return {**watched, **page.DOCUMENTS, openapi.PATH: openapi.show}
 
 
 def build(

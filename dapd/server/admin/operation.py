@@ -55,7 +55,12 @@ class Operation(Generic[Q, R]):
         """Its request; unknown fields are refused. Raises ``msgspec.DecodeError``."""
         if self.method == "POST":
             return msgspec.json.decode(body, type=self.request)
-        return msgspec.convert(_pairs(query), self.request, strict=False)
+        fields = _fields(query)
+        request = msgspec.convert(fields, self.request, strict=False)
+        for name in fields:
+            if getattr(request, name) is None:  # msgspec takes the word `null` for it
+                raise msgspec.ValidationError(f"`null` is no value here; leave {name} out")
+        return request
 
     def described(self, request: Q) -> dict[str, Any]:
         """The request for the log."""
@@ -68,5 +73,9 @@ def rfc3339(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
-def _pairs(query: bytes) -> dict[str, str]:
-    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))
+def _fields(query: bytes) -> dict[str, str]:
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise msgspec.ValidationError("a field is in the query twice; name it once")
+    return fields

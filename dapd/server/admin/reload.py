@@ -19,7 +19,10 @@ class Reloaded(msgspec.Struct, frozen=True):
 
 
 async def run(context: Context, _: Nothing) -> Reloaded:
-    """Raises ``UsageError`` if the file is refused: everything is as before."""
+    """Read the configuration file again, and use all of it or nothing.
+
+    Raises ``UsageError`` if it is refused.
+    """
     done = await reload.reload(context)
     return Reloaded(done.applied, done.restart)
 

@@ -86,6 +86,10 @@ def _batch_id(text: str) -> bytes:
 
 
 async def _run(context: Context, request: Accept) -> Reopened:
+    """Let batches that a restore has closed be collected after all.
+
+    Raises ``UsageError`` if nothing of it is quarantined.
+    """
     reopened = await context.run(accept, request)
     context.jobs.ring()
     return reopened
