@@ -16,7 +16,6 @@ import trio
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from dapd.datastore import counters
-from dapd.protocol.waiting import spell
 from dapd.runtime.context import Context
 from dapd.server.admin import status
 from dapd.server.admin.operation import Document, Nothing, rfc3339
@@ -76,8 +75,9 @@ def _template() -> Template:
         coded=words.coded,
         exactly=words.exactly,
         number=words.number,
+        rate=words.rate,
         size=words.size,
-        spelled=lambda seconds: spell(int(1000 * seconds)),
+        spelled=words.spelled,
     )
     return environment.get_template("page.html")
 

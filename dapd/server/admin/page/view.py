@@ -68,19 +68,21 @@ class Chart:
 @dataclass(frozen=True, slots=True)
 class TaskRow:
     """A task with its reports by what became of them; ``chart`` is of those that its role is
-    about: a Leader's uploads, a Helper's aggregated ones.
+    about: a Leader's uploads, a Helper's aggregated ones. Rates are per second.
     """
 
     line: TaskLine
     totals: TaskTotals
-    accepted_rate: str
-    aggregated_rate: str
+    accepted_rate: float
+    aggregated_rate: float
     chart: Chart
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``left_out`` counts the tasks that are not among ``tasks``."""
+    """``charts`` is empty for as long as nothing is measured yet, and ``left_out`` counts the tasks
+    that are not among ``tasks``.
+    """
 
     status: StatusView
     now: datetime
@@ -115,6 +117,8 @@ def make_page(
 
 
 def _charts(history: History) -> tuple[Chart, ...]:
+    if not history.seconds:
+        return ()
     return (
         Chart("Uploads accepted", history.rates(history.accepted), rate),
         Chart("Reports aggregated", history.rates(history.aggregated), rate),
@@ -150,7 +154,7 @@ def _task(line: TaskLine, totals: dict[bytes, TaskTotals], history: History) -> 
     return TaskRow(
         line,
         totals.get(task_id, TaskTotals()),
-        rate(history.rate(found.accepted)),
-        rate(history.rate(found.aggregated)),
+        history.rate(found.accepted),
+        history.rate(found.aggregated),
         Chart(title, history.rates(counts), rate),
     )

@@ -40,11 +40,16 @@ def number(value: float) -> str:
 def rate(per_second: float) -> str:
     """How often, in the smallest unit of time in which that is once."""
     if not per_second:
-        return "0/s"
+        return "0"
     for unit, seconds in (("s", 1), ("min", 60)):
         if per_second * seconds >= 1:
             return f"{_two_digits(per_second * seconds)}/{unit}"
     return f"{_two_digits(per_second * 3600)}/h"
+
+
+def spelled(seconds: float) -> str:
+    """A duration."""
+    return "a moment" if seconds < 2 else spell(int(1000 * seconds))
 
 
 def milliseconds(seconds: float) -> str:
@@ -63,10 +68,8 @@ def size(octets: int) -> str:
 def ago(at: datetime, now: datetime) -> str:
     """How far a time is from now."""
     ahead = at - now
-    if abs(ahead) < timedelta(seconds=2):
-        return "now"
-    spelled = spell(int(abs(ahead).total_seconds() * 1000))
-    return f"in {spelled}" if ahead > timedelta() else f"{spelled} ago"
+    duration = spelled(abs(ahead).total_seconds())
+    return f"in {duration}" if ahead > timedelta() else f"{duration} ago"
 
 
 def exactly(at: datetime) -> str:
