@@ -16,6 +16,7 @@ from dapd import __version__
 from dapd.errors import DatastoreError, PeerError, UsageError
 
 _COMMANDS = (
+    "admin",
     "backup",
     "clock",
     "collect",

@@ -21,12 +21,14 @@ from dapd.errors import UsageError
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where the files go. ``database`` and ``socket`` are as the configuration says them: relative
-    paths begin at its directory; ``None`` is beside the database.
+    paths begin at its directory; ``None`` is beside the database. ``metrics`` is where a service's
+    are, as its one listener on loopback; a user has none.
     """
 
     config: Path
     database: Path
     socket: Path | None = None
+    metrics: str | None = None
 
     @property
     def key(self) -> Path:
@@ -42,13 +44,16 @@ class Layout:
 def layout(directory: Path | None, *, root: bool) -> Layout:
     """All in one directory, or a service's places, or a user's (ADR 0022)."""
     from dapd.cli.paths import CONFIG, SYSTEM_CONFIG, user_directory
-    from dapd.config import DATABASE
+    from dapd.config import DATABASE, METRICS_LISTEN
 
     if directory is not None:
         return Layout(directory / CONFIG, DATABASE)
     if root:
         return Layout(
-            SYSTEM_CONFIG, Path("/var/lib/dapd", DATABASE.name), Path("/run/dapd/admin.sock")
+            SYSTEM_CONFIG,
+            Path("/var/lib/dapd", DATABASE.name),
+            Path("/run/dapd/admin.sock"),
+            METRICS_LISTEN,
         )
     config = user_directory(os.environ, "XDG_CONFIG_HOME", ".config")
     state = user_directory(os.environ, "XDG_STATE_HOME", ".local/state")
@@ -95,7 +100,14 @@ def init(
     where = layout(directory, root=root)
     serviced = root and directory is None and not no_service and service.is_booted()
     command = service.program() if serviced else None
-    text = minimal_config(role, url, listen=listen, database=where.database, socket=where.socket)
+    text = minimal_config(
+        role,
+        url,
+        listen=listen,
+        database=where.database,
+        socket=where.socket,
+        metrics=where.metrics,
+    )
     os.umask(0o022)  # the service's user reads the configuration; what is private says so itself
     try:
         done = make(where, text)

@@ -103,21 +103,32 @@ def test_a_user_has_its_own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert config.datastore.path == tmp_path / "state/dapd/dapd.sqlite"
     assert config.admin_socket.parent == tmp_path / "state/dapd"
     assert config.server.address == ("::", 8080)
+    assert config.admin.address is None, "a user's daemon opens no second port"
 
 
 def test_a_service_has_the_systems_places(tmp_path: Path) -> None:
     """What root's `dapd init` makes, below another root."""
     usual = layout(None, root=True)
     assert usual == Layout(
-        Path("/etc/dapd/dapd.toml"), Path("/var/lib/dapd/dapd.sqlite"), Path("/run/dapd/admin.sock")
+        Path("/etc/dapd/dapd.toml"),
+        Path("/var/lib/dapd/dapd.sqlite"),
+        Path("/run/dapd/admin.sock"),
+        "127.0.0.1:9464",
     )
     where = Layout(tmp_path / "etc/dapd/dapd.toml", tmp_path / "state/dapd.sqlite", usual.socket)
-    text = minimal_config("helper", "https://a/", database=where.database, socket=where.socket)
+    text = minimal_config(
+        "helper",
+        "https://a/",
+        database=where.database,
+        socket=where.socket,
+        metrics=usual.metrics,
+    )
     assert set(make(where, text).values()) == {True}
     assert stat.S_IMODE((tmp_path / "etc/dapd/keys").stat().st_mode) == 0o700
     config = load(where.config)
     assert config.datastore.path == where.database
     assert config.admin_socket == Path("/run/dapd/admin.sock")
+    assert config.admin.address == ("127.0.0.1", 9464)
     assert set(make(where, text).values()) == {False}
 
 

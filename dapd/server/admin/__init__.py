@@ -1,9 +1,9 @@
-"""The admin socket: how an operator's commands change a running daemon (rule E5).
+"""The admin interface: how an operator looks at a running daemon, and changes it (rule E5).
 
-A Unix socket that only the daemon's user and group can open, apart from the listener that the world
-sees. ``OPERATIONS`` is all that it serves, one function each: what is declared there is routed,
-decoded, checked and audited by ``dapd.server.admin.app``, and called by ``dapd.cli.daemon``.
-Left out: tokens and TLS, since the file's mode says who may connect.
+It is on a Unix socket that only the daemon's user and group can open, apart from the listener that
+the world sees, and on a second one over TCP (``dapd.server.admin.access``). ``OPERATIONS`` are all
+that change it or tell of it, one function each: what is declared there is routed, decoded, checked
+and audited by ``dapd.server.admin.app``, and called by ``dapd.cli.daemon``.
 """
 
 from __future__ import annotations
