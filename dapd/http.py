@@ -104,6 +104,11 @@ class Unknown:
         """The peer sheds load (429, 503): Retry-After counts, back-off need not grow (rule E1)."""
         return self.status in (429, 503)
 
+    @property
+    def unserved(self) -> bool:
+        """Nothing would have been answered: no connection, or 429 or a 5xx to whatever is asked."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
 
 Outcome = Ready | Processing | Refused | Unknown
 

@@ -27,6 +27,8 @@ SELECT lo, hi FROM collected
 WHERE task_pk = :task_pk AND state = 'quarantined' AND lo < :hi AND hi > :lo ORDER BY lo"""
 _Q_ALL_QUARANTINED = """
 SELECT lo, hi FROM collected WHERE task_pk = :task_pk AND state = 'quarantined' ORDER BY lo"""
+_Q_QUARANTINED_TASKS = """
+SELECT count(DISTINCT task_pk) FROM collected WHERE state = 'quarantined'"""
 _Q_RANGES = "SELECT lo, hi FROM collected WHERE task_pk = :task_pk AND lo < :hi ORDER BY lo"
 _Q_CLOSE = """
 INSERT INTO collected (task_pk, lo, hi, state, collection_pk)
@@ -167,6 +169,13 @@ def quarantined_ranges(
     else:
         rows = tx.all(_Q_QUARANTINED, task_pk=task_pk, lo=within.lo, hi=within.hi)
     return [BucketRange(*row) for row in rows]
+
+
+def quarantined_tasks(tx: Tx) -> int:
+    """How many tasks have a quarantined range."""
+    row = tx.one(_Q_QUARANTINED_TASKS)
+    assert row is not None
+    return int(row[0])
 
 
 def quarantine(tx: Tx, task_pk: int, ranges: Iterable[BucketRange]) -> None:

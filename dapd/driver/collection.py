@@ -150,6 +150,7 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
         case Refused(type=str() as error, detail=detail) if error in FINAL_REFUSALS:  # D4
             async with desk.slots:
                 await context.run(collection_refused, desk.lease, error, detail)
+            context.metrics.collections_refused.labels(error).inc()
             _log.error("collection_refused", error=error, detail=detail)
             _ended(context, job)
         case Refused(status, error, detail):
@@ -181,6 +182,7 @@ async def _finish(context: Context, desk: Desk, job: CollectionJob, body: bytes)
             collection_response, desk.task, context.sealer, job, helper_share
         )
         if not await context.run(collection_finish, desk.lease, response):
+            context.metrics.leases_lost.inc()
             return
     context.metrics.succeeded("collection")
     _log.info("collection_finished", reports=job.n)

@@ -36,12 +36,24 @@ class Desk:
     def note_peer(self, context: Context, outcome: Outcome) -> None:
         """A peer that can't be reached is left alone as a whole (rule E1)."""
         endpoint = self.task.configuration.helper_aggregator_endpoint
-        context.metrics.peer_requests.labels(endpoint, type(outcome).__name__.lower()).inc()
-        if isinstance(outcome, Unknown) and outcome.status is None:
+        called = _called(outcome)
+        context.metrics.peer_requests.labels(endpoint, called).inc()
+        if called == "unreachable":
             limits = context.config.leader
             self.peer.unreachable(limits.retry_min, limits.retry_max)
         else:
-            self.peer.answered()
+            self.peer.answered(serves=called != "unserved")
+
+
+def _called(outcome: Outcome) -> str:
+    """What metrics call it."""
+    match outcome:
+        case Unknown(status=None):
+            return "unreachable"
+        case Unknown(unserved=True):
+            return "unserved"
+        case _:
+            return type(outcome).__name__.lower()
 
 
 Step = Callable[[Context, Desk], Awaitable[None]]

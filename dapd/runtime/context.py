@@ -80,15 +80,16 @@ class Context:
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """A transaction; see ``Datastore.run``."""
+        name = f"{fn.__module__.rpartition('.')[2]}.{fn.__name__}"
         started = time.perf_counter()
         try:
             return await self.datastore.run(fn, *args, **kwargs)
         except DatastoreError:
-            self.metrics.transactions_failed.labels(fn.__name__).inc()
+            self.metrics.transactions_failed.labels(name).inc()
             raise
         finally:
             elapsed = time.perf_counter() - started
-            self.metrics.transaction_seconds.labels(fn.__name__).observe(elapsed)
+            self.metrics.transaction_seconds.labels(name).observe(elapsed)
 
     async def read(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs

@@ -6,31 +6,53 @@ are counted where they happen (``dapd.runtime.metrics``).
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import trio
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dapd.commits.delete_task import standing
-from dapd.datastore import Tx, counters, keys
-from dapd.datastore.backup import last_backup
+from dapd.datastore import Tx, batches, counters, keys, tasks
 from dapd.datastore.overview import Overview, Unfinished, overview
-from dapd.protocol.keys import KeyState
-from dapd.protocol.task import Instant, Task
+from dapd.datastore.tasks import SealedTask
+from dapd.protocol.keys import KeyState, StoredKey
+from dapd.protocol.states import EXCHANGING
+from dapd.protocol.task import Instant, Task, TaskState
+from dapd.protocol.waiting import Reason
+from dapd.reports import ReportError
 from dapd.runtime.context import Context
+from dapd.runtime.metrics import Labels, gauge, instant, reading
+from dapd.runtime.process_gauges import disk, process
+
+UNREADABLE = "unreadable"
+"""The state of a task or an HPKE key whose secrets no sealing key at hand opens."""
+NOT_BLOCKED = "nothing"
+_ROLES = ("leader", "helper")
+_JOB_STATES = {
+    ("aggregation", "leader"): ("assigned", "stored", "polling"),
+    ("aggregation", "helper"): ("received",),
+    ("collection", "leader"): ("waiting", "frozen", "polling"),
+}
+_REPORT_ERRORS = tuple(error.name.lower() for error in ReportError if error)
+_OTHER = "other"
+_OUTCOMES = {
+    "upload": ("accepted", *_REPORT_ERRORS, _OTHER),
+    "aggregate": ("finished", *_REPORT_ERRORS, "lost", _OTHER),
+}
+_EVENTS = ("collection_expired", "contribution_lost")
 
 
 @dataclass(frozen=True, slots=True)
 class _Read:
     overview: Overview
     totals: list[tuple[str, str, int]]
-    keys: list[tuple[KeyState, int]]
-    expires: dict[int, int]
+    keys: list[StoredKey]
+    tasks: list[SealedTask]
+    quarantined: int
+    expires: list[int]
 
 
 class Gauges(Collector):
@@ -47,180 +69,165 @@ class Gauges(Collector):
     async def refresh(self) -> None:
         """Look at everything now."""
         context = self._context
-        tasks = context.tasks.all()
-        read = await context.read(_read, tasks, context.instant())
-        disk = await trio.to_thread.run_sync(_disk, context.datastore.path)
+        served = context.tasks.all()
+        read = await context.read(_read, served, context.instant())
+        look = context.datastore.path, context.disk.min_free_bytes
+        families = await trio.to_thread.run_sync(disk, *look)
         self._families = [
             *_reports(read.totals),
-            *_jobs(read.overview),
-            *_tasks(tasks, read.expires),
-            *_keys(read.keys),
-            *_process(context),
-            *_peers(context),
-            *_clock(context),
-            *_certificate(context),
-            *disk,
+            *_jobs(context, read.overview),
+            *_waiting(context, read.overview),
+            *_tasks(read, context.tasks.unserved),
+            *_keys(read.keys, frozenset(context.keyrings.keyring.config_ids)),
+            *process(context),
+            *families,
         ]
 
 
-def _read(tx: Tx, tasks: list[Task], at: Instant) -> _Read:
-    expires = {
-        task.task_pk: first
-        for task in tasks
-        if (first := standing(tx, task, at).collect_before) is not None
-    }
-    states = [(key.state, key.changed_at) for key in keys.all_keys(tx)]
-    return _Read(overview(tx), counters.totals(tx), states, expires)
+def _read(tx: Tx, served: list[Task], at: Instant) -> _Read:
+    expires = [
+        first
+        for task in served
+        if task.is_leader and (first := standing(tx, task, at).collect_before) is not None
+    ]
+    return _Read(
+        overview(tx),
+        counters.totals(tx),
+        keys.all_keys(tx),
+        tasks.all_tasks(tx),
+        batches.quarantined_tasks(tx),
+        expires,
+    )
 
 
 def _reports(totals: list[tuple[str, str, int]]) -> Iterator[Metric]:
-    uploaded = CounterMetricFamily(
-        "dapd_uploaded_reports", "Reports uploaded, by outcome.", labels=["outcome"]
+    """Every outcome that there may be begins at 0, so that the first one is seen to rise."""
+    uploaded: Counter[Labels] = Counter({(each,): 0 for each in _OUTCOMES["upload"]})
+    aggregated: Counter[Labels] = Counter(
+        {(role, each): 0 for role in _ROLES for each in _OUTCOMES["aggregate"]}
     )
-    aggregated = CounterMetricFamily(
-        "dapd_aggregated_reports",
-        "Reports decided by aggregation, by outcome.",
-        labels=["role", "outcome"],
-    )
-    others = CounterMetricFamily(
-        "dapd_task_events", "What else tasks count, such as expired collections.", labels=["event"]
-    )
+    events: Counter[Labels] = Counter({(each,): 0 for each in _EVENTS})
     for role, name, value in totals:
         head, _, outcome = name.partition("_")
+        known = outcome if outcome in _OUTCOMES.get(head, ()) else _OTHER
         match head:
             case "upload":
-                uploaded.add_metric([outcome], value)
+                uploaded[known,] += value
             case "aggregate":
-                aggregated.add_metric([role, outcome], value)
+                aggregated[role, known] += value
             case _:
-                others.add_metric([name], value)
-    yield from (uploaded, aggregated, others)
+                events[name,] += value
+    yield _counted("uploaded_reports", "Reports uploaded.", ("outcome",), uploaded)
+    yield _counted(
+        "aggregated_reports", "Reports decided by aggregation.", ("role", "outcome"), aggregated
+    )
+    yield _counted(
+        "task_events",
+        "Collections that expired, and reports lost from a batch with a sealing key.",
+        ("event",),
+        events,
+    )
 
 
-def _jobs(found: Overview) -> Iterator[Metric]:
-    jobs = _gauge("jobs", "Unfinished jobs.", "kind", "role", "state")
-    oldest = _gauge("jobs_oldest_timestamp_seconds", "When the oldest was made.", "kind", "role")
+def _counted(name: str, text: str, labels: Labels, values: Counter[Labels]) -> Metric:
+    family = CounterMetricFamily(f"dapd_{name}", text, labels=labels)
+    for each, value in values.items():
+        family.add_metric(each, value)
+    return family
+
+
+def _jobs(context: Context, found: Overview) -> Iterator[Metric]:
+    counts: Counter[Labels] = Counter(
+        {
+            (kind, role, state, NOT_BLOCKED): 0
+            for (kind, role), states in _JOB_STATES.items()
+            for state in states
+        }
+    )
+    oldest: dict[Labels, float] = {}
+    blocked_by = _Obstacles(context)
     for kind, rows in (
         ("aggregation", found.aggregation_jobs),
         ("collection", found.collection_jobs),
     ):
-        by_state: Counter[tuple[str, str]] = Counter()
         for row in rows:
-            by_state[row.role, row.state] += row.jobs
-        for (role, state), count in by_state.items():
-            jobs.add_metric([kind, role, state], count)
-        for role in sorted({row.role for row in rows}):
-            oldest.add_metric([kind, role], _oldest(rows, role) / 1000)
-    yield jobs
-    yield oldest
-    waiting = _gauge("waiting_reports", "Reports that no aggregation job has yet.")
-    waiting.add_metric([], sum(row.n for row in found.waiting))
-    yield waiting
-    if found.waiting:
-        since = _gauge("waiting_oldest_timestamp_seconds", "Since when the first of them waits.")
-        since.add_metric([], min(row.run_at for row in found.waiting) / 1000)
-        yield since
+            labels = kind, row.role, row.state, blocked_by(row)
+            counts[labels] += row.jobs
+            made = row.created_at / 1000
+            oldest[labels] = min(made, oldest.get(labels, made))
+    names = "kind", "role", "state", "blocked_by"
+    yield gauge("jobs", "Unfinished jobs.", names, counts)
+    yield gauge("jobs_oldest_timestamp_seconds", "When the oldest was made.", names, oldest)
 
 
-def _oldest(rows: list[Unfinished], role: str) -> int:
-    return min(row.created_at for row in rows if row.role == role)
+class _Obstacles:
+    """What outside of a job keeps it from being stepped, whether it is due or not."""
+
+    def __init__(self, context: Context) -> None:
+        self._served = {task.task_pk: task for task in context.tasks.all()}
+        self._peers = context.peers
+
+    def __call__(self, row: Unfinished) -> str:
+        task = self._served.get(row.task_pk)
+        if task is None:
+            return Reason.TASK_NOT_SERVED.value
+        if row.state not in EXCHANGING:
+            return NOT_BLOCKED
+        peer = self._peers.at(task.configuration.helper_aggregator_endpoint)
+        if peer.paused:
+            return Reason.PEER_PAUSED.value
+        return NOT_BLOCKED if peer.down_for is None else Reason.PEER_UNREACHABLE.value
 
 
-def _tasks(tasks: list[Task], expires: dict[int, int]) -> Iterator[Metric]:
-    count = _gauge("tasks", "Tasks that are served.", "role", "state")
-    by_state = Counter((task.role.name.lower(), task.state.value) for task in tasks)
-    for labels, number in by_state.items():
-        count.add_metric(list(labels), number)
-    yield count
-    if expires:
-        first = _gauge(
-            "uncollected_expiry_timestamp_seconds",
-            "When the first reports of a task that nobody has collected expire.",
-            "role",
-        )
-        for role in sorted({task.role.name.lower() for task in tasks}):
-            moments = [
-                expires[task.task_pk]
-                for task in tasks
-                if task.role.name.lower() == role and task.task_pk in expires
-            ]
-            if moments:
-                first.add_metric([role], min(moments) / 1000)
-        yield first
+def _waiting(context: Context, found: Overview) -> Iterator[Metric]:
+    yield reading(
+        "waiting_reports",
+        "Reports that no aggregation job has yet.",
+        sum(row.n for row in found.waiting),
+    )
+    served = {task.task_pk for task in context.tasks.all()}
+    moments = [row.run_at for row in found.waiting if row.task_pk in served]
+    yield instant(
+        "waiting_oldest",
+        "Since when the first of them that belong to served tasks may be aggregated.",
+        min(moments, default=None),
+    )
 
 
-def _keys(found: list[tuple[KeyState, int]]) -> Iterator[Metric]:
-    count = _gauge("hpke_keys", "HPKE keys.", "state")
-    by_state = Counter(state for state, _ in found)
-    for state in KeyState:
-        count.add_metric([state.value], by_state[state])
-    yield count
-    active = [changed for state, changed in found if state is KeyState.ACTIVE]
-    if active:
-        since = _gauge("hpke_key_active_timestamp_seconds", "When the newest became active.")
-        since.add_metric([], max(active) / 1000)
-        yield since
+def _tasks(read: _Read, unserved: frozenset[int]) -> Iterator[Metric]:
+    states = [state.value for state in TaskState if state is not TaskState.PURGED]
+    counts: Counter[Labels] = Counter(
+        {(role, state): 0 for role in _ROLES for state in (*states, UNREADABLE)}
+    )
+    for task in read.tasks:
+        if task.state is not TaskState.PURGED:
+            unreadable = task.state.is_served and task.task_pk in unserved
+            state = UNREADABLE if unreadable else task.state.value
+            counts[task.role.name.lower(), state] += 1
+    yield gauge("tasks", "Tasks.", ("role", "state"), counts)
+    yield reading(
+        "tasks_quarantined",
+        "Tasks of which a restore has closed batches that nobody has accepted since.",
+        read.quarantined,
+    )
+    yield instant(
+        "uncollected_expiry",
+        "When the first reports of a Leader's task that nobody has collected expire.",
+        min(read.expires, default=None),
+    )
 
 
-def _process(context: Context) -> Iterator[Metric]:
-    queue = _gauge("upload_queue_requests", "Upload requests that wait for their group.")
-    queue.add_metric([], context.lane.waiting)
-    ids = _gauge("replay_index_ids", "Report ids in memory.")
-    ids.add_metric([], len(context.datastore.replay))
-    yield from (queue, ids)
-
-
-def _peers(context: Context) -> Iterator[Metric]:
-    failures = _gauge("peer_failures", "Failed requests in a row.", "peer")
-    free = _gauge("peer_permits_free", "Requests that may start now.", "peer")
-    for endpoint in context.tasks.helpers():
-        peer = context.peers.at(endpoint)
-        failures.add_metric([endpoint], peer.failures)
-        free.add_metric([endpoint], peer.free)
-    yield from (failures, free)
-
-
-def _clock(context: Context) -> Iterator[Metric]:
-    state = context.safe_clock.look()
-    held = _gauge("clock_held", "1 while the clock is in doubt and nothing expires.")
-    held.add_metric([], int(state.held is not None))
-    safe = _gauge("safe_clock_timestamp_seconds", "The time by which data expires.")
-    safe.add_metric([], state.safe / 1000)
-    offset = _gauge("clock_offset_seconds", "How far a peer's clock is ahead of ours.", "peer")
-    for endpoint, ahead in state.offsets.items():
-        offset.add_metric([endpoint], ahead / 1000)
-    yield from (held, safe, offset)
-
-
-def _certificate(context: Context) -> Iterator[Metric]:
-    if identity := context.certificates.identity:
-        expiry = _gauge("certificate_expiry_timestamp_seconds", "When the listener's expires.")
-        expiry.add_metric([], identity.not_after / 1000)
-        yield expiry
-
-
-def _disk(database: Path) -> list[Metric]:
-    found = os.statvfs(database.parent)
-    sizes = {
-        "disk_free_bytes": ("Free space beside the database.", found.f_bavail * found.f_frsize),
-        "database_bytes": ("The database file.", _size(database)),
-        "wal_bytes": ("Its write-ahead log.", _size(database.with_name(database.name + "-wal"))),
-    }
-    families = []
-    for name, (text, value) in sizes.items():
-        family = _gauge(name, text)
-        family.add_metric([], value)
-        families.append(family)
-    if (backup := last_backup(database)) is not None:
-        family = _gauge("backup_last_success_timestamp_seconds", "The state of the last backup.")
-        family.add_metric([], backup.state_of / 1000)
-        families.append(family)
-    return [*families]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def _gauge(name: str, text: str, *labels: str) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"dapd_{name}", text, labels=labels)
+def _keys(found: list[StoredKey], readable: frozenset[int]) -> Iterator[Metric]:
+    counts: Counter[Labels] = Counter(
+        {(state,): 0 for state in (*(state.value for state in KeyState), UNREADABLE)}
+    )
+    active = []
+    for key in found:
+        if key.state is not KeyState.DELETED and key.config_id not in readable:
+            counts[UNREADABLE,] += 1
+            continue
+        counts[key.state.value,] += 1
+        if key.state is KeyState.ACTIVE:
+            active.append(key.changed_at)
+    yield gauge("hpke_keys", "HPKE keys.", ("state",), counts)
+    yield instant("hpke_key_active", "When the newest became active.", max(active, default=None))

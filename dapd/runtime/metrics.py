@@ -3,20 +3,23 @@
 Names begin with ``dapd_``, units are base units, label sets are closed: routes, outcomes, states,
 the names of transactions, the peers of its tasks. Each daemon has a registry of its own, so that
 two may live in one process. What is a state, not an event, is read when it is asked for
-(``dapd.runtime.gauges``). ``docs/operating.md`` says what to watch.
+(``dapd.runtime.gauges``). ``docs/metrics.md`` lists every one, and a test compares.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from dapd import __version__
+from dapd.protocol.collect import FINAL_REFUSALS
 
 # A series each, which all say when the process started.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -63,6 +66,9 @@ class Metrics:
         self.transactions_failed = counter("transactions_failed", "Undone by an error.", "name")
         self.native_seconds = seconds("native", "Calls on whole jobs in Rust.", "call")
         self.peer_requests = counter("peer_requests", "Requests to peers.", "peer", "outcome")
+        self.collections_refused = counter(
+            "collections_refused", "Collections that the Helper refused for good.", "error"
+        )
         self.gc_rows = counter("gc_deleted_rows", "Rows taken away as expired.", "kind")
         self.gc_failures = counter("gc_failures", "Rounds that ended in an error.")
         self.admin_refused = counter(
@@ -75,6 +81,11 @@ class Metrics:
             ["activity"],
             registry=registry,
         )
+        # What is counted for the first time must be seen to rise: it begins at 0.
+        for error in FINAL_REFUSALS:
+            self.collections_refused.labels(error)
+        for kind in ("aggregation", "collection"):
+            self.steps_failed.labels(kind)
 
     def succeeded(self, activity: Activity) -> None:
         """Something that must happen now and then has happened."""
@@ -84,3 +95,27 @@ class Metrics:
         """All series in the form that the Accept header asks for, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+
+Labels = tuple[str, ...]
+"""The labels' names, or their values in the same order."""
+
+
+def gauge(
+    name: str, text: str, labels: Labels, samples: Mapping[Labels, float]
+) -> GaugeMetricFamily:
+    """A family of states as they are now, by their labels' values."""
+    family = GaugeMetricFamily(f"dapd_{name}", text, labels=labels)
+    for values, value in samples.items():
+        family.add_metric(values, value)
+    return family
+
+
+def reading(name: str, text: str, value: float | None) -> GaugeMetricFamily:
+    """A family of one state; without a sample while there is nothing to read."""
+    return gauge(name, text, (), {} if value is None else {(): value})
+
+
+def instant(name: str, text: str, ms: int | None) -> GaugeMetricFamily:
+    """A moment, given in ms since the Epoch, as a ``reading``."""
+    return reading(f"{name}_timestamp_seconds", text, None if ms is None else ms / 1000)

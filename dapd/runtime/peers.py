@@ -25,6 +25,7 @@ class Peer:
         self.failures = 0
         self.paused = False
         self._blocked_until = self._failing_since = clock.elapsed()
+        self._down_since: int | None = None
 
     @property
     def exchanges(self) -> int:
@@ -35,6 +36,14 @@ class Peer:
     def failing_for(self) -> int | None:
         """How long, in ms, since the first of the failures in a row; ``None`` without one."""
         return self._clock.elapsed() - self._failing_since if self.failures else None
+
+    @property
+    def down_for(self) -> int | None:
+        """How long, in ms, every answer or none has said that nobody serves; ``None``: it serves.
+
+        More than ``failing_for``: a proxy's 502 ends that, as it can be reached.
+        """
+        return None if self._down_since is None else self._clock.elapsed() - self._down_since
 
     @property
     def blocked_for(self) -> int:
@@ -57,17 +66,27 @@ class Peer:
     def release(self) -> None:
         self._taken -= 1
 
-    def answered(self) -> None:
+    def answered(self, *, serves: bool) -> None:
+        """Go on with it; ``serves`` is false after an answer such as 503."""
         self.failures = 0
         self._blocked_until = self._clock.elapsed()
+        if serves:
+            self._down_since = None
+        else:
+            self._note_down()
 
     def unreachable(self, minimum: float, maximum: float) -> None:
         """A transport error: leave the peer alone for a while, in seconds, then probe it."""
         if not self.failures:
             self._failing_since = self._clock.elapsed()
+        self._note_down()
         self.failures += 1
         wait = backoff_ms(self.failures, minimum, maximum, self._jitter())
         self._blocked_until = self._clock.elapsed() + wait
+
+    def _note_down(self) -> None:
+        if self._down_since is None:
+            self._down_since = self._clock.elapsed()
 
 
 class Peers:

@@ -52,7 +52,7 @@ def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
     clock.advance(1)
     chooser = _Chooser({1: failing}, 0, busy=False)
     assert pks(chooser.choose([job(1, "stored"), job(2, "stored")])) == [1]
-    failing.answered()
+    failing.answered(serves=True)
     assert failing.free == 8
 
 

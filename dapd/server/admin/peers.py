@@ -124,7 +124,7 @@ async def probe(context: Context, request: PeerRequest) -> ProbeView:
     peer: Peer = context.peers.at(endpoint)
     # Whoever answers can be reached, and that is all that the back-off of a peer is about (E1).
     if not (isinstance(outcome, Unknown) and outcome.status is None):
-        peer.answered()
+        peer.answered(serves=not isinstance(outcome, Unknown) or not outcome.unserved)
         context.jobs.ring()
     status, detail, keys = _judged(outcome)
     view = peer_view(context, endpoint)
