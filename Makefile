@@ -13,7 +13,7 @@ NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/
 export PYO3_BUILD_EXTENSION_MODULE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench wheel clean
+.PHONY: help demo test lint format bench docs wheel clean
 
 help: ## Show these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -43,11 +43,14 @@ bench: $(BUILT) ## Reports per second, beside the crypto floor; what the garbage
 	$(BIN)/python bench/upload.py
 	$(BIN)/python bench/gc.py
 
+docs: $(BUILT) ## The documents as a site in site/; fails where a link leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 wheel: $(BUILT) ## A wheel in dist/ that installs where there is no Rust
 	$(BIN)/maturin build --release --locked --out dist
 
 clean: ## Remove all that was built, and .venv
-	rm -rf .venv dist dapd/_native*.so native/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist site dapd/_native*.so native/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # Built again only when the extension's sources or the dependencies changed; Python sources are
 # used where they stand.
@@ -56,5 +59,5 @@ $(BUILT): pyproject.toml $(NATIVE)
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 	  { rm -rf .venv; echo "no venv module: on Debian, apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "maturin>=1.9,<2"
-	PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin develop --release --locked --extras test,dev
+	PIP_QUIET=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/maturin develop --release --locked --extras test,dev,docs
 	@touch $@
