@@ -22,6 +22,7 @@ _COMMANDS = (
     "collect",
     "datastore",
     "demo",
+    "doctor",
     "init",
     "jobs",
     "key",

@@ -71,6 +71,16 @@ def announce() -> None:
     _run("systemctl", "daemon-reload")
 
 
+def enabled() -> str:
+    """What systemd says of starting it with the machine: "enabled" if it does."""
+    try:
+        asked = ["systemctl", "is-enabled", _UNIT.name]
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
+    except OSError as error:
+        return str(error)
+    return done.stdout.strip() or done.stderr.strip() or "unknown"
+
+
 def _text(name: str) -> str:
     return files("dapd.cli").joinpath("systemd", name).read_text(encoding="utf-8")
 

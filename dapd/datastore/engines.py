@@ -155,7 +155,7 @@ class Datastore:
             finally:
                 connection.execute("ROLLBACK")
         except sqlite3.Error as error:
-            raise _explain(error, self.path) from error
+            raise explain(error, self.path) from error
         finally:
             self._idle_readers.append(connection)
 
@@ -194,7 +194,7 @@ class Datastore:
             connection.execute("COMMIT")
             committed = True
         except sqlite3.Error as error:
-            explained = _explain(error, self.path)
+            explained = explain(error, self.path)
             if committing and _is_io_error(error):
                 # D3: whether the commit is on the disk can't be known here; a restart finds out.
                 self._on_lost(str(explained))
@@ -256,7 +256,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA foreign_keys = ON")
         auto_vacuum = connection.execute("PRAGMA auto_vacuum").fetchone()[0]
     except sqlite3.Error as error:
-        raise _explain(error, path) from error
+        raise explain(error, path) from error
     if auto_vacuum != _INCREMENTAL:  # made by hand, or copied by a tool that forgot it
         connection.close()
         raise DatastoreError(
@@ -271,7 +271,8 @@ def _is_io_error(error: sqlite3.Error) -> bool:
     return code is not None and code & 0xFF == sqlite3.SQLITE_IOERR
 
 
-def _explain(error: sqlite3.Error, path: Path) -> DatastoreError:
+def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
+    """The error with what to do about it."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     match code:
         case sqlite3.SQLITE_FULL:

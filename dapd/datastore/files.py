@@ -30,3 +30,12 @@ def sync(path: Path) -> None:
 def create_private(path: Path) -> None:
     """A new, empty file that only this user can read, for ``VACUUM INTO`` to fill."""
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def read_only_uri(database: Path) -> str:
+    """As ``sqlite3.connect`` opens it without changing it.
+
+    Without a WAL nothing is written beside it, so it may be on a read-only medium.
+    """
+    has_wal = database.with_name(f"{database.name}-wal").exists()
+    return f"{database.absolute().as_uri()}?mode=ro{'' if has_wal else '&immutable=1'}"

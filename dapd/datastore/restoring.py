@@ -71,15 +71,10 @@ def put_in_place(
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """A consistent copy that only this user can read; SQLite makes it, which knows of a WAL.
-
-    Without one nothing is written beside the source, which may be on a read-only medium.
-    """
+    """A consistent copy that only this user can read; SQLite makes it, which knows of a WAL."""
     files.create_private(copy)
     try:
-        has_wal = source.with_name(f"{source.name}-wal").exists()
-        uri = f"{source.absolute().as_uri()}?mode=ro{'' if has_wal else '&immutable=1'}"
-        with closing(sqlite3.connect(uri, uri=True)) as opened:
+        with closing(sqlite3.connect(files.read_only_uri(source), uri=True)) as opened:
             opened.execute("VACUUM INTO :copy", {"copy": os.fspath(copy)})
     except sqlite3.Error as error:
         raise DatastoreError(

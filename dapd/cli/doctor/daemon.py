@@ -1,0 +1,97 @@
+"""The daemon itself: whether it runs, what only it knows, and whether the next boot starts it."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapd import __version__
+from dapd.cli import service
+from dapd.cli.clock import at_next_start
+from dapd.cli.daemon import NoDaemon, call
+from dapd.cli.doctor.database import Contents
+from dapd.cli.doctor.findings import Steps, check, failure, is_there, ok, skipped, warning
+from dapd.cli.paths import SYSTEM_CONFIG
+from dapd.config import Config
+from dapd.protocol.waiting import spell
+from dapd.server.admin.operation import Nothing
+from dapd.server.admin.status import SHOW, StatusView
+from dapd.server.admin.todo import only_the_daemon_knows
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """``status`` is ``None`` if no daemon runs."""
+
+    status: StatusView | None
+
+
+@check("daemon")
+def daemon(path: Path, config: Config, seconds: float) -> Steps[Running]:
+    """Ask it, and wait so long for its answer."""
+    try:
+        status = call(config, SHOW, Nothing(), seconds=seconds)
+    except NoDaemon:
+        if is_there(config.datastore.path):
+            yield failure(config.admin_socket, "no daemon runs", f"start it: {start(path)}")
+        else:
+            yield warning(config.admin_socket, "no daemon has run yet", f"next: {start(path)}")
+        return Running(None)
+    if status.version == __version__:
+        up = spell(int(1000 * status.uptime_seconds))
+        yield ok(f"process {status.pid}", f"version {status.version}, up {up}")
+    else:
+        yield warning(
+            f"process {status.pid}",
+            f"runs version {status.version}, and {__version__} is installed",
+            f"restart it, or use the `dapd` of version {status.version}",
+        )
+    for line in only_the_daemon_knows(status):
+        what, _, remedy = line.rpartition(": ")
+        yield warning("", what, remedy)
+    return Running(status)
+
+
+@check("service")
+def unit(path: Path) -> Steps[None]:
+    """Whether systemd starts it."""
+    if not service.is_booted():
+        yield skipped("dapd.service", "systemd does not run this machine")
+    elif path != SYSTEM_CONFIG:
+        yield skipped("dapd.service", f"it is for {SYSTEM_CONFIG}")
+    elif (state := service.enabled()) == "enabled":
+        yield ok("dapd.service", "starts with the machine")
+    else:
+        yield warning(
+            "dapd.service",
+            f"does not start with the machine: it is {state}",
+            "systemctl enable --now dapd",
+        )
+
+
+def start(path: Path) -> str:
+    """The command that starts it."""
+    if service.is_booted() and path == SYSTEM_CONFIG:
+        return "systemctl enable --now dapd"
+    return f"dapd --config {shlex.quote(str(path))}"
+
+
+@check("clock")
+def safe_clock(config: Config, running: Running | None, contents: Contents | None) -> Steps[None]:
+    """Whether what expires goes on doing so."""
+    if running is not None and running.status is not None:
+        held = running.status.clock.held
+    elif contents is not None:
+        held = at_next_start(config, contents.clock).held
+    else:
+        yield skipped("", "no daemon has stored the time yet")
+        return
+    if held is None:
+        yield ok("", "followed")
+    else:
+        yield failure(
+            "",
+            f"it is held, and nothing expires: {held}",
+            "set this machine's clock right; if it is right: dapd clock accept",
+        )

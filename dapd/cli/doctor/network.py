@@ -1,0 +1,156 @@
+"""This Aggregator's own URLs as others see them, its peers, and what time it is there.
+
+Each URL is asked for its ``hpke_config`` once, however many tasks have it, and all at the same
+time, each with a deadline.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx2
+import trio
+
+from dapd.cli.doctor import answers
+from dapd.cli.doctor.daemon import Running
+from dapd.cli.doctor.database import Contents
+from dapd.cli.doctor.findings import Finding, Steps, check, failure, ok, skipped
+from dapd.cli.doctor.reaching import Trouble, trouble_at
+from dapd.config import Config
+from dapd.datastore.tasks import UnreadableTask
+from dapd.http import DapHttp, Unknown, resource_url, trusting
+from dapd.messages.common import HpkeConfig, MediaType
+from dapd.protocol.waiting import spell
+
+_MOST_SECONDS = 60
+"""How far this machine's clock may be from another one. Clients' may be five minutes ahead, and at
+as much from the peers' the safe clock is held.
+"""
+
+Answer = tuple[HpkeConfig, ...] | Trouble
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What came of each URL, by its endpoint. ``ahead`` is how many seconds the clock of each
+    origin is ahead of this machine's.
+    """
+
+    own: dict[str, Answer]
+    peers: dict[str, Answer]
+    ahead: dict[str, float] = field(default_factory=dict)
+
+    def note_date(self, origin: str, milliseconds: int) -> None:
+        # A Date has whole seconds; half a one later is the middle of it.
+        self.ahead[origin] = milliseconds / 1000 + 0.5 - time.time()
+
+
+def network(
+    config: Config, contents: Contents | None, running: Running | None, seconds: float
+) -> Iterator[Finding]:
+    """All that is to be asked elsewhere."""
+    if contents is None or not contents.tasks:
+        return
+    heard = yield from listen(config, contents, seconds)
+    if heard is not None:
+        yield from own_urls(heard, contents, running)
+        yield from peers(heard)
+        yield from clocks(heard)
+
+
+@check("network")
+def listen(config: Config, contents: Contents, seconds: float) -> Steps[Heard]:
+    """Ask every URL of the tasks that are served; each has ``seconds``, and as many for finding out
+    why it failed.
+    """
+    yield from ()
+    system = httpx2.create_ssl_context()
+    authorities = config.leader.peer_ca
+    trusted = system if authorities is None else trusting(authorities)
+    own, others = _endpoints(contents)
+    heard = Heard({}, {})
+
+    async def ask_all() -> None:
+        async with trio.open_nursery() as nursery:
+            for urls, tls, into in ((own, system, heard.own), (others, trusted, heard.peers)):
+                for url in urls:
+                    nursery.start_soon(_ask, url, tls, seconds, heard, into)
+
+    trio.run(ask_all)
+    return heard
+
+
+@check("own_url")
+def own_urls(heard: Heard, contents: Contents, running: Running | None) -> Steps[None]:
+    """Whether Clients and peers that go to the tasks' URLs come to this daemon."""
+    stopped = running is not None and running.status is None
+    for url, answer in sorted(heard.own.items()):
+        if not isinstance(answer, Trouble):
+            yield answers.own(url, answer, contents.keys)
+        elif stopped and answer.nobody_listens:
+            yield skipped(url, f"no daemon runs here, and {answer.detail}")
+        else:
+            yield failure(url, answer.detail, answer.mine)
+
+
+@check("peer")
+def peers(heard: Heard) -> Steps[None]:
+    """Whether the other Aggregators are there."""
+    for url, answer in sorted(heard.peers.items()):
+        if isinstance(answer, Trouble):
+            yield failure(url, answer.detail, answer.peers)
+        else:
+            yield answers.peer(url, answer)
+
+
+@check("clock")
+def clocks(heard: Heard) -> Steps[None]:
+    """How far this machine's clock is from those that answered."""
+    for origin, ahead in sorted(heard.ahead.items()):
+        side = "ahead of" if ahead > 0 else "behind"
+        offset = f"its clock is {spell(int(1000 * abs(ahead)))} {side} this machine's"
+        if abs(ahead) > _MOST_SECONDS:
+            yield failure(
+                origin,
+                offset,
+                "compare both with the time: let NTP set this machine's clock (`timedatectl "
+                "set-ntp true`), or tell the operator there",
+            )
+        else:
+            yield ok(origin, "its clock agrees with this machine's")
+
+
+def _endpoints(contents: Contents) -> tuple[set[str], set[str]]:
+    """The own URLs of the tasks that are served, and the peers'."""
+    own, others = set(), set()
+    for known in contents.tasks:
+        try:
+            task = known.sealed.public()
+        except UnreadableTask:
+            continue  # told
+        if task.state.is_served:
+            agreed = task.configuration
+            both = agreed.leader_aggregator_endpoint, agreed.helper_aggregator_endpoint
+            mine, theirs = both if task.is_leader else both[::-1]
+            own.add(mine)
+            others.add(theirs)
+    return own, others
+
+
+async def _ask(
+    endpoint: str, tls: ssl.SSLContext, seconds: float, heard: Heard, into: dict[str, Answer]
+) -> None:
+    url = resource_url(endpoint, "hpke_config")
+    async with DapHttp(timeout=seconds, tls=tls, on_date=heard.note_date) as http:
+        outcome = await http.get(url, MediaType.HPKE_CONFIG_LIST)
+    if not isinstance(outcome, Unknown) or outcome.status is not None:
+        into[endpoint] = answers.configs_of(outcome)
+        return
+    into[endpoint] = await trouble_at(url, tls, seconds) or Trouble(
+        outcome.reason.removeprefix(f"GET {url}: "),
+        "it takes connections: look at the logs of the daemon and the proxy in front",
+        "it takes connections: ask the peer's operator what is wrong there",
+    )
