@@ -5,6 +5,8 @@ One report that fails is never an exception: it is an outcome in a column.
 
 from __future__ import annotations
 
+_MAX_DESCRIPTION = 500
+
 
 class DecodeError(ValueError):
     """Bytes that are not what they should be: ``reason`` at byte ``offset``."""
@@ -57,3 +59,12 @@ class UsageError(Exception):
 
 class NotYet(UsageError):
     """The input may be right and only too early: a later start may succeed with it."""
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line, for the log. Not its ``repr``, which may show what was worked on,
+    as that of a ``UnicodeDecodeError`` does.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {error}"[:_MAX_DESCRIPTION]

@@ -7,7 +7,7 @@ of its parent's, so that work which a request has started keeps its id, and noth
 
 from __future__ import annotations
 
-import secrets
+import uuid
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -34,7 +34,7 @@ def request_id() -> str | None:
     request = _request.get()
     if request is None:
         return None
-    request.id = request.id or secrets.token_hex(8)
+    request.id = request.id or str(uuid.uuid4())
     return request.id
 
 

@@ -20,16 +20,16 @@ from dapd.errors import Abort
 from dapd.messages.common import b64url_decode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
+from dapd.runtime.log_context import begin_request
 from dapd.runtime.metrics import Metrics
 from dapd.server import reports
-from dapd.server.problems import FAILED, problem_document
+from dapd.server.problems import failure_document, problem_document
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-_log = structlog.get_logger()
 _TAIL = re.compile(
     r"(?:/hpke_config|/tasks/(?P<task>[^/]*)"
     r"/(?P<resource>reports|aggregation_jobs|aggregate_shares|collection_jobs)(?:/[^/]*)?)\Z"
@@ -44,15 +44,18 @@ def front(context: Context, inner: App) -> App:
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
             return
+        begin_request()
         task_text = None
         match = _TAIL.search(scope["path"])
-        send = _measured(context.metrics, match, send)
+        route = "unknown" if match is None else match["resource"] or "hpke_config"
+        send = _measured(context.metrics, route, send)
         try:
             if match:
                 scope = {**scope, "path": match[0], "raw_path": match[0].encode(), "root_path": ""}
                 if resource := match["resource"]:
                     task_text = match["task"]
                     task = await _task(context, task_text, resource)
+                    structlog.contextvars.bind_contextvars(task_id=task.id_text)
                     headers = headers_of(scope["headers"])
                     if not _may_pass(task, resource, headers):
                         await context.tasks.refresh()  # E5: a token may have been added just now
@@ -65,17 +68,15 @@ def front(context: Context, inner: App) -> App:
                     scope["dapd.task"] = task
             await inner(scope, *_uncut(receive, send))
         except Abort as abort:
-            await _refuse(send, abort, task_text)
-        except Exception:  # noqa: BLE001 - the edge: logged once, and the daemon goes on
-            _log.exception("request_failed", route=scope["path"])
-            await _refuse(send, FAILED, task_text)
+            await respond(send, *problem_document(abort, task_text))
+        except Exception as error:  # noqa: BLE001 - the edge: logged once, and the daemon goes on
+            await respond(send, *failure_document(error, route, task_text))
 
     return app
 
 
-def _measured(metrics: Metrics, match: re.Match[str] | None, send: Send) -> Send:
+def _measured(metrics: Metrics, route: str, send: Send) -> Send:
     """``send`` that counts the answer by its route and status, and how long it took to begin."""
-    route = "unknown" if match is None else match["resource"] or "hpke_config"
     begun = time.perf_counter()
 
     async def measured(message: dict[str, Any]) -> None:
@@ -85,10 +86,6 @@ def _measured(metrics: Metrics, match: re.Match[str] | None, send: Send) -> Send
         await send(message)
 
     return measured
-
-
-async def _refuse(send: Send, abort: Abort, task_text: str | None) -> None:
-    await respond(send, *problem_document(abort, task_text))
 
 
 async def respond(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import email.utils
 import errno
+import logging
 import os
 import socket
 import ssl
@@ -32,7 +33,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr, wrap_app
 
-from dapd.errors import NotYet, UsageError
+from dapd.errors import NotYet, UsageError, describe
 from dapd.runtime.clock import Clock
 
 _log = structlog.get_logger()
@@ -98,7 +99,7 @@ class Server:
             if await self._secured(top):
                 await server.run()
         except* Exception as group:  # noqa: BLE001 - the edge that makes a connection an island
-            _log.warning("connection_failed", error=repr(group.exceptions[0]))
+            _log.warning("connection_failed", error=describe(group))
 
     async def _secured(self, stream: trio.SocketStream | _TlsStream) -> bool:
         """Whether the connection can be used. Whoever can connect can fail a handshake, so that
@@ -263,7 +264,7 @@ def _hypercorn_config(read_timeout: Callable[[], float], clock: Clock) -> _Confi
     config = _Config()
     config.clock = clock
     config.current_read_timeout = read_timeout
-    config.errorlog = None
+    config.errorlog = logging.getLogger("hypercorn.error")  # as all that is logged, not to stderr
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = _ENDLESS
     return config

@@ -1,13 +1,19 @@
-"""Problem documents: section "Errors" of the draft, RFC 9457 (rule A10)."""
+"""Problem documents: section "Errors" of the draft, RFC 9457 (rule A10).
+
+That of a failure of ours names its line in the log: its ``instance`` is the request's id.
+"""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
 import msgspec
+import structlog
 
-from dapd.errors import Abort
+from dapd.errors import Abort, describe
+from dapd.runtime.log_context import request_id
 
+_log = structlog.get_logger()
 _URN = "urn:ietf:params:ppm:dap:error:"
 TITLES = {
     "invalidMessage": "The message could not be parsed or was invalid.",
@@ -24,14 +30,31 @@ TITLES = {
 }
 """The eleven error types of the draft's table; only these carry its URN."""
 
-FAILED = Abort(None, "the server failed; the same request may be sent again", status=500)
-"""What an exception of ours becomes, once it is logged."""
+_FAILED = Abort(None, "the server failed; the same request may be sent again", status=500)
 
 Headers = list[tuple[str, str]]
 
 
-def problem_document(abort: Abort, task_id: str | None) -> tuple[int, Headers, bytes]:
-    """Status, headers and body; ``task_id`` is the task's id as it stands in URLs, where known."""
+def failure_document(
+    error: Exception, route: str, task_id: str | None, answer: Abort = _FAILED
+) -> tuple[int, Headers, bytes]:
+    """What an exception of ours becomes, which is logged here; ``route`` is one of a closed set."""
+    _log.error(
+        "request_failed",
+        route=route,
+        error=describe(error),
+        exc_info=error,
+        remedy="if it stays, run `dapd datastore check`, and report this line",
+    )
+    return problem_document(answer, task_id, request_id())
+
+
+def problem_document(
+    abort: Abort, task_id: str | None, request: str | None = None
+) -> tuple[int, Headers, bytes]:
+    """Status, headers and body; ``task_id`` is the task's id as it stands in URLs, where known, and
+    ``request`` the id of the request, where the log says more.
+    """
     document: dict[str, object] = {
         "type": _URN + abort.type if abort.type else "about:blank",
         "title": TITLES[abort.type] if abort.type else HTTPStatus(abort.status).phrase,
@@ -40,5 +63,7 @@ def problem_document(abort: Abort, task_id: str | None) -> tuple[int, Headers, b
     }
     if task_id is not None:
         document["taskid"] = task_id
+    if request is not None:
+        document["instance"] = f"urn:uuid:{request}"
     headers = [("Content-Type", "application/problem+json"), *abort.headers.items()]
     return abort.status, headers, msgspec.json.encode(document)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import structlog
 from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from dapd.errors import Abort
+from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.server import aggregate_shares, aggregation_jobs, collection_jobs, hpke_config
-from dapd.server.problems import FAILED, problem_document
-
-_log = structlog.get_logger()
+from dapd.server.problems import Headers, failure_document, problem_document
 
 
 def build(context: Context) -> QuartTrio:
@@ -27,26 +25,27 @@ def build(context: Context) -> QuartTrio:
 
     @app.errorhandler(Abort)
     async def aborted(abort: Abort) -> Response:
-        return _problem(abort)
+        return _response(*problem_document(abort, _task_id()))
 
     @app.errorhandler(HTTPException)
     async def refused(error: HTTPException) -> Response:
         status = error.code or 500
         allowed = dict(error.get_headers()).get("Allow")
         headers = {"Allow": allowed} if allowed else {}
-        return _problem(
-            Abort(None, error.description or error.name, status=status, headers=headers)
-        )
+        abort = Abort(None, error.description or error.name, status=status, headers=headers)
+        return _response(*problem_document(abort, _task_id()))
 
     @app.errorhandler(Exception)
     async def failed(error: Exception) -> Response:
-        _log.error("request_failed", route=request.path, exc_info=error)
-        return _problem(FAILED)
+        return _response(*failure_document(error, request.blueprint or "unknown", _task_id()))
 
     return app
 
 
-def _problem(abort: Abort) -> Response:
-    task = request.scope.get("dapd.task")
-    status, headers, body = problem_document(abort, task.id_text if task else None)  # type: ignore[attr-defined]
+def _task_id() -> str | None:
+    task: Task | None = request.scope.get("dapd.task")  # type: ignore[assignment]
+    return task.id_text if task else None
+
+
+def _response(status: int, headers: Headers, body: bytes) -> Response:
     return Response(body, status=status, headers=dict(headers))

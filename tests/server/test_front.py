@@ -1,8 +1,9 @@
-"""The front of the server: what becomes of a failure of our own."""
+"""The front of the server: what becomes of a failure of our own, and how its line is found."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import structlog.testing
 
 from dapd.errors import DatastoreError
 from dapd.protocol.task import Task
+from dapd.runtime.log_context import add_request_id
 from dapd.server.front import front
 from tests.build import make_config, open_context, task_pair
 
@@ -18,7 +20,9 @@ from tests.build import make_config, open_context, task_pair
 async def test_our_own_failure_is_a_500_problem_and_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors are blame plus remedy: the Client may send the same request again."""
+    """Errors are blame plus remedy: the Client may send the same request again. The document's
+    ``instance`` is the request's id, which the line carries; neither says what the Client chose.
+    """
     sent: list[dict[str, Any]] = []
 
     async def broken(task_id: bytes) -> Task | None:
@@ -36,12 +40,15 @@ async def test_our_own_failure_is_a_500_problem_and_one_log_line(
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         monkeypatch.setattr(context.tasks, "find", broken)
-        path = f"/tasks/{'A' * 43}/reports"
+        path = f"/chosen/tasks/{'A' * 43}/reports"
         scope = {"type": "http", "method": "POST", "path": path, "headers": []}
-        with structlog.testing.capture_logs() as logs:
+        with structlog.testing.capture_logs(processors=[add_request_id]) as logs:
             await front(context, inner)(scope, receive, send)
     start, body = sent
     problem = json.loads(body["body"])
     assert start["status"] == problem["status"] == 500
     assert (problem["type"], "again" in problem["detail"]) == ("about:blank", True)
-    assert [line["event"] for line in logs] == ["request_failed"]
+    [line] = logs
+    assert (line["event"], line["route"]) == ("request_failed", "reports")
+    assert problem["instance"] == f"urn:uuid:{uuid.UUID(line['request_id'])}"
+    assert "chosen" not in f"{line} {problem}"

@@ -117,7 +117,7 @@ async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
     changes = {line["operation"] for line in logs if line["event"] == "admin_changed"}
     unhurt = {"restore_accept"}  # nothing is quarantined here
     assert changes == {each.name for each in OPERATIONS if each.method == "POST"} - unhurt
-    assert not [line for line in logs if line["event"] == "admin_failed"]
+    assert not [line for line in logs if line["event"] == "request_failed"]
     for side in ("leader", "helper"):
         assert findings(tmp_path / side / "dapd.sqlite") == []
 

@@ -16,11 +16,12 @@ import structlog
 from dapd.config import explain
 from dapd.errors import Abort, DatastoreError, UsageError
 from dapd.runtime.context import Context
+from dapd.runtime.log_context import begin_request
 from dapd.server.admin import OPERATIONS, monitoring, openapi, page
 from dapd.server.admin.access import Door, Loopback, Socket, World
 from dapd.server.admin.operation import Document, Operation
 from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
-from dapd.server.problems import FAILED, problem_document
+from dapd.server.problems import Headers, failure_document, problem_document
 from dapd.server.reports import read_body
 
 _log = structlog.get_logger()
@@ -61,6 +62,7 @@ def build(
         if scope["type"] == "websocket":
             await send({"type": "websocket.close"})
             return
+        begin_request()
         headers, path = headers_of(scope["headers"]), scope["path"]
         try:
             door.enter(scope, headers)
@@ -73,7 +75,7 @@ def build(
             caller = door.admit(scope, headers, operation.scope)
             body = await _answer(context, operation, scope, receive, caller)
         except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
-            await respond(send, *problem_document(_blame(error, path), None))
+            await respond(send, *_refusal(error, path))
             return
         if body is not None:
             await respond(send, 200, _HEADERS, body)
@@ -131,20 +133,19 @@ def _require_json(headers: dict[str, str]) -> None:
         raise Abort(None, "Content-Type must be application/json", status=415)
 
 
-def _blame(error: Exception, path: str) -> Abort:
+def _refusal(error: Exception, path: str) -> tuple[int, Headers, bytes]:
     """The problem document that an exception becomes; the daemon's own failures are logged."""
     match error:
         case Abort():
-            return error
+            abort = error
         case msgspec.ValidationError():
-            return Abort(None, explain(error), status=400)
+            abort = Abort(None, explain(error), status=400)
         case msgspec.DecodeError() | UnicodeDecodeError():
-            return Abort(None, f"no JSON: {error}", status=400)
+            abort = Abort(None, f"no JSON: {error}", status=400)
         case UsageError():
-            return Abort(None, str(error), status=409)
+            abort = Abort(None, str(error), status=409)
         case DatastoreError():
-            _log.error("admin_failed", route=path, error=str(error))
-            return Abort(None, str(error), status=503)
+            return failure_document(error, path, None, Abort(None, str(error), status=503))
         case _:
-            _log.error("admin_failed", route=path, exc_info=error)
-            return FAILED
+            return failure_document(error, path, None)
+    return problem_document(abort, None)

@@ -68,7 +68,7 @@ async def ready(context: Context, _: dict[str, str]) -> Answer:
         await context.read(safe_clock.load)
     except DatastoreError as error:
         if context.seldom.due("not_ready", _ALARM_EVERY):
-            _log.error("admin_failed", route="/readyz", error=str(error))
+            _log.error("not_ready", error=str(error), remedy="check the disk and the database")
         raise Abort(None, "the database can't be read; the log says why", status=503) from error
     return _answer(_TEXT, b"ready\n")
 
