@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import msgspec
 
 from dapd.datastore import safe_clock
 from dapd.runtime.clock import ClockState
 from dapd.runtime.context import Context
-from dapd.server.admin.operation import Nothing, Operation, rfc3339
+from dapd.server.admin.operation import Moment, Nothing, Operation, rfc3339
 
 
 class PeerClock(msgspec.Struct, frozen=True):
@@ -22,8 +20,8 @@ class PeerClock(msgspec.Struct, frozen=True):
 class ClockView(msgspec.Struct, frozen=True):
     """``held`` says why the safe clock stands, ``null`` while it follows the machine's."""
 
-    now: datetime
-    safe: datetime
+    now: Moment
+    safe: Moment
     held: str | None
     peers: tuple[PeerClock, ...]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Literal
 
 import msgspec
@@ -17,7 +16,7 @@ from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskState
 from dapd.protocol.waiting import JobFacts, PeerFacts, Reason, Surroundings, Why, why_waiting
 from dapd.runtime.context import Context
-from dapd.server.admin.operation import rfc3339
+from dapd.server.admin.operation import Moment, rfc3339
 from dapd.server.admin.peers import PeerView, peer_view
 
 
@@ -46,8 +45,8 @@ class JobView(msgspec.Struct, frozen=True):
     id: str
     state: str
     reports: int | None
-    created_at: datetime
-    run_at: datetime
+    created_at: Moment
+    run_at: Moment
     attempts: int
     sends: int
     crashes: int
@@ -78,7 +77,7 @@ class JobDetail(msgspec.Struct, frozen=True):
 
     job: JobView
     task_state: str
-    leased_until: datetime | None
+    leased_until: Moment | None
     location: str | None
     peer: PeerView | None
     progress: Progress | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -25,6 +25,10 @@ Document = Callable[[Context, dict[str, str]], Awaitable[tuple[int, list[tuple[s
 """Answers a GET of its path, given the request's headers (names in lower case), with a status,
 headers and a body. It changes nothing.
 """
+
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""An aware datetime, in RFC 3339."""
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +72,7 @@ class Operation(Generic[Q, R]):
         return described
 
 
-def rfc3339(milliseconds: int) -> datetime:
+def rfc3339(milliseconds: int) -> Moment:
     """A time since the Epoch as responses have it."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC)
 

@@ -10,7 +10,6 @@ import os
 import time
 from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
 
 import msgspec
 import trio
@@ -32,7 +31,7 @@ from dapd.runtime.context import Context
 from dapd.server.admin import clock
 from dapd.server.admin.clock import ClockView
 from dapd.server.admin.job_view import JobView, Look, look_at, view
-from dapd.server.admin.operation import Nothing, Operation, rfc3339
+from dapd.server.admin.operation import Moment, Nothing, Operation, rfc3339
 from dapd.server.admin.peers import PeerView, all_peers
 from dapd.server.admin.todo import what_to_do
 
@@ -53,7 +52,7 @@ class TaskLine(msgspec.Struct, frozen=True):
     info: str
     jobs: int
     waiting_reports: int
-    collect_before: datetime | None
+    collect_before: Moment | None
 
 
 class JobsLine(msgspec.Struct, frozen=True):
@@ -79,9 +78,9 @@ class KeyLine(msgspec.Struct, frozen=True):
 
     config_id: int
     state: str
-    since: datetime
+    since: Moment
     next_state: str
-    next_at: datetime | None
+    next_at: Moment | None
 
 
 class DiskView(msgspec.Struct, frozen=True):
@@ -121,8 +120,8 @@ class StatusView(msgspec.Struct, frozen=True):
     keys: tuple[KeyLine, ...]
     clock: ClockView
     disk: DiskView
-    backup_of: datetime | None
-    certificate_until: datetime | None
+    backup_of: Moment | None
+    certificate_until: Moment | None
     last_error: ErrorView | None
     to_do: tuple[str, ...] = ()
 
@@ -285,7 +284,7 @@ def _disk(context: Context) -> DiskView:
     return DiskView(found.f_bavail * found.f_frsize, context.disk.min_free_bytes, size)
 
 
-def _moment(ms: int | None) -> datetime | None:
+def _moment(ms: int | None) -> Moment | None:
     """``None`` for never."""
     return None if ms is None or ms > _LAST_MOMENT else rfc3339(ms)
 
