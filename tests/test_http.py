@@ -16,10 +16,9 @@ from dapd.http import (
     Ready,
     Refused,
     Unknown,
-    message_of,
-    parse_retry_after,
     resource_url,
 )
+from dapd.http.fields import message_of, parse_retry_after
 from dapd.messages.common import MediaType
 from tests.peer import Peer, answer
 

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from dapd.errors import Abort
-from dapd.http import message_of
+from dapd.http.fields import message_of
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context

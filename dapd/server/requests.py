@@ -6,7 +6,7 @@ from quart import Request, Response
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from dapd.errors import Abort
-from dapd.http import message_of
+from dapd.http.fields import message_of
 from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import Task
 

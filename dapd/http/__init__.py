@@ -20,8 +20,6 @@ repeats an exchange for a client that can wait; the Leader's driver never waits 
 
 from __future__ import annotations
 
-import email.utils
-import json
 import logging
 import random
 import ssl
@@ -32,12 +30,21 @@ from dataclasses import dataclass
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Self, TypeVar
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import httpx2
 import trio
 
 from dapd.errors import UsageError
+from dapd.http.fields import (
+    max_age,
+    message_of,
+    parse_retry_after,
+    problem,
+    timestamp,
+    usable_location,
+    with_step,
+)
 from dapd.messages.common import MediaType
 from dapd.protocol.retry import backoff_ms
 
@@ -45,8 +52,6 @@ T = TypeVar("T")
 
 # It logs a line for every request at INFO, URL included; who wants them sets the level back.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
-
-_ERROR_URN = "urn:ietf:params:ppm:dap:error:"
 
 # Which representation each creation has (appendix "HTTP Resources Reference").
 _ANSWERS = {
@@ -61,8 +66,6 @@ _NOT_JUDGED = (408, 425, 429)
 # Below the five seconds after which many servers close an idle connection: a request sent into
 # that moment is lost, and its outcome unknown.
 _KEEPALIVE_SECONDS = 4.0
-_MAX_LOCATION = 2000
-_MAX_DETAIL = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +191,13 @@ class DapHttp:
         self, location: str, token: str, expect: MediaType, *, step: int | None = None
     ) -> Outcome:
         """GET a resource of media type ``expect``; ``step`` for aggregation jobs (rule A5)."""
-        url = _with_step(location, step)
+        url = with_step(location, step)
         answer = await self._exchange("GET", url, token)
         return self._resource(answer, url, expect, created=False)
 
     async def delete(self, location: str, token: str) -> Ready | Refused | Unknown:
         """DELETE a resource, without ``step`` (rule A5). Any 2xx is ``Ready``."""
-        answer = await self._exchange("DELETE", _with_step(location, None), token)
+        answer = await self._exchange("DELETE", with_step(location, None), token)
         match answer:
             case _Answer() if _succeeded(answer):
                 return Ready(b"")
@@ -257,7 +260,7 @@ class DapHttp:
         date = headers.get("Date")
         if self._on_date is None or date is None or "Age" in headers:
             return
-        seconds = _timestamp(date)
+        seconds = timestamp(date)
         if seconds is not None:
             parts = urlsplit(url)
             origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
@@ -294,7 +297,7 @@ class DapHttp:
 
     def _failure(self, answer: _Answer) -> Refused | Unknown:
         status = answer.status
-        type_, detail = _problem(answer.body)
+        type_, detail = problem(answer.body)
         if 400 <= status < 500 and status not in _NOT_JUDGED:
             return Refused(status, type_, detail)
         if 300 <= status < 400:
@@ -375,40 +378,9 @@ async def until_known(exchange: Callable[[], Awaitable[T]], patience: Patience) 
     return await exchange(), patience.attempts
 
 
-def message_of(content_type: str | None) -> MediaType | None:
-    """Which protocol message a Content-Type names, if any.
-
-    Other parameters, such as ``version``, don't matter (rule A10).
-    """
-    kind, *parameters = (content_type or "").split(";")
-    for parameter in parameters:
-        name, _, value = parameter.partition("=")
-        if name.strip().lower() == "message":
-            named = f"{kind.strip()};message={value.strip().strip(chr(34))}".lower()
-            return next((each for each in MediaType if each == named), None)
-    return None
-
-
 def resource_url(endpoint: str, *segments: str) -> str:
     """``endpoint`` is used byte for byte, but for the one slash that must follow it (rule B7)."""
     return endpoint.removesuffix("/") + "/" + "/".join(segments)
-
-
-def parse_retry_after(value: str | None, date: str | None, *, now: float) -> float | None:
-    """Seconds from a Retry-After of either form (RFC 9110, section 10.2.3); never negative.
-
-    An HTTP date is measured against the answer's own ``date``, so that a peer's wrong clock does
-    no harm; ``now`` stands in for a missing one. What can't be read is ``None``.
-    """
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    until = _timestamp(value)
-    if until is None:
-        return None
-    since = _timestamp(date) if date else None
-    return max(0.0, until - (now if since is None else since))
 
 
 def _why(error: BaseException) -> str:
@@ -421,13 +393,6 @@ def _why(error: BaseException) -> str:
     return type(error).__name__
 
 
-def _timestamp(http_date: str) -> float | None:
-    try:
-        return email.utils.parsedate_to_datetime(http_date).timestamp()
-    except (ValueError, OverflowError):
-        return None
-
-
 def _succeeded(answer: _Answer) -> bool:
     return 200 <= answer.status < 300
 
@@ -438,59 +403,15 @@ def _ready(answer: _Answer, expect: MediaType, location: str | None) -> Ready | 
         return Unknown(f"the answer's media type is {content_type}, not {expect}", answer.status)
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         return Unknown("the answer is compressed, which was not asked for", answer.status)
-    return Ready(answer.body, location, _max_age(answer.headers.get("Cache-Control", "")))
+    return Ready(answer.body, location, max_age(answer.headers.get("Cache-Control", "")))
 
 
 def _location(answer: _Answer, url: str) -> str | Unknown | None:
-    """The answer's Location, resolved against the request's URL (rule A5)."""
+    """The answer's Location, if it has one."""
     given = answer.headers.get("Location")
     if given is None:
         return None
-    try:
-        resolved = urljoin(url, given)
-        same = _origin(resolved) == _origin(url)
-    except ValueError:
-        same = False
-    # Its token must not go elsewhere; user info would replace the token in our own header.
-    if not same or len(resolved) > _MAX_LOCATION or "@" in urlsplit(resolved).netloc:
+    usable = usable_location(given, url)
+    if usable is None:
         return Unknown(f"a Location that can't be used: {given[:200]}", answer.status)
-    return urlunsplit(urlsplit(resolved)._replace(fragment=""))
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _with_step(location: str, step: int | None) -> str:
-    parts = urlsplit(location)
-    query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "step"]
-    if step is not None:
-        query.append(f"step={step}")
-    return urlunsplit(parts._replace(query="&".join(query)))
-
-
-def _problem(body: bytes) -> tuple[str | None, str]:
-    """(error token, detail) of a problem document (RFC 9457), or of whatever came instead."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict):
-        return None, body[:_MAX_DETAIL].decode("utf-8", "replace").strip()
-    urn = document.get("type")
-    token = (
-        urn.removeprefix(_ERROR_URN)
-        if isinstance(urn, str) and urn.startswith(_ERROR_URN)
-        else None
-    )
-    detail = document.get("detail") or document.get("title") or ""
-    return token, str(detail)[:_MAX_DETAIL]
-
-
-def _max_age(cache_control: str) -> int | None:
-    directives = [item.strip().lower() for item in cache_control.split(",")]
-    if "no-store" in directives or "no-cache" in directives:
-        return 0
-    ages = [item.removeprefix("max-age=") for item in directives if item.startswith("max-age=")]
-    return min((int(age) for age in ages if age.isdecimal()), default=None)
+    return usable
