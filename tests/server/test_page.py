@@ -18,10 +18,11 @@ from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.runtime.history import POINTS, History, TaskHistory
 from dapd.server.admin import status
+from dapd.server.admin.clock import PeerClock
 from dapd.server.admin.operation import Nothing
-from dapd.server.admin.page import DOCUMENTS, words
+from dapd.server.admin.page import DOCUMENTS, render, words
 from dapd.server.admin.page.view import MOST_TASKS, Chart, make_page
-from dapd.server.admin.status import TaskLine
+from dapd.server.admin.status import DiskView, ErrorView, JobsLine, TaskLine
 from dapd.testing import Pair
 from tests.paths.hands import Hands, hand_pair, until
 
@@ -222,7 +223,7 @@ async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> 
     peer = page.row(pair.helper.url)
     assert peer["State"] == "failing"
     assert peer["Failing"].startswith("for ")
-    assert peer["Requests under way"].startswith("0 of ")
+    assert peer["Requests"].startswith("0 of ")
 
 
 async def test_foreign_text_is_text(tmp_path: Path) -> None:
@@ -271,6 +272,49 @@ async def test_of_too_many_tasks_the_busiest_are_shown(tmp_path: Path) -> None:
     everything = make_page(msgspec.structs.replace(found, tasks=tuple(lines[:3])), {}, history, NOW)
     assert [row.line for row in everything.tasks] == lines[:3]
     assert everything.left_out == 0
+
+
+async def test_whatever_is_wrong_is_said(tmp_path: Path) -> None:
+    """Each of the states that a daemon is in rarely: stopping, its clock held and apart from the
+    peer's, its disk full, its certificate and reports about to expire, an error, a key that stays.
+    """
+    async with shown(tmp_path) as (pair, _, _):
+        calm = await status.show(pair.leader.context, Nothing())
+    replace, soon = msgspec.structs.replace, NOW + timedelta(hours=5)
+    line = TaskLine(b64url_encode(bytes(32)), "leader", "unreadable", "", 7, 1234, soon)
+    others = [bytes([1, number]) for number in range(MOST_TASKS)]
+    peers = (PeerClock("https://a.example", -7.0), PeerClock("https://b.example", 0.5))
+    wrong = replace(
+        calm,
+        stopping=True,
+        tasks=(line, *(replace(line, task=b64url_encode(each)) for each in others)),
+        jobs=(JobsLine("collection", "leader", "frozen", 3, 1000, None),),
+        keys=(replace(calm.keys[0], next_at=None),),
+        clock=replace(calm.clock, held="it has jumped", peers=peers),
+        disk=DiskView(free=5 << 20, refused_below=1 << 30, database=77 << 20),
+        backup_of=NOW - timedelta(days=3),
+        certificate_until=soon,
+        last_error=ErrorView("2026-01-02T03:00:00Z", "gc_failed", "no room", "make `room`"),
+    )
+    page = Read(render(make_page(wrong, {}, History(), NOW)).decode())
+    said = " ".join(page.text.split())
+    for each in (
+        "stopping What runs is finished, nothing new begins.",
+        "Quieter tasks that are not shown: 1; dapd task list has all.",
+        "held it has jumped",
+        "https://a.example is 7 seconds behind",
+        "https://b.example agrees",
+        "low 5.0 MiB free uploads are refused below 1.0 GiB",
+        "of 3 days ago",
+        "expires in 5 hours",
+        "4 minutes ago gc_failed no room make room",
+    ):
+        assert each in said, each
+    task, *_ = (row for row in page.rows if "Accepted" in row)
+    assert task["head"] == "no task_info AAAAAAAA Leader unreadable"
+    assert (task["In no job"], task["Jobs"], task["Collect"]) == ("1,234", "7", "in 5 hours")
+    assert page.row("Collection")["Why it waits"] == "–"
+    assert page.row("id ")["Next"] == "–"
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ async def show(context: Context, _: dict[str, str]) -> tuple[int, list[tuple[str
     found = await status.show(context, Nothing())
     totals = await context.read(counters.by_task)
     page = make_page(found, totals, context.history, rfc3339(context.now()))
-    body = await trio.to_thread.run_sync(_render, page)
+    body = await trio.to_thread.run_sync(render, page)
     return 200, _headers("text/html; charset=utf-8"), body
 
 
@@ -55,7 +55,8 @@ def _file(name: str, content_type: str) -> Document:
     return document
 
 
-def _render(page: Page) -> bytes:
+def render(page: Page) -> bytes:
+    """The HTML document."""
     return _template().render(page=page, status=page.status, now=page.now).encode()
 
 
