@@ -289,4 +289,4 @@ def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
             remedy = "the file is damaged or not an SQLite database; restore a backup"
         case _:
             remedy = "this is a fault of dapd or of the disk"
-    return DatastoreError(f"{path}: {error} ({remedy})")
+    return DatastoreError(f"{path}: {error}; {remedy}")

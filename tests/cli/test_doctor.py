@@ -1,0 +1,387 @@
+"""``dapd doctor`` on files alone: what is wrong is one failure each, which names its remedy."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dapd.cli import main, service
+from dapd.cli.doctor.findings import Finding, Steps, check, ok
+from dapd.datastore.backup import LastBackup, last_backup_path
+from dapd.datastore.migrate import migrations
+from dapd.errors import DatastoreError, UsageError
+from dapd.messages.common import b64url_encode
+from dapd.server.admin.todo import BACKUP_AGE
+from tests.certificates import Authority
+
+Look = Callable[..., list[dict[str, Any]]]
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        main([str(each) for each in arguments])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.fixture
+def config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """What ``dapd init`` makes, with room on any disk."""
+    assert run("init", "--role", "helper", "--url", "http://127.0.0.1:9/", "--dir", tmp_path) == 0
+    capsys.readouterr()
+    path = tmp_path / "dapd.toml"
+    path.write_text(path.read_text() + "\n[disk]\nmin_free_bytes = 0\n")
+    return path
+
+
+@pytest.fixture
+def look(config: Path, capsys: pytest.CaptureFixture[str]) -> Look:
+    """``dapd doctor``: what it finds, if it exits as that demands."""
+
+    def findings(*arguments: object) -> list[dict[str, Any]]:
+        status = run("--config", config, "doctor", "--json", *arguments)
+        said = capsys.readouterr()
+        assert said.err == ""
+        found: list[dict[str, Any]] = json.loads(said.out)["findings"]
+        assert status == any(each["level"] == "failure" for each in found)
+        assert all(each["remedy"] for each in found if each["level"] in ("failure", "warning"))
+        return found
+
+    return findings
+
+
+@pytest.fixture
+def used(config: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """The configuration of a database on which commands have worked, and no daemon yet."""
+    assert run("--config", config, "key", "add", "--active") == 0
+    capsys.readouterr()
+    return config
+
+
+def of(found: list[dict[str, Any]], name: str, level: str | None = None) -> list[dict[str, Any]]:
+    return [each for each in found if each["check"] == name and level in (None, each["level"])]
+
+
+def failures(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """All but that no daemon runs: the check, what is wrong, and what mends it."""
+    return [
+        (each["check"], each["detail"], each["remedy"])
+        for each in found
+        if each["level"] == "failure" and each["check"] != "daemon"
+    ]
+
+
+def test_right_after_init_nothing_is_wrong_and_it_says_what_comes_next(
+    config: Path, look: Look
+) -> None:
+    """No database and no daemon yet: none of that is a failure, and nothing is made."""
+    before = sorted(config.parent.rglob("*"))
+    found = look()
+    assert failures(found) == []
+    (daemon,) = of(found, "daemon")
+    assert daemon["level"] == "warning"
+    assert daemon["remedy"] == f"next: dapd --config {config}"
+    assert [each["level"] for each in of(found, "database")] == ["skipped"]
+    assert sorted(config.parent.rglob("*")) == before
+
+
+def test_it_changes_nothing_of_a_database(used: Path, look: Look) -> None:
+    """No file is made beside it, no lock taken, no schema migrated."""
+    state = used.parent / "state"
+    before = {path: path.read_bytes() for path in state.iterdir()}
+    found = look()
+    assert {path: path.read_bytes() for path in state.iterdir()} == before
+    assert [each["level"] for each in of(found, "database")] == ["ok"]
+    assert of(found, "daemon")[0]["level"] == "failure"
+    assert "start it: dapd" in of(found, "daemon")[0]["remedy"]
+
+
+def test_the_words_stand_in_columns_with_the_remedy_below_and_the_sum_last(
+    used: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing hangs on colour; a line may be read alone."""
+    (used.parent / "state").chmod(0o777)
+    capsys.readouterr()
+    assert run("--config", used, "doctor") == 1
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if " modes " in line)
+    state = used.parent / "state"
+    assert lines[at] == f"FAIL  modes         {state}: others may change what is in it"
+    assert lines[at + 1] == f"                    -> chmod 700 {state}"
+    assert {line[:4].strip() for line in lines[:-2]} == {"ok", "WARN", "FAIL", "skip", ""}
+    assert lines[-1].startswith("2 wrong, 1 to look at, "), "the daemon, the mode; the backup"
+
+
+def test_json_is_one_document_with_the_counts(config: Path, look: Look) -> None:
+    """Every finding has the same keys."""
+    found = look()
+    assert {tuple(each) for each in found} == {("check", "subject", "level", "detail", "remedy")}
+    assert msgspec.convert(found, list[Finding])
+    levels = {each["level"] for each in found}
+    assert levels == {"ok", "warning", "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("text", "detail"),
+    [("[server\n", "Expected ']'"), ("[servers]\nport = 1\n", "object contains unknown field")],
+)
+def test_a_configuration_that_does_not_load_is_a_finding(
+    config: Path, look: Look, text: str, detail: str
+) -> None:
+    """Its own message stands there, and the rest is left out."""
+    config.write_text(text + config.read_text())
+    found = look()
+    ((name, said, _),) = failures(found)
+    assert name == "config"
+    assert detail in said
+    assert [each["check"] for each in found] == ["config", "rest"]
+
+
+def test_without_a_configuration_it_says_how_to_make_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DAPD_CONFIG", str(tmp_path / "none.toml"))
+    assert run("doctor") == 1
+    assert "make one with `dapd init`" in capsys.readouterr().out
+
+
+def _remove_key(key: Path) -> None:
+    key.unlink()
+
+
+def _let_others_read(key: Path) -> None:
+    key.chmod(0o644)
+
+
+def _cut(key: Path) -> None:
+    key.write_text("AAAA")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "remedy"),
+    [(_remove_key, "restore it from its backup"), (_let_others_read, ""), (_cut, "restore it")],
+)
+def test_a_sealing_key_that_the_daemon_would_refuse(
+    used: Path, look: Look, spoil: Callable[[Path], None], remedy: str
+) -> None:
+    """Missing, open to others, or no key."""
+    key = used.parent / "keys/sealing-1.key"
+    spoil(key)
+    ((name, detail, said),) = failures(look())
+    assert name == "sealing_keys"
+    assert str(key) in detail
+    assert said.startswith(remedy or f"run `chmod 600 {key}`")
+
+
+def test_f2_another_sealing_key_than_the_databases(used: Path, look: Look) -> None:
+    """The id of the key that is missing is named, and each value that it should open."""
+    key = used.parent / "keys/sealing-1.key"
+    key.write_text(b64url_encode(os.urandom(32)))
+    ((name, detail, remedy),) = failures(look())
+    assert name == "database"
+    assert "which [datastore] sealing_keys lacks" in detail
+    assert "add that key's file" in remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "remedy"),
+    [
+        ("dapd.toml", 0o666, "chmod go-w"),
+        ("keys", 0o777, "chmod go-w"),
+        ("state", 0o770, "chmod 700"),
+        ("state/dapd.sqlite", 0o606, "chmod o-rwx"),
+    ],
+)
+def test_what_others_may_change(used: Path, look: Look, path: str, mode: int, remedy: str) -> None:
+    """Whoever may change these makes the daemon do what they want."""
+    (used.parent / path).chmod(mode)
+    ((name, _, said),) = failures(look())
+    assert (name, said) == ("modes", f"{remedy} {used.parent / path}")
+
+
+def test_a_state_directory_that_others_may_read_is_a_warning(used: Path, look: Look) -> None:
+    """What is secret in it is sealed."""
+    (used.parent / "state").chmod(0o755)
+    found = look()
+    assert failures(found) == []
+    assert [each["level"] for each in of(found, "modes")] == ["warning"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_beside_the_database(used: Path, look: Look) -> None:
+    """As a command of root's may have left one: the daemon could not write it."""
+    wal = used.parent / "state/dapd.sqlite-wal"
+    wal.touch(mode=0o600)
+    os.chown(wal, 65534, 65534)
+    ((name, detail, remedy),) = failures(look())
+    assert name == "modes"
+    assert detail.startswith("belongs to ")
+    assert remedy == f"chown root: {wal}"
+
+
+def test_a_state_directory_that_is_gone(config: Path, look: Look) -> None:
+    (config.parent / "state").rmdir()
+    found = look()
+    assert ("modes", "no such directory") in [each[:2] for each in failures(found)]
+
+
+def test_e4_a_disk_below_its_mark(used: Path, look: Look) -> None:
+    """The mark is what the daemon goes by."""
+    used.write_text(used.read_text().replace("min_free_bytes = 0", f"min_free_bytes = {1 << 50}"))
+    ((name, detail, remedy),) = failures(look())
+    assert name == "disk"
+    assert "uploads and new jobs are refused" in detail
+    assert "min_free_bytes" in remedy
+
+
+@pytest.mark.parametrize(("late", "level"), [(-60_000, "ok"), (60_000, "failure")])
+def test_the_last_backup_may_be_two_days_old(used: Path, look: Look, late: int, level: str) -> None:
+    """Before there is any it is a warning; from a backup's second day on somebody has to look."""
+    assert [each["level"] for each in of(look(), "backup")] == ["warning"]
+    age = int(BACKUP_AGE.total_seconds() * 1000) + late
+    made = time.time_ns() // 1_000_000 - age
+    note = last_backup_path(used.parent / "state/dapd.sqlite")
+    note.write_bytes(msgspec.json.encode(LastBackup(made, made, "/a", 1, 1)))
+    assert [each["level"] for each in of(look(), "backup")] == [level]
+
+
+def test_a_database_of_another_program(used: Path, look: Look) -> None:
+    (used.parent / "state/dapd.sqlite").write_bytes(b"")
+    other = sqlite3.connect(used.parent / "state/dapd.sqlite")
+    other.execute("CREATE TABLE theirs (x)")
+    other.close()
+    ((name, detail, _),) = failures(look())
+    assert name == "database"
+    assert "not a dapd database" in detail
+
+
+def test_a_damaged_database(used: Path, look: Look) -> None:
+    path = used.parent / "state/dapd.sqlite"
+    path.write_bytes(b"not SQLite" * 1000)
+    ((name, detail, remedy),) = failures(look())
+    assert name == "database"
+    assert detail.endswith("file is not a database")
+    assert remedy.endswith("restore a backup")
+
+
+def test_schemas_of_an_older_and_of_a_newer_dapd(used: Path, look: Look) -> None:
+    """The older one is migrated by the daemon, not by this command; nobody reads the newer one."""
+    path = used.parent / "state/dapd.sqlite"
+    known = migrations()[-1].version
+    with sqlite3.connect(path) as database:
+        database.execute("DELETE FROM schema_migrations WHERE version = ?", (known,))
+        if known == 1:
+            database.execute("INSERT INTO schema_migrations VALUES (0, 'older', 0, 0)")
+    assert [each["level"] for each in of(look(), "database")] == ["warning"]
+    with sqlite3.connect(path) as database:
+        newer = (known + 1, "newer", 0, known + 1)
+        database.execute("INSERT INTO schema_migrations VALUES (?, ?, ?, ?)", newer)
+    database.close()
+    ((name, detail, _),) = failures(look())
+    assert name == "database"
+    assert "newer than this dapd" in detail
+
+
+def test_d6_a_clock_that_the_next_start_will_hold(used: Path, look: Look) -> None:
+    """Here after a stop of a year."""
+    path = used.parent / "state/dapd.sqlite"
+    long_ago = time.time_ns() // 1_000_000 - 366 * 86_400_000
+    with sqlite3.connect(path) as database:
+        database.execute(
+            "INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, ?, 0)", (long_ago,)
+        )
+    database.close()
+    ((name, detail, remedy),) = failures(look())
+    assert name == "clock"
+    assert "nothing expires" in detail
+    assert remedy.endswith("dapd clock accept")
+
+
+def test_certificates_of_the_listener(used: Path, look: Look, tmp_path: Path) -> None:
+    """Good, about to expire, expired, of another key."""
+    authority = Authority(tmp_path / "tls").issue()
+    lines = "".join(f'{name} = "{path}"\n' for name, path in authority.server.items())
+    used.write_text(used.read_text().replace("[server]\n", f"[server]\n{lines}"))
+    assert of(look(), "certificate")[0]["level"] == "ok"
+    now = datetime.now(UTC)
+    authority.issue(expires=now + timedelta(days=20))
+    found = look()
+    assert failures(found) == []
+    (soon,) = of(found, "certificate")
+    assert (soon["level"], soon["remedy"]) == ("warning", "renew it, then `dapd reload`")
+    authority.issue(expires=now - timedelta(days=1))
+    ((name, detail, remedy),) = failures(look())
+    assert (name, remedy) == ("certificate", "renew it, then `dapd reload`")
+    assert "has expired" in detail
+    authority.key.write_bytes(Authority(tmp_path / "other").issue().key.read_bytes())
+    ((name, detail, _),) = failures(look())
+    assert name == "certificate"
+    assert "key values mismatch" in detail
+
+
+def test_a_service_that_does_not_start_with_the_machine(
+    used: Path, look: Look, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What systemd says of its unit; only for the system's own configuration."""
+    program = tmp_path / "systemctl"
+    program.write_text("#!/bin/sh\necho $SAYS\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert [each["level"] for each in of(look(), "service")] == ["skipped"]
+    monkeypatch.setattr(service, "_BOOTED", tmp_path)
+    assert [each["level"] for each in of(look(), "service")] == ["skipped"]
+    monkeypatch.setattr("dapd.cli.doctor.daemon.SYSTEM_CONFIG", used)
+    for says, level in (("enabled", "ok"), ("disabled", "warning")):
+        monkeypatch.setenv("SAYS", says)
+        assert [each["level"] for each in of(look(), "service")] == [level]
+    found = look()
+    assert of(found, "service")[0]["remedy"] == "systemctl enable --now dapd"
+    assert "systemctl enable --now dapd" in of(found, "daemon")[0]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "level", "detail"),
+    [
+        (UsageError("a: wrong; mend it"), "failure", "a: wrong"),
+        (DatastoreError("a: broken"), "failure", "a: broken"),
+        (PermissionError(13, "Permission denied", "/a"), "skipped", "this user may not look there"),
+        (FileNotFoundError(2, "No such file or directory", "/a"), "failure", "No such file"),
+    ],
+)
+def test_whatever_a_check_raises_is_its_last_finding(
+    raised: Exception, level: str, detail: str
+) -> None:
+    """What it found before stays, and the next one goes on."""
+
+    @check("one")
+    def steps() -> Steps[int]:
+        yield ok("a", "fine")
+        raise raised
+
+    first, last = steps()
+    assert (first.check, first.level) == ("one", "ok")
+    assert (last.check, last.level) == ("one", level)
+    assert last.detail.startswith(detail)
+    assert last.remedy
+
+
+def test_nothing_that_a_peer_sends_reaches_the_terminal_as_a_command() -> None:
+    """Escapes, line breaks and length."""
+
+    @check("one")
+    def steps() -> Steps[None]:
+        yield ok("\x1b[2J", "a\r\nb\x00" + "c" * 1000)
+
+    (found,) = steps()
+    assert found.subject == "?[2J"
+    assert found.detail.startswith("a b?c")
+    assert len(found.detail) == 500
