@@ -37,7 +37,7 @@ _TABLES: dict[Kind, dict[str, str]] = {
 
 # One query for each index: the oldest due jobs, without a sort of all that are due.
 _SELECT_DUE = """
-SELECT {pk}, task_pk, state, run_at, attempts, sends, crashes FROM {table}
+SELECT {pk}, id, task_pk, state, run_at, attempts, sends, crashes FROM {table}
 WHERE run_at <= :now
   AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)"""
 _Q_COMPUTING = (
@@ -76,10 +76,11 @@ WHERE lease_token IS NOT NULL"""
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A job that could be stepped now."""
+    """A job that could be stepped now; ``id`` is that of its resource."""
 
     kind: Kind
     pk: int
+    id: bytes
     task_pk: int
     state: str
     run_at: int

@@ -151,19 +151,29 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
             async with desk.slots:
                 await context.run(collection_refused, desk.lease, error, detail)
             context.metrics.collections_refused.labels(error).inc()
-            _log.error("collection_refused", error=error, detail=detail)
+            _log.error(
+                "collection_refused",
+                error=error,
+                detail=detail,
+                remedy="the Collector is told; compare `dapd task counters` with the Helper's "
+                "operator",
+            )
             _ended(context, job)
         case Refused(status, error, detail):
             reason = f"HTTP {status} {error or ''}: {detail}"
             _log.error(
-                "aggregate_share_refused", reason=reason, likely_cause=likely_cause(status, error)
+                "job_waits",
+                sends=job.sends,
+                error=reason,
+                likely_cause=likely_cause(status, error),
+                remedy="mend that with the Helper's operator, then `dapd jobs retry`",
             )
             attempts = desk.lease.due.attempts + 1
             wait = _wait_ms(context, attempts, None)
             # Whatever the Location stood for, the stored bytes find the share by its identity.
             await _ask_later(context, desk, _Later(None, wait, attempts, reason))
         case Unknown(reason, status, retry_after):
-            _log.warning("exchange_failed", collection=job.pk, status=status, error=reason)
+            _log.warning("exchange_failed", status=status, error=reason)
             attempts = desk.lease.due.attempts + (0 if outcome.busy else 1)  # E1
             wait = _wait_ms(context, max(attempts, 1), retry_after)
             await _ask_later(context, desk, _Later(job.location, wait, attempts, reason))

@@ -12,10 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import structlog
 import trio
+from structlog.contextvars import bound_contextvars
 
 from dapd.datastore import leases
 from dapd.datastore.leases import LEASE_MS, LONGEST_CRASH_WAIT_MS, Due, Lease
 from dapd.driver.desk import Desk, Step
+from dapd.errors import describe
+from dapd.messages.common import b64url_encode
 from dapd.protocol.retry import backoff_ms
 from dapd.protocol.states import COMPUTING, EXCHANGING
 from dapd.runtime.context import Context
@@ -99,7 +102,9 @@ class Dispatcher:
         desk = Desk(lease, task, self._slots, self._peer(due.task_pk))
         step = self._steps[due.kind, "leader" if task.is_leader else "helper"]
         try:
-            with structlog.contextvars.bound_contextvars(task_id=task.id_text):
+            with bound_contextvars(
+                task_id=task.id_text, job_id=b64url_encode(due.id), kind=due.kind
+            ):
                 if due.state in EXCHANGING and not desk.try_permit():
                     await context.run(leases.release, lease, context.now())
                     return
@@ -118,12 +123,17 @@ class Dispatcher:
             await step(context, desk)
         except Exception as error:  # noqa: BLE001
             context.metrics.steps_failed.labels(lease.due.kind).inc()
-            _log.exception("step_failed", kind=lease.due.kind, state=lease.due.state, job=lease.pk)
+            _log.exception(
+                "step_failed",
+                state=lease.due.state,
+                error=describe(error),
+                remedy="retried; if it stays, see `dapd jobs show`, and report this line",
+            )
             limits = context.config.leader
             wait = backoff_ms(
                 lease.due.attempts + 1, limits.retry_min, limits.retry_max, context.jitter()
             )
-            await context.run(leases.release, lease, context.now() + wait, error=repr(error))
+            await context.run(leases.release, lease, context.now() + wait, error=describe(error))
         except trio.Cancelled:
             # Grace is over (I8): the job is due at once for whoever comes next.
             with trio.CancelScope(shield=True):

@@ -50,7 +50,7 @@ async def step(context: Context, desk: Desk) -> None:
                 raise AssertionError(f"a job in state {state} was leased")
     except LeaseLost as lost:
         context.metrics.leases_lost.inc()
-        _log.info("lease_lost", job=desk.lease.pk, detail=str(lost))
+        _log.info("lease_lost", detail=str(lost))
 
 
 async def _start(context: Context, desk: Desk) -> None:
@@ -91,7 +91,7 @@ async def _send(context: Context, desk: Desk) -> None:
     now, mark = at.now, desk.task.expired_before_at(at)
     job = await context.run(starting.count_send, desk.lease, mark, now)
     if job is None:
-        _warn_expired(desk)
+        _warn_expired()
     else:
         await _exchange(context, desk, job)
 
@@ -103,10 +103,10 @@ async def _poll(context: Context, desk: Desk) -> None:
     job = await context.read(starting.load_to_poll, desk.lease, mark)
     if job is None:
         await context.run(expire_job, desk.lease.pk, now)
-        _warn_expired(desk)
+        _warn_expired()
         return
     assert job.location is not None
-    _log.debug("job_polled", job=job.job_pk)
+    _log.debug("job_polled")
     outcome = await context.http.poll(
         job.location,
         _token(desk),
@@ -118,7 +118,7 @@ async def _poll(context: Context, desk: Desk) -> None:
 
 async def _exchange(context: Context, desk: Desk, job: Job) -> None:
     assert job.request is not None
-    _log.debug("job_sent", job=job.job_pk, reports=job.n, sends=job.sends)
+    _log.debug("job_sent", reports=job.n, sends=job.sends)
     endpoint = desk.task.configuration.helper_aggregator_endpoint
     url = resource_url(endpoint, "tasks", desk.task.id_text, "aggregation_jobs")
     outcome = await context.http.create(
@@ -139,13 +139,13 @@ async def _judge(context: Context, desk: Desk, job: Job, outcome: Outcome) -> No
         case Ready(body, location):
             await _take(context, desk, replace(job, location=location or job.location), body)
         case Processing(location, retry_after):
-            _log.debug("job_processing", job=job.job_pk, retry_after=retry_after)
+            _log.debug("job_processing", retry_after=retry_after)
             later = rules.processing(standing, location, retry_after, moment)
             await _wait(context, desk, job, later)
         case Refused():
             await _refused(context, desk, job, outcome)
         case Unknown(reason, status, retry_after):
-            _log.warning("exchange_failed", job=job.job_pk, status=status, error=reason)
+            _log.warning("exchange_failed", status=status, error=reason)
             later = rules.unknown(standing, status, retry_after, reason, moment)
             await _wait(context, desk, job, later)
         case _:
@@ -167,7 +167,8 @@ async def _take(context: Context, desk: Desk, job: Job, response: bytes) -> None
     if job.location is not None:
         gone = await context.http.delete(job.location, _token(desk))
         if not isinstance(gone, Ready):
-            _log.info("delete_failed", job=job.job_pk, answer=repr(gone))
+            reason = gone.reason if isinstance(gone, Unknown) else gone.detail
+            _log.warning("delete_failed", status=gone.status, error=reason)
 
 
 async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> None:
@@ -189,7 +190,7 @@ async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> No
     await context.run(finishing.finish, desk.lease, job, result, context.now())
     context.metrics.succeeded("aggregation")
     accepted = finished.outcomes.count(0)
-    _log.debug("job_finished", job=job.job_pk, accepted=accepted, rejected=job.n - accepted)
+    _log.debug("job_finished", accepted=accepted, rejected=job.n - accepted)
     if response and not task.peer_accepted:
         context.tasks.note_peer_accepted(task)
     _ring(context)
@@ -207,7 +208,7 @@ async def _refused(context: Context, desk: Desk, job: Job, refused: Refused) -> 
         _alarm(job, reason, cause)
         await _wait(context, desk, job, rules.settled(standing, reason, _moment(context)))
     else:
-        _log.warning("job_refused", job=job.job_pk, reports=job.n, error=reason)
+        _log.warning("job_refused", reports=job.n, error=reason)
         ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
         halves = refusing.Halves(ids, _retry_at(context))
         await context.run(refusing.halve, desk.lease, job, halves, reason, context.now())
@@ -252,10 +253,19 @@ def _token(desk: Desk) -> str:
 
 
 def _alarm(job: Job, reason: str, cause: str) -> None:
-    _log.error("job_waits", job=job.job_pk, sends=job.sends, error=reason, likely_cause=cause)
-
-
-def _warn_expired(desk: Desk) -> None:
     _log.error(
-        "job_expired", job=desk.lease.pk, detail="its reports expired before they were aggregated"
+        "job_waits",
+        sends=job.sends,
+        error=reason,
+        likely_cause=cause,
+        remedy="mend that with the Helper's operator, then `dapd jobs retry`; nothing is lost",
+    )
+
+
+def _warn_expired() -> None:
+    _log.error(
+        "job_expired",
+        effect="its reports expired before they were aggregated",
+        remedy="see what `job_waits` said of it; a Helper that is away for long needs a longer "
+        "report_expiry_age",
     )

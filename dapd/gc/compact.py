@@ -96,7 +96,7 @@ def _alarm(context: Context, task: Task, error: ValueError) -> None:
     if context.seldom.due(f"compaction_failed {task.id_text}", _ALARM_EVERY):
         _log.error(
             "compaction_failed",
-            task=task.id_text,
+            task_id=task.id_text,
             error=str(error),
             remedy="add the missing key to [datastore] sealing_keys, or see `dapd datastore check`",
         )

@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 import trio
+from structlog.contextvars import bound_contextvars
 
 from dapd.datastore import Tx, batches, helper_jobs, marks
 from dapd.datastore import tasks as task_table
@@ -66,13 +67,13 @@ class GarbageCollector:
         await self._raise_marks(await self._tasks(), at)
         collected = {}
         for task in await self._tasks():
-            gone = await self._collect_task(task, at)
-            if gone.total():
-                collected[task.task_id] = gone
-                for kind, rows in gone.items():
-                    self._context.metrics.gc_rows.labels(kind).inc(rows)
-                counts = {name: value for name, value in gone.items() if value}
-                _log.info("garbage_collected", task_id=task.id_text, **counts)
+            with bound_contextvars(task_id=task.id_text):
+                gone = await self._collect_task(task, at)
+                if gone.total():
+                    collected[task.task_id] = gone
+                    for kind, rows in gone.items():
+                        self._context.metrics.gc_rows.labels(kind).inc(rows)
+                    _log.info("garbage_collected", rows={each: n for each, n in gone.items() if n})
         self._context.metrics.succeeded("garbage_collection")
         return collected
 
@@ -134,7 +135,7 @@ class GarbageCollector:
         if await self._has_rows(task):
             await sweep.run()
         if await self._context.run(_purge, task.task_pk):
-            _log.info("task_purged", task_id=task.id_text)
+            _log.info("task_purged")
         return sweep.counts
 
     async def _has_rows(self, task: Task) -> bool:

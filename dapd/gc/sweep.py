@@ -92,7 +92,6 @@ class Sweep:
         if jobs := self.counts["expired_jobs"]:
             _log.error(
                 "jobs_expired",
-                task_id=self._task.id_text,
                 jobs=jobs,
                 effect="their reports are counted as lost or dropped",
                 remedy="see what `job_waits` said of them; a Helper that is away for long needs a "

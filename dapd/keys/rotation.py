@@ -13,17 +13,12 @@ import trio
 from dapd.commits import key_moves
 from dapd.config import Config
 from dapd.datastore import Tx, keys
-from dapd.protocol.keys import KeyState, Move, free_ids, plan
+from dapd.protocol.keys import Move, free_ids, plan
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
 _EVERY = 60.0
 _ALARM_EVERY = 86_400.0
-_EVENTS = {
-    KeyState.ACTIVE: "hpke_key_promoted",
-    KeyState.EXPIRED: "hpke_key_expired",
-    KeyState.DELETED: "hpke_key_deleted",
-}
 
 
 async def run(context: Context) -> None:
@@ -65,8 +60,12 @@ async def rotate(context: Context) -> list[Move]:
 def log_moves(moves: Sequence[Move]) -> None:
     """A line for each."""
     for move in moves:
-        event = "hpke_key_made" if move.was is KeyState.DELETED else _EVENTS[move.to]
-        _log.info(event, config_id=move.config_id, state=move.to.value)
+        _log.info(
+            "hpke_key_moved",
+            config_id=move.config_id,
+            was=move.was.value,
+            state=move.to.value,
+        )
 
 
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:

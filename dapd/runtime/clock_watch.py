@@ -41,5 +41,5 @@ async def look(context: Context) -> ClockState:
     try:
         await context.run(safe_clock.store, state.stored)
     except DatastoreError as error:
-        _log.error("clock_unstored", error=str(error))
+        _log.error("clock_unstored", error=str(error), remedy="retried; check the disk")
     return state

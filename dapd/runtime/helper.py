@@ -15,6 +15,7 @@ from functools import partial
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars
 
 from dapd.commits import helper_commit, helper_store
 from dapd.commits.helper_commit import VerifyAgainError
@@ -23,6 +24,7 @@ from dapd.datastore import helper_jobs
 from dapd.datastore.engines import Tx
 from dapd.datastore.helper_jobs import JobKey, StoredJob
 from dapd.datastore.leases import LEASE_MS
+from dapd.messages.common import b64url_encode
 from dapd.protocol.helper import (
     InitRequest,
     check_step,
@@ -134,7 +136,7 @@ async def verify_and_commit(
                 task = context.tasks.by_pk(task.task_pk)  # its mark may be what disagreed (D6)
             else:
                 context.metrics.succeeded("aggregation")
-                _log.debug("job_verified", task_id=task.id_text, reports=key.n, at_once=not stored)
+                _log.debug("job_verified", reports=key.n, at_once=not stored)
                 return job
     finally:
         ended(context, key.id)
@@ -177,9 +179,10 @@ def _runs_at_once(context: Context, job: NewJob) -> bool:
 
 async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
     """The async path: the driver verifies it."""
+    bind_contextvars(job_id=b64url_encode(job.key.id))
     stored = await context.run(helper_store.store, job.key, job.body, context.now())
     if stored.id == job.key.id:
-        _log.debug("job_stored", task_id=job.task.id_text, reports=job.key.n)
+        _log.debug("job_stored", reports=job.key.n)
         context.rates.begin(stored.id, job.task, job.key.n)
         context.jobs.ring()
     return stored
@@ -187,6 +190,7 @@ async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
 
 async def _verify_now(context: Context, job: NewJob) -> StoredJob:
     """The sync path; those who wait are answered after ``sync_wait`` at the latest (rule A2)."""
+    bind_contextvars(job_id=b64url_encode(job.key.id))
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_answer_late, context, job)

@@ -19,7 +19,7 @@ import trio
 
 from dapd.commits import upload_group
 from dapd.commits.upload_group import Opened
-from dapd.errors import Abort
+from dapd.errors import Abort, describe
 from dapd.protocol.task import Task
 from dapd.reports import UploadAnswer, open_uploads
 from dapd.runtime.disk import Disk
@@ -148,7 +148,13 @@ async def _open(context: Context, group: Sequence[_Request]) -> Opened:
 
 def _fail(group: Sequence[_Request], error: Exception) -> None:
     """The one edge at which a group's failure becomes its requests' answers: nothing was stored."""
-    _log.error("upload_group_failed", requests=len(group), exc_info=error)
+    _log.error(
+        "upload_group_failed",
+        requests=len(group),
+        error=describe(error),
+        exc_info=error,
+        remedy="Clients are told to try again; if it stays, check the database",
+    )
     for request in group:
         request.result = outcome.Error(
             Abort(

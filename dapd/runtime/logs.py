@@ -159,7 +159,7 @@ def _note_error(
 ) -> structlog.typing.EventDict:
     if event["level"] in ("error", "critical"):
         said = [event[name] for name in ("error", "reason", "detail") if event.get(name)]
-        remedy = event.get("remedy") or event.get("likely_cause")
+        remedy = event.get("likely_cause") or event.get("remedy")
         _last_error[:] = [
             LoggedError(
                 str(event["timestamp"]),

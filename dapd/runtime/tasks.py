@@ -138,7 +138,8 @@ class Tasks:
 
 
 def _log_change(task: Task, known: Task | None) -> None:
-    if known is None or known.state is not task.state:
-        event = "task_loaded" if known is None else "task_state_changed"
-        role = task.role.name.lower()
-        _log.info(event, task_id=task.id_text, role=role, state=task.state.value)
+    role, state = task.role.name.lower(), task.state.value
+    if known is None:
+        _log.info("task_loaded", task_id=task.id_text, role=role, state=state)
+    elif known.state is not task.state:
+        _log.info("task_state_changed", task_id=task.id_text, role=role, state=state)

@@ -13,6 +13,7 @@ from functools import partial
 
 import structlog
 from quart import Blueprint, Response, request
+from structlog.contextvars import bind_contextvars
 
 from dapd.commits.aggregate_share import ShareRequest, serve
 from dapd.commits.delete import delete_aggregate_share
@@ -80,7 +81,8 @@ async def _created(context: Context, task: Task, body: bytes) -> StoredShare:
         partial(context.run, serve, new, context.sealer, context.instant()),
     )
     share: StoredShare = await running.wait()
-    _log.info("aggregate_share_made", task_id=task.id_text, reports=message.report_count)
+    bind_contextvars(job_id=b64url_encode(share.id))
+    _log.info("aggregate_share_made", reports=message.report_count)
     return share
 
 

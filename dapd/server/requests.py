@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from quart import Request, Response
+from structlog.contextvars import bind_contextvars
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from dapd.errors import Abort
@@ -36,12 +37,15 @@ async def body_of(request: Request, expected: MediaType) -> bytes:
 
 
 def resource_id(text: str) -> bytes | None:
-    """A 16-byte resource id out of a URL, or ``None`` if it can't be one."""
+    """A 16-byte resource id out of a URL, which log lines then carry; ``None`` if it is none."""
     try:
         decoded = b64url_decode(text)
     except ValueError:
         return None
-    return decoded if len(decoded) == 16 else None
+    if len(decoded) != 16:
+        return None
+    bind_contextvars(job_id=text)
+    return decoded
 
 
 def ready(body: bytes, content: MediaType, location: str | None = None) -> Response:

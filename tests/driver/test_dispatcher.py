@@ -22,7 +22,7 @@ def peer(permits: int = 8) -> Peer:
 
 
 def job(pk: int, state: str, *, task_pk: int = 1, crashes: int = 0) -> Due:
-    return Due("aggregation", pk, task_pk, state, pk, 0, 0, crashes)
+    return Due("aggregation", pk, bytes(16), task_pk, state, pk, 0, 0, crashes)
 
 
 def pks(chosen: list[Due]) -> list[int]:
