@@ -1,9 +1,10 @@
 """A daemon that kills itself at one transaction.
 
-    python tests/crash/dying.py before|after MODULE.FUNCTION --config FILE
+    python tests/crash/dying.py before|after MODULE.FUNCTION --config FILE [COMMAND...]
 
-The first transaction of that function which changes something is the last thing that the process
-does: ``before`` its COMMIT, or ``after`` it, when nobody has been told yet.
+So does a command in its place. The first transaction of that function which changes something is
+the last thing that the process does: ``before`` its COMMIT, or ``after`` it, when nobody has been
+told yet.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from dapd.app import run
+from dapd.cli import main
 from dapd.datastore.engines import Datastore, Tx
 
 
@@ -24,7 +24,7 @@ def arm(moment: str, function: str) -> None:
     run_sync = Datastore.run_sync
 
     def dying(store: Datastore, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        name = f"{fn.__module__}.{fn.__qualname__}".removeprefix("dapd.")
+        name = f"{fn.__module__}.{fn.__name__}".removeprefix("dapd.")
         changes = store._writer.total_changes
 
         def last(tx: Tx, *args: Any, **kwargs: Any) -> Any:
@@ -49,4 +49,4 @@ def arm(moment: str, function: str) -> None:
 
 if __name__ == "__main__":
     arm(*sys.argv[1:3])
-    sys.exit(run(Path(sys.argv[4])))
+    main(sys.argv[3:])

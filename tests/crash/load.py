@@ -22,7 +22,7 @@ from tests.processes.daemons import QUICK, DaemonProcess, Wire
 
 BatchModeName = Literal["time-interval", "leader-selected"]
 PRECISION = 60
-_STUBBORN = Patience(attempts=100_000, minimum=0.02, maximum=0.1)
+STUBBORN = Patience(attempts=100_000, minimum=0.02, maximum=0.1)
 """A request of unknown outcome is sent again, byte for byte, until the outcome is known."""
 
 
@@ -103,8 +103,8 @@ class Load:
         before = int(time.time()) // PRECISION * PRECISION - (1 + self.earlier) * PRECISION
         number = 0
         async with (
-            Client(self.files.client, patience=_STUBBORN) as client,
-            Collector(self.files.collector, patience=_STUBBORN) as collector,
+            Client(self.files.client, patience=STUBBORN) as client,
+            Collector(self.files.collector, patience=STUBBORN) as collector,
         ):
             while number == 0 or not enough():
                 interval = before - number * PRECISION

@@ -190,6 +190,16 @@ class DaemonProcess:
         opened.close()
         return rows
 
+    def change(self, sql: str) -> None:
+        """A statement on its database, while no daemon runs: what no daemon would do."""
+
+        def execute(tx: Tx) -> None:
+            tx.execute(sql)
+
+        opened = open_for_command(self.database, holder="a test", now=0)
+        opened.datastore.run_sync(execute)
+        opened.close()
+
     def findings(self) -> list[Finding]:
         """What ``dapd datastore check`` would say."""
         opened = open_for_command(self.database, holder="a test", now=0)
