@@ -57,10 +57,20 @@ class Certificates:
     peer_trust: ssl.SSLContext | None = None
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
 
+    @property
+    def identities(self) -> tuple[Identity, ...]:
+        """What all listeners show that have TLS."""
+        return tuple(each for each in (self.identity, self.admin) if each is not None)
+
+    @property
+    def not_after(self) -> int | None:
+        """When the first of them expires, in ms."""
+        return min((each.not_after for each in self.identities), default=None)
+
     def invalid_at(self, now: int) -> Iterator[str]:
         """For each identity that no peer accepts at this time (ms), why."""
-        for identity in (self.identity, self.admin):
-            if identity and (problem := identity.invalid_at(now)):
+        for identity in self.identities:
+            if (problem := identity.invalid_at(now)) is not None:
                 yield problem
 
     def changed(self, config: Config) -> tuple[str, ...]:

@@ -86,6 +86,8 @@ class Metrics:
             self.collections_refused.labels(error)
         for kind in ("aggregation", "collection"):
             self.steps_failed.labels(kind)
+        for reason in ("host", "clear_text", "no_token", "unknown_token", "scope"):
+            self.admin_refused.labels(reason)
 
     def succeeded(self, activity: Activity) -> None:
         """Something that must happen now and then has happened."""

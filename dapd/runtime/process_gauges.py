@@ -27,11 +27,10 @@ def process(context: Context) -> Iterator[Metric]:
     yield reading("replay_index_ids", "Report ids in memory.", len(context.datastore.replay))
     yield from _peers(context)
     yield from _clock(context)
-    identity = context.certificates.identity
     yield instant(
         "certificate_expiry",
-        "When the listener's certificate expires.",
-        None if identity is None else identity.not_after,
+        "When the first certificate of a listener expires.",
+        context.certificates.not_after,
     )
 
 

@@ -17,6 +17,7 @@ import structlog.testing
 import trio
 
 from dapd.errors import DatastoreError, UsageError
+from dapd.runtime import logs
 from dapd.server.admin import OPERATIONS
 from dapd.server.listen import unix_listener
 from dapd.testing.pair import Aggregator
@@ -196,6 +197,22 @@ async def test_a_change_is_one_audit_event_with_its_caller(tmp_path: Path) -> No
     changes: list[Any] = [line for line in logs if line["event"] == "admin_changed"]
     assert [(line["operation"], line["request"]) for line in changes] == [("clock_accept", {})]
     assert changes[0]["uid"] == os.getuid()
+
+
+async def test_a_change_is_logged_whatever_the_level_is(tmp_path: Path) -> None:
+    """Who sets it to "error" first leaves a trace of that, and of all that follows."""
+    before = logs.level()
+    try:
+        async with leader_of(tmp_path) as (_, client):
+            with structlog.testing.capture_logs() as lines:
+                for path, body in (("/api/v1/log/level", b'{"level": "error"}'), (ACCEPT, b"{}")):
+                    answer = await client.post(path, content=body, headers=JSON)
+                    assert answer.status_code == 200
+            assert (await client.get("/api/v1/log")).json()["level"] == "error"
+    finally:
+        logs.set_level(before)
+    changes = [line["operation"] for line in lines if line["event"] == "admin_changed"]
+    assert changes == ["log_level", "clock_accept"]
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,12 @@ def is_problem(answer: httpx2.Response, status: int) -> bool:
 
 
 def refusals(running: Daemon) -> dict[str, float]:
-    """How often each reason was counted."""
+    """How often each reason was counted, of those that were."""
     return {
         sample.labels["reason"]: sample.value
         for family in running.context.metrics.admin_refused.collect()
         for sample in family.samples
-        if sample.name.endswith("_total")
+        if sample.name.endswith("_total") and sample.value
     }
 
 

@@ -17,6 +17,7 @@ from dapd.collector import Query
 from dapd.crypto import hash_token
 from dapd.http import DapHttp, Processing, resource_url, trusting
 from dapd.messages.common import MediaType, b64url_encode
+from dapd.runtime import logs
 from dapd.server.admin import OPERATIONS, openapi
 from dapd.testing import PairTask, running_pair
 from tests.certificates import Authority
@@ -85,6 +86,14 @@ def test_a_query_never_has_null_and_keeps_the_bounds() -> None:
     assert "null" not in json.dumps(jobs)
 
 
+def test_times_are_rfc_3339() -> None:
+    """Also those that may be null."""
+    schemas = openapi.document()["components"]["schemas"]
+    moment = {"type": "string", "format": "date-time"}
+    assert schemas["JobView"]["properties"]["run_at"] == moment
+    assert moment in schemas["StatusView"]["properties"]["backup_of"]["anyOf"]
+
+
 async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
     """Requests by the document, at its bounds and beyond, with a token that may do all: a job is
     given up, a peer paused, the configuration read again. Each answer is one that the document
@@ -98,6 +107,7 @@ async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
         "tls_key": authority.key,
         "tokens": [f"operate:{b64url_encode(hash_token(TOKEN))}"],
     }
+    level = logs.level()
     with trio.fail_after(120):
         settings: dict[str, dict[str, Any]] = {"admin": admin, "collection": {"poll_hold": 0}}
         async with running_pair(tmp_path, leader=settings) as pair:
@@ -107,17 +117,18 @@ async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
             context.config_path = _written(tmp_path, admin)
             task = await pair.new_task()
             await _begin_collections(task)
-            with structlog.testing.capture_logs() as logs:
+            with structlog.testing.capture_logs() as lines:
                 status, report = await _tested(tmp_path, daemon, authority, task)
             async with httpx2.AsyncClient(verify=trusting(authority.file)) as client:
                 answer = await client.get(f"https://127.0.0.1:{daemon.admin_port}/readyz")
             assert answer.status_code == 200
+    logs.set_level(level)  # it was changed, too
     assert status == 0, report
     assert f"Tested: {len(operations(openapi.document()))}" in report
-    changes = {line["operation"] for line in logs if line["event"] == "admin_changed"}
+    changes = {line["operation"] for line in lines if line["event"] == "admin_changed"}
     unhurt = {"restore_accept"}  # nothing is quarantined here
     assert changes == {each.name for each in OPERATIONS if each.method == "POST"} - unhurt
-    assert not [line for line in logs if line["event"] == "request_failed"]
+    assert not [line for line in lines if line["event"] == "request_failed"]
     for side in ("leader", "helper"):
         assert findings(tmp_path / side / "dapd.sqlite") == []
 

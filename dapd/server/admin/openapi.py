@@ -42,12 +42,15 @@ _ANY = (401, 403, 421, 500, 503)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A problem document (RFC 9457); ``detail`` says what to do."""
+    """A problem document (RFC 9457). ``detail`` says what to do; where the daemon itself failed,
+    ``instance`` is the request's id in its log.
+    """
 
     type: str
     title: str
     status: int
     detail: str
+    instance: str | msgspec.UnsetType = msgspec.UNSET
 
 
 async def show(_context: Context, _: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:

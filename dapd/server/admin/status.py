@@ -104,7 +104,7 @@ class StatusView(msgspec.Struct, frozen=True):
     """How the daemon is.
 
     ``roles`` are those of its tasks. ``backup_of`` is the time of what the last backup holds, and
-    ``certificate_until`` when the listener's certificate expires; ``null`` if there is none.
+    ``certificate_until`` when a listener's certificate expires; ``null`` if there is none.
     ``to_do`` lists what a person must do, the most urgent first.
     """
 
@@ -145,7 +145,6 @@ async def show(context: Context, _: Nothing) -> StatusView:
     backup = await trio.to_thread.run_sync(last_backup, database)
     tasks = tuple(_task_lines(context, read))
     error = logs.last_error()
-    identity = context.certificates.identity
     status = StatusView(
         version=__version__,
         pid=os.getpid(),
@@ -160,7 +159,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
         clock=clock.view(context.safe_clock.look()),
         disk=disk,
         backup_of=None if backup is None else rfc3339(backup.state_of),
-        certificate_until=None if identity is None else rfc3339(identity.not_after),
+        certificate_until=_moment(context.certificates.not_after),
         last_error=None
         if error is None
         else ErrorView(error.at, error.event, error.detail, error.remedy),
