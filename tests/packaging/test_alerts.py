@@ -1,0 +1,175 @@
+"""Alert rules, their runbook and the dashboard: of metrics that exist, and tried by Prometheus' own
+tool.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dapd.runtime.gauges import Gauges
+from dapd.server.admin import todo
+from tests.exposed import exposition
+from tests.paths.hands import at_noon, hand_pair
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "packaging/prometheus/alerts.yml"
+CASES = ROOT / "packaging/prometheus/alerts_test.yml"
+DASHBOARD = ROOT / "packaging/grafana/dapd.json"
+RUNBOOK = ROOT / "docs/operating.md"
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="no promtool: install prometheus"
+)
+_METRIC = re.compile(r"\b(?:dapd|process)_\w+")
+_ALERT = re.compile(r"^ +- alert: (\w+)$", re.MULTILINE)
+
+
+def alerts() -> dict[str, str]:
+    """The text of each rule, from its name on."""
+    parts = _ALERT.split(RULES.read_text())
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def expression(name: str) -> str:
+    found = re.search(
+        r"^ +expr: (.*?)^ +(?:for|labels): ", alerts()[name], re.DOTALL | re.MULTILINE
+    )
+    assert found, name
+    return found[1]
+
+
+def panels() -> list[dict[str, Any]]:
+    dashboard: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+
+
+def said(*command: str) -> str:
+    done = subprocess.run(
+        command, cwd=RULES.parent, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@needs_promtool
+def test_prometheus_takes_the_rules() -> None:
+    assert f"{len(alerts())} rules found" in said("promtool", "check", "rules", RULES.name)
+
+
+@needs_promtool
+def test_each_alert_fires_in_its_case_and_not_in_another() -> None:
+    """As the cases say, which know all that fires at a moment."""
+    said("promtool", "test", "rules", CASES.name)
+
+
+def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+    cases = CASES.read_text()
+    fires = set(re.findall(r'ALERTS\{alertname="(\w+)",alertstate="firing",.*value: 1', cases))
+    silent = set(re.findall(r"alertname: (\w+), eval_time: \w+, exp_alerts: \[\]", cases))
+    assert fires == silent == set(alerts())
+
+
+def test_each_alert_says_what_it_is_and_where_to_read_on() -> None:
+    """A severity, a summary, what happens if nobody acts, and the runbook's heading."""
+    for name, text in alerts().items():
+        assert re.search(r"labels: \{severity: (page|ticket)\}", text), name
+        assert re.search(r"^ +summary: .+", text, re.MULTILINE), name
+        assert re.search(r"^ +description: >-\n +\S", text, re.MULTILINE), name
+        assert f"runbook: docs/operating.md#{name.lower()}\n" in text, name
+
+
+def test_the_runbook_has_a_heading_for_each_alert_and_no_other() -> None:
+    """Beginning with its severity; headings make anchors of their own letters."""
+    _, _, section = RUNBOOK.read_text().partition("\n## Alerts\n")
+    parts = re.split(r"^### (\w+)\n", section.partition("\n## ")[0], flags=re.MULTILINE)
+    headings = dict(zip(parts[1::2], parts[2::2], strict=True))
+    assert list(headings) == list(alerts()), "in the same order"
+    for name, text in headings.items():
+        severity = re.search(r"severity: (\w+)", alerts()[name])
+        assert severity
+        assert text.strip().startswith(f"{severity[1].title()}. "), name
+
+
+async def test_rules_and_panels_use_metrics_that_a_daemon_tells(tmp_path: Path) -> None:
+    """All that its exposition declares after a real run, histograms by their parts."""
+    async with hand_pair(tmp_path) as (pair, _):
+        task = await pair.new_task(min_batch_size=2)
+        await task.upload([1, 0])
+        await task.collect(at_noon())
+        text = await exposition(Gauges(pair.leader.context), pair.leader, "text/plain")
+    told = set()
+    for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):
+        parts = ("_bucket", "_count", "_sum") if kind == "histogram" else ("",)
+        told |= {name + part for part in parts}
+    used = {name for alert in alerts() for name in _METRIC.findall(expression(alert))}
+    assert len(used) > 15
+    assert used - told == set()
+    shown = {
+        name
+        for panel in panels()
+        for target in panel["targets"]
+        for name in _METRIC.findall(target["expr"])
+    }
+    assert shown - told == set()
+
+
+def test_thresholds_are_those_of_dapd_status() -> None:
+    """What a page says, the daemon says itself, at the same moment."""
+    for alert, span in (
+        ("DapdBackupOld", todo.BACKUP_AGE),
+        ("DapdCertificateNotRenewed", todo.CERTIFICATE_LEFT),
+        ("DapdBatchExpiring", todo.COLLECT_WITHIN),
+    ):
+        seconds = re.findall(r"[<>] (\d{4,})", expression(alert))
+        assert (alert, seconds) == (alert, [str(int(span.total_seconds()))])
+
+
+def test_the_dashboard_belongs_to_no_installation() -> None:
+    """Grafana takes it as a file, and asks which Prometheus it is of."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert dashboard["schemaVersion"] >= 30
+    assert "uid" not in dashboard
+    assert dashboard.get("id") is None
+    variables = {each["name"]: each["type"] for each in dashboard["templating"]["list"]}
+    assert variables["datasource"] == "datasource"
+    sources = re.findall(r'"uid": "([^"]*)"', DASHBOARD.read_text())
+    assert set(sources) == {"${datasource}"}
+
+
+def test_each_panel_says_what_it_shows() -> None:
+    """A title that no other has, a unit, a description that names no unknown alert, a query."""
+    titles = [panel["title"] for panel in panels()]
+    assert len(set(titles)) == len(titles) > 20
+    for panel in panels():
+        assert panel["description"].endswith("."), panel["title"]
+        assert set(re.findall(r"Dapd\w+", panel["description"])) <= set(alerts())
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert all("$instance" in target["expr"] for target in panel["targets"]), panel["title"]
+
+
+@needs_promtool
+def test_each_panels_query_is_promql(tmp_path: Path) -> None:
+    """Prometheus would record it as a rule, once Grafana has filled in what it knows."""
+    queries = [target["expr"] for panel in panels() for target in panel["targets"]]
+    filled = [each.replace("$__rate_interval", "5m").replace("$instance", ".*") for each in queries]
+    rules = [{"record": f"query:{number}", "expr": each} for number, each in enumerate(filled)]
+    path = tmp_path / "queries.yml"
+    path.write_text(json.dumps({"groups": [{"name": "panels", "rules": rules}]}))
+    assert f"{len(queries)} rules found" in said("promtool", "check", "rules", str(path))
+
+
+def test_no_two_panels_lie_on_each_other() -> None:
+    """On Grafana's grid of 24 columns."""
+    taken: dict[tuple[int, int], str] = {}
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        for column in range(place["x"], place["x"] + place["w"]):
+            for line in range(place["y"], place["y"] + place["h"]):
+                assert column < 24
+                assert taken.setdefault((column, line), panel["title"]) == panel["title"]
