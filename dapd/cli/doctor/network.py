@@ -20,6 +20,7 @@ from dapd.cli.doctor.database import Contents
 from dapd.cli.doctor.findings import Finding, Steps, check, failure, ok, skipped
 from dapd.cli.doctor.reaching import Trouble, trouble_at
 from dapd.config import Config
+from dapd.datastore.keys import SealedKeypair
 from dapd.datastore.tasks import UnreadableTask
 from dapd.http import DapHttp, Unknown, resource_url, trusting
 from dapd.messages.common import HpkeConfig, MediaType
@@ -56,40 +57,41 @@ def network(
         return
     heard = yield from listen(config, contents, seconds)
     if heard is not None:
-        yield from own_urls(heard, contents, running)
+        stopped = running is not None and running.status is None
+        yield from own_urls(heard, contents.keys, stopped=stopped)
         yield from peers(heard)
         yield from clocks(heard)
 
 
 @check("network")
 def listen(config: Config, contents: Contents, seconds: float) -> Steps[Heard]:
-    """Ask every URL of the tasks that are served; each has ``seconds``, and as many for finding out
-    why it failed.
-    """
+    """Ask every URL of the tasks that are served."""
     yield from ()
-    system = httpx2.create_ssl_context()
-    authorities = config.leader.peer_ca
-    trusted = system if authorities is None else trusting(authorities)
-    own, others = _endpoints(contents)
+    system, authorities = httpx2.create_ssl_context(), config.leader.peer_ca
+    trust = system, system if authorities is None else trusting(authorities)
+    return trio.run(ask_all, *_endpoints(contents), trust, seconds)
+
+
+async def ask_all(
+    own: set[str], others: set[str], trust: tuple[ssl.SSLContext, ssl.SSLContext], seconds: float
+) -> Heard:
+    """Each URL has ``seconds``, and as many for finding out why it failed. ``trust`` is for the own
+    ones, then for the peers'.
+    """
     heard = Heard({}, {})
-
-    async def ask_all() -> None:
-        async with trio.open_nursery() as nursery:
-            for urls, tls, into in ((own, system, heard.own), (others, trusted, heard.peers)):
-                for url in urls:
-                    nursery.start_soon(_ask, url, tls, seconds, heard, into)
-
-    trio.run(ask_all)
+    async with trio.open_nursery() as nursery:
+        for urls, tls, into in zip((own, others), trust, (heard.own, heard.peers), strict=True):
+            for url in urls:
+                nursery.start_soon(_ask, url, tls, seconds, heard, into)
     return heard
 
 
 @check("own_url")
-def own_urls(heard: Heard, contents: Contents, running: Running | None) -> Steps[None]:
-    """Whether Clients and peers that go to the tasks' URLs come to this daemon."""
-    stopped = running is not None and running.status is None
+def own_urls(heard: Heard, stored: list[SealedKeypair], *, stopped: bool) -> Steps[None]:
+    """Whether who goes to the tasks' URLs comes to this daemon, which may be ``stopped``."""
     for url, answer in sorted(heard.own.items()):
         if not isinstance(answer, Trouble):
-            yield answers.own(url, answer, contents.keys)
+            yield answers.own(url, answer, stored)
         elif stopped and answer.nobody_listens:
             yield skipped(url, f"no daemon runs here, and {answer.detail}")
         else:

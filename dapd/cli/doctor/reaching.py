@@ -70,21 +70,15 @@ async def _shake(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> T
     try:
         await secured.do_handshake()
     except trio.BrokenResourceError as error:
-        match error.__cause__:
-            case ssl.SSLCertVerificationError() as refused:
-                return _unverified(host, refused)
-            case ssl.SSLError() as failed:
-                return Trouble(
-                    f"TLS fails: {(failed.reason or str(failed)).lower().replace('_', ' ')}",
-                    "let what listens there speak TLS 1.2 or newer, with a certificate",
-                    "ask the peer's operator whether TLS is served at this port",
-                )
-            case _:
-                return Trouble(
-                    "it ends the connection instead of a TLS handshake",
-                    "look at the log of the proxy in front",
-                    "ask the peer's operator whether TLS is served at this port",
-                )
+        cause = error.__cause__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _unverified(host, cause)
+        reason = cause.reason if isinstance(cause, ssl.SSLError) else None
+        return Trouble(
+            f"TLS fails: {(reason or str(cause)).lower().replace('_', ' ')}",
+            "let what listens there speak TLS 1.2 or newer; look at its log",
+            "ask the peer's operator whether TLS is served at this port",
+        )
     return None
 
 

@@ -1,0 +1,314 @@
+"""Whom ``dapd doctor`` asks, and what it makes of each answer: real sockets, real handshakes."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+
+import httpx2
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dapd.cli.doctor import answers
+from dapd.cli.doctor.findings import Finding
+from dapd.cli.doctor.network import Heard, ask_all, clocks, own_urls, peers
+from dapd.cli.doctor.reaching import Trouble, trouble_at
+from dapd.crypto import HpkeKeypair
+from dapd.datastore.keys import SealedKeypair
+from dapd.http import trusting
+from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
+from dapd.protocol.keys import KeyState
+from tests.build import X25519
+from tests.certificates import Authority
+from tests.peer import Peer, Request, answer
+
+SECONDS = 20
+KEY = HpkeConfig(*HpkeKeypair.generate(7, *X25519).config)
+UNKNOWN_SUITE = HpkeConfig(8, 0x7777, 1, 1, b"key")
+GOOD = answer(200, HpkeConfigList((KEY,)).encode(), Content_Type=MediaType.HPKE_CONFIG_LIST)
+
+
+async def ask(script: Callable[[Request], bytes], nursery: trio.Nursery) -> tuple[Heard, str]:
+    """A peer that answers so is the own URL too."""
+    url = await Peer(script).serve(nursery) + "/"
+    with trio.fail_after(SECONDS):
+        return await ask_all({url}, {url}, (context(), context()), SECONDS), url
+
+
+def context() -> ssl.SSLContext:
+    return httpx2.create_ssl_context()
+
+
+def stored(config: HpkeConfig, state: KeyState = KeyState.ACTIVE) -> SealedKeypair:
+    id_, *suite, public = config.as_tuple
+    return SealedKeypair(id_, (suite[0], suite[1], suite[2]), public, b"", state)
+
+
+def both(heard: Heard, keys: list[SealedKeypair]) -> tuple[Finding, Finding]:
+    """What is said of the own URL, and of the peer."""
+    (own,), (other,) = list(own_urls(heard, keys, stopped=False)), list(peers(heard))
+    assert (own.check, other.check) == ("own_url", "peer")
+    return own, other
+
+
+async def test_a_peer_with_usable_keys_and_the_own_keys_are_fine(nursery: trio.Nursery) -> None:
+    """One suite that is known is enough at a peer; at the own URL it must be what is active."""
+    heard, _ = await ask(lambda _: GOOD, nursery)
+    own, other = both(heard, [stored(KEY), stored(UNKNOWN_SUITE, KeyState.EXPIRED)])
+    assert (own.level, other.level) == ("ok", "ok")
+
+
+@pytest.mark.parametrize(
+    ("keys", "level", "remedy"),
+    [
+        ([], "failure", "another dapd or another database answers there"),
+        ([stored(UNKNOWN_SUITE)], "failure", "another dapd or another database answers there"),
+        ([stored(KEY, KeyState.EXPIRED)], "warning", "a cache in front keeps an old answer"),
+        ([stored(KEY), stored(UNKNOWN_SUITE)], "warning", "a cache in front keeps an old answer"),
+    ],
+)
+def test_f1_what_is_offered_at_the_own_url_is_what_is_active(
+    keys: list[SealedKeypair], level: str, remedy: str
+) -> None:
+    """A key that the database never had is somebody else's; one that it had, an old answer."""
+    found = answers.own("https://a.example/", (KEY,), keys)
+    assert found.level == level
+    assert (found.remedy or "").startswith(remedy)
+
+
+def test_another_key_under_the_same_id_is_another_dapds() -> None:
+    other = HpkeConfig(*HpkeKeypair.generate(KEY.id, *X25519).config)
+    found = answers.own("https://a.example/", (KEY,), [stored(other)])
+    assert found.level == "failure"
+    assert "(id 7)" in found.detail
+
+
+async def test_a_peer_without_a_suite_that_is_known(nursery: trio.Nursery) -> None:
+    body = HpkeConfigList((UNKNOWN_SUITE,)).encode()
+    reply = answer(200, body, Content_Type=MediaType.HPKE_CONFIG_LIST)
+    heard, _ = await ask(lambda _: reply, nursery)
+    other = both(heard, [])[1]
+    assert other.level == "failure"
+    assert "mandatory suite" in (other.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail", "mine", "theirs"),
+    [
+        (
+            answer(301, Location="https://www.a.example/"),
+            "HTTP 301: redirected to https://www.a.example/",
+            "redirects are not followed: let the proxy",
+            "redirects are not followed: ask the peer's operator",
+        ),
+        (
+            answer(404, b"<h1>Not Found</h1>", Content_Type="text/html"),
+            "HTTP 404: nothing is there",
+            "let the proxy forward this whole path",
+            "compare the endpoint, with its path",
+        ),
+        (
+            answer(200, b"<h1>It works!</h1>", Content_Type="text/html"),
+            "a web page: ",
+            "a web server or the proxy itself answers",
+            "compare the URL with the peer's operator",
+        ),
+        (
+            answer(200, KEY.encode(), Content_Type="application/octet-stream"),
+            "the answer's media type is application/octet-stream",
+            "something in front changes the answer",
+            "ask the peer's operator which DAP it speaks",
+        ),
+        (
+            answer(200, b"\0\1\2", Content_Type=MediaType.HPKE_CONFIG_LIST),
+            "an answer that is no HpkeConfigList",
+            "something in front changes the answer",
+            "ask the peer's operator which DAP it speaks",
+        ),
+        (answer(401), "HTTP 401", "hpke_config is open to all", "ask the peer's operator to open"),
+        (answer(418), "HTTP 418", "look at the proxy's log", "ask the peer's operator why"),
+        (
+            answer(502, b"\x1b[31mBad Gateway"),
+            "HTTP 502",
+            "the proxy can't reach the daemon",
+            "the peer is out of order",
+        ),
+        (b"", "", "it takes connections", "it takes connections"),
+    ],
+)
+async def test_each_answer_that_is_none_has_its_own_remedy(
+    nursery: trio.Nursery, reply: bytes, detail: str, mine: str, theirs: str
+) -> None:
+    """For one's own proxy, and for what only a peer's operator can mend."""
+    heard, _ = await ask(lambda _: reply, nursery)
+    own, other = both(heard, [])
+    assert (own.level, other.level) == ("failure", "failure")
+    assert own.detail == other.detail
+    assert own.detail.startswith(detail)
+    assert (own.remedy or "").startswith(mine)
+    assert (other.remedy or "").startswith(theirs)
+    assert "\x1b" not in own.detail + other.detail
+
+
+@pytest.mark.parametrize(
+    ("seconds", "level", "detail"),
+    [(0, "ok", "agrees"), (-3600, "failure", "behind this"), (3600, "failure", "ahead of this")],
+)
+async def test_a_clock_that_is_off_is_told_by_the_date_of_an_answer(
+    nursery: trio.Nursery, seconds: int, level: str, detail: str
+) -> None:
+    """Whoever's it is: NTP, or the operator there."""
+
+    def dated(_: Request) -> bytes:
+        date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+        return GOOD.replace(b"\r\n", f"\r\nDate: {date}\r\n".encode(), 1)
+
+    heard, url = await ask(dated, nursery)
+    (found,) = clocks(heard)
+    assert (found.check, found.subject, found.level) == ("clock", url.rstrip("/"), level)
+    assert detail in found.detail
+    assert level == "ok" or "NTP" in (found.remedy or "")
+
+
+async def closed_port() -> int:
+    """Nobody listens there."""
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port: int = listener.socket.getsockname()[1]
+    await listener.aclose()
+    return port
+
+
+async def test_refused_connections_while_the_daemon_is_stopped_are_no_news(
+    nursery: trio.Nursery,
+) -> None:
+    """That it does not run is told already; if it runs, something in front is missing."""
+    url = f"http://127.0.0.1:{await closed_port()}/"
+    heard = await ask_all({url}, {url}, (context(), context()), SECONDS)
+    (stopped,) = own_urls(heard, [], stopped=True)
+    (running,) = own_urls(heard, [], stopped=False)
+    (other,) = peers(heard)
+    assert [each.level for each in (stopped, running, other)] == ["skipped", "failure", "failure"]
+    assert "refuses connections" in running.detail
+    assert "start what listens there" in (running.remedy or "")
+    assert "ask the peer's operator whether it runs" in (other.remedy or "")
+
+
+def test_whoever_never_answers_is_waited_for_so_long_and_no_longer() -> None:
+    """By Trio's clock, which goes ahead when nothing else happens; a good one is not held up."""
+
+    async def silent(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    async def main() -> tuple[Heard, str, str]:
+        async with trio.open_nursery() as nursery:
+            good = await Peer(lambda _: GOOD).serve(nursery)
+            listeners = await nursery.start(trio.serve_tcp, silent, 0)
+            port = listeners[0].socket.getsockname()[1]
+            url = f"http://127.0.0.1:{port}/"
+            heard = await ask_all(set(), {url, good}, (context(), context()), 10)
+            secured = await trouble_at(url.replace("http:", "https:"), context(), 10)
+            assert trio.current_time() == 20
+            nursery.cancel_scope.cancel()
+        assert secured is not None
+        return heard, url, secured.detail
+
+    heard, url, secured = trio.run(main, clock=MockClock(autojump_threshold=0.5))
+    found = {each.subject: each for each in peers(heard)}
+    assert sorted(each.level for each in found.values()) == ["failure", "ok"]
+    assert found[url].detail == "no whole answer within 10 s"
+    assert secured == "no TLS handshake within 10 s"
+
+
+async def serve_tls(authority: Authority, nursery: trio.Nursery) -> int:
+    """Shows what the authority has issued, to whoever accepts it."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(authority.chain, authority.key)
+
+    async def shake(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        with suppress(trio.BrokenResourceError):
+            await stream.do_handshake()
+
+    listeners = await nursery.start(trio.serve_ssl_over_tcp, shake, 0, tls)
+    port: int = listeners[0].transport_listener.socket.getsockname()[1]
+    return port
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "days", "detail"),
+    [
+        ("127.0.0.1", "127.0.0.1", -1, "its certificate has expired"),
+        ("a.example", "127.0.0.1", 9, "its certificate is not for 127.0.0.1"),
+        ("a.example", "localhost", 9, "its certificate is not for localhost"),
+    ],
+)
+async def test_a_certificate_that_is_refused_says_why(
+    nursery: trio.Nursery, tmp_path: Path, name: str, host: str, days: int, detail: str
+) -> None:
+    """Expired, or for another name, from an authority that is trusted."""
+    expires = datetime.now(UTC) + timedelta(days=days)
+    authority = Authority(tmp_path).issue(name, expires=expires)
+    url = f"https://{host}:{await serve_tls(authority, nursery)}/"
+    tls = trusting(authority.file)
+    heard = await ask_all({url}, {url}, (tls, tls), SECONDS)
+    own, other = both(heard, [])
+    assert own.detail == other.detail == detail
+    assert (other.remedy or "").startswith("ask the peer's operator")
+    assert not (own.remedy or "").startswith("ask the peer's operator")
+
+
+async def test_an_authority_that_is_not_trusted_is_named_peer_ca_for_peers_alone(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    """Clients go by their systems' authorities."""
+    authority = Authority(tmp_path / "one").issue()
+    other_authority = trusting(Authority(tmp_path / "other").file)
+    url = f"https://127.0.0.1:{await serve_tls(authority, nursery)}/"
+    heard = await ask_all({url}, {url}, (other_authority, other_authority), SECONDS)
+    own, other = both(heard, [])
+    assert own.detail.startswith("its certificate is from no authority that is trusted")
+    assert "SSL_CERT_FILE" in (own.remedy or "")
+    assert "[leader] peer_ca" in (other.remedy or "")
+
+
+@pytest.mark.parametrize(
+    ("reply", "detail"),
+    [(answer(400), "TLS fails: wrong version number"), (b"", "TLS fails: unexpected eof")],
+)
+async def test_something_else_than_tls(nursery: trio.Nursery, reply: bytes, detail: str) -> None:
+    """Plain HTTP behind an https URL, or somebody who hangs up."""
+
+    async def speak(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(reply)
+
+    listeners = await nursery.start(trio.serve_tcp, speak, 0)
+    url = f"https://127.0.0.1:{listeners[0].socket.getsockname()[1]}/hpke_config"
+    found = await trouble_at(url, context(), SECONDS)
+    assert isinstance(found, Trouble)
+    assert found.detail.startswith(detail)
+
+
+async def test_a_name_that_has_no_address() -> None:
+    """.invalid is nobody's for ever; an offline machine gets the same remedy."""
+    found = await trouble_at("https://helper.invalid/hpke_config", context(), SECONDS)
+    assert isinstance(found, Trouble)
+    assert "helper.invalid" in found.detail
+    assert "this machine's network" in found.peers
+
+
+async def test_a_proxy_of_the_environment_is_named_and_not_passed_by(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where requests go through one, this machine's own way to the peer says nothing."""
+    monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{await closed_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    found = await trouble_at("https://helper.example/hpke_config", context(), SECONDS)
+    assert isinstance(found, Trouble)
+    assert "the proxy that the environment names" in found.detail
+    assert "secret" not in repr(found)
