@@ -48,7 +48,7 @@ from dapd.server import quart_app
 from dapd.server.admin import app as admin_app
 from dapd.server.admin import monitoring
 from dapd.server.front import front
-from dapd.server.listen import Server, open_listeners, unix_listener
+from dapd.server.listen import Server, listening, unix_listener
 
 _log = structlog.get_logger()
 _LONGEST_OPERATION = 3600.0
@@ -112,29 +112,25 @@ async def run_daemon(
     Given ``config_path``, where ``config`` came from, the file can be read again (``dapd reload``).
     Raises ``UsageError`` or ``DatastoreError`` if it can't start; each says what to do.
     """
-    host, port = config.server.address
     notifier = Notifier()
     with trio.CancelScope() as grace:
         async with (
             _context(config, clock or SystemClock(), notifier) as context,
             notifier.beating(),
+            listening(config.server.address, "server") as public,
+            listening(config.admin.address, "admin") as admin,
         ):
             context.config_path = config_path
-            listeners = await open_listeners(host, port, "server")
-            admin = await _admin_listeners(config)
             with unix_listener(config.admin_socket) as control:
-                servers = _servers(context, listeners, control, admin)
+                servers = _servers(context, public, control, admin)
                 async with trio.open_nursery() as nursery:
                     for loop in LOOPS:
                         nursery.start_soon(loop, context)
                     for server in servers:
                         nursery.start_soon(server.run)
-                    bound, admin_port = _port(listeners), _port(admin) if admin else None
-                    _log.info("listening", host=host, port=bound, version=__version__)
-                    if admin:
-                        _log.info("admin_listening", listen=config.admin.listen, port=admin_port)
+                    daemon = _described(context, public, admin)
                     notifier.ready(await status_line(context))
-                    task_status.started(Daemon(context, host, bound, admin_port))
+                    task_status.started(daemon)
                     await stop.wait()
                     seconds = context.config.shutdown.grace
                     _log.info("stopping", grace_seconds=seconds)
@@ -146,9 +142,16 @@ async def run_daemon(
     _log.info("stopped", cut_short=grace.cancelled_caught)
 
 
-async def _admin_listeners(config: Config) -> list[trio.SocketListener]:
-    address = config.admin.address
-    return [] if address is None else await open_listeners(*address, "admin")
+def _described(
+    context: Context, public: list[trio.SocketListener], admin: list[trio.SocketListener]
+) -> Daemon:
+    """What listens where, also for the log."""
+    host, _ = context.config.server.address
+    daemon = Daemon(context, host, _port(public), _port(admin) if admin else None)
+    _log.info("listening", host=host, port=daemon.port, version=__version__)
+    if admin:
+        _log.info("admin_listening", listen=context.config.admin.listen, port=daemon.admin_port)
+    return daemon
 
 
 def _port(listeners: list[trio.SocketListener]) -> int:
@@ -271,7 +274,7 @@ async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:
         "restored_database",
         path=str(opened.datastore.path),
         tasks=len(tasks),
-        detail="this file is older than what was last committed: reports up to now are dropped and "
+        effect="this file is older than what was last committed: reports up to now are dropped and "
         "batches up to now closed; new reports are served",
         remedy="compare `dapd restore status` with the peer, then `dapd restore accept`",
     )

@@ -9,7 +9,7 @@ two may live in one process. What is a state, not an event, is read when it is a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -29,6 +29,8 @@ _SLOW = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 
 
 Activity = Literal["upload", "aggregation", "collection", "garbage_collection", "key_rotation"]
+AdminRefusal = Literal["host", "clear_text", "no_token", "unknown_token", "scope"]
+"""Why the admin listener turns a request away."""
 
 
 class Metrics:
@@ -86,7 +88,7 @@ class Metrics:
             self.collections_refused.labels(error)
         for kind in ("aggregation", "collection"):
             self.steps_failed.labels(kind)
-        for reason in ("host", "clear_text", "no_token", "unknown_token", "scope"):
+        for reason in get_args(AdminRefusal):
             self.admin_refused.labels(reason)
 
     def succeeded(self, activity: Activity) -> None:

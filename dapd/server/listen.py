@@ -17,8 +17,8 @@ import socket
 import ssl
 import stat
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +161,25 @@ class _Connection(TCPServer):
             await self._close()
 
 
-async def open_listeners(host: str, port: int, table: str) -> list[trio.SocketListener]:
-    """Listening sockets; port 0 picks a free one. ``table`` of the configuration names them.
+@asynccontextmanager
+async def listening(
+    address: tuple[str, int] | None, table: str
+) -> AsyncIterator[list[trio.SocketListener]]:
+    """Sockets that listen on ``address``, which is that of a ``table`` of the configuration, or
+    none; port 0 picks a free one. They are closed with the block.
 
     Raises ``UsageError`` if the address is taken, ``NotYet`` if this machine doesn't have it, as
     before the network is up.
     """
+    listeners = [] if address is None else await _open(*address, table)
+    try:
+        yield listeners
+    finally:
+        for each in listeners:
+            each.socket.close()
+
+
+async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
     except OSError as error:

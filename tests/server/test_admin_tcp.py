@@ -15,6 +15,7 @@ import trio
 
 from dapd.app import Daemon
 from dapd.crypto import hash_token
+from dapd.errors import UsageError
 from dapd.http import trusting
 from dapd.messages.common import b64url_encode
 from dapd.runtime import reload
@@ -289,6 +290,7 @@ async def test_a_page_of_another_origin_is_told_nothing(tmp_path: Path) -> None:
                 assert is_problem(answer, 405)
                 assert allowed in answer.headers["Allow"]
         served = await client.get("/metrics", headers={**asks, **bearer(READ)})
+        assert served.headers["Cross-Origin-Resource-Policy"] == "same-origin"
         assert not [name for name in served.headers if name.lower().startswith("access-control")]
         for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
             headers = {"Content-Type": kind, **asks, **bearer(OPERATE)}
@@ -328,6 +330,20 @@ async def test_strangers_get_nothing_and_disturb_nobody(tmp_path: Path) -> None:
             assert b" 200 " not in answer.partition(b"\r\n")[0]
             assert b"version" not in answer
             assert (await client.get("/healthz")).status_code == 200
+
+
+async def test_an_address_that_is_taken_stops_the_start(tmp_path: Path) -> None:
+    """With the table that names it: there are two that listen."""
+    async with on_loopback(tmp_path) as client:
+        other = tmp_path / "other"
+        other.mkdir()
+        text = f'[admin]\nlisten = "127.0.0.1:{client.base_url.port}"\n'
+        with pytest.RaisesGroup(
+            pytest.RaisesExc(UsageError, match=r"\[admin\] listen = .* another program"),
+            flatten_subgroups=True,
+        ):
+            async with daemon(write(other, text)):
+                pass
 
 
 async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path: Path) -> None:

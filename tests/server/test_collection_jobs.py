@@ -21,7 +21,7 @@ from dapd.protocol.task import Mark
 from dapd.runtime.context import Context
 from dapd.server import quart_app
 from dapd.server.front import front
-from dapd.server.listen import Server, open_listeners
+from dapd.server.listen import Server, listening
 from tests.build import COLLECTOR_TOKEN, TIME
 from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators, context_of
 
@@ -79,13 +79,13 @@ async def served(
         aggregators(path, mode=mode) as who,
         context_of(who) as context,
         DapHttp(timeout=20) as http,
+        listening(("127.0.0.1", 0), "server") as listeners,
         trio.open_nursery() as nursery,
     ):
         config = context.config
         context.config = msgspec.structs.replace(
             config, collection=msgspec.structs.replace(config.collection, poll_hold=hold)
         )
-        listeners = await open_listeners("127.0.0.1", 0, "server")
         app = front(context, quart_app.build(context))  # type: ignore[arg-type]
         nursery.start_soon(Server(app, listeners, lambda: 30, context.clock).run)
         port = listeners[0].socket.getsockname()[1]

@@ -16,6 +16,7 @@ from dapd.crypto import token_matches
 from dapd.errors import Abort
 from dapd.messages.common import b64url_encode
 from dapd.runtime.context import Context
+from dapd.runtime.metrics import AdminRefusal
 
 _SHOWN_OF_A_HASH = 6
 
@@ -105,7 +106,7 @@ def _called(headers: dict[str, str]) -> str:
     return name if port.isdecimal() else host
 
 
-_REFUSALS = {
+_REFUSALS: dict[AdminRefusal, tuple[int, str, str | None]] = {
     "host": (421, "the admin listener has another name; [admin] hosts lists those it has", None),
     "clear_text": (403, "the admin listener serves nothing in clear text", None),
     "no_token": (401, "this needs a token, as `Authorization: Bearer`", 'Bearer realm="dapd"'),
@@ -122,7 +123,7 @@ _REFUSALS = {
 }
 
 
-def _refused(context: Context, reason: str) -> Abort:
+def _refused(context: Context, reason: AdminRefusal) -> Abort:
     """Counted, and not logged: whoever can connect can cause it."""
     context.metrics.admin_refused.labels(reason).inc()
     status, detail, challenge = _REFUSALS[reason]

@@ -29,6 +29,8 @@ _audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_boun
 """Whatever the level of the log is: who turns it up can't change anything unseen."""
 _MAX_BODY = 64 * 1024
 _HEADERS = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
+_SAME_ORIGIN = ("Cross-Origin-Resource-Policy", "same-origin")
+"""A page of another origin can't even have it as a script or an image, which needs no CORS."""
 
 
 Documents = Mapping[str, Document]
@@ -71,18 +73,22 @@ def build(
             if path in documents:
                 _require_get(scope["method"])
                 door.admit(scope, headers, None if path in monitoring.OPEN else "read")
-                await respond(send, *await documents[path](context, headers))
+                await _respond(send, *await documents[path](context, headers))
                 return
             operation = _routed(routes, scope)
             caller = door.admit(scope, headers, operation.scope)
             body = await _answer(context, operation, scope, receive, caller)
         except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
-            await respond(send, *_refusal(error, path))
+            await _respond(send, *_refusal(error, path))
             return
         if body is not None:
-            await respond(send, 200, _HEADERS, body)
+            await _respond(send, 200, _HEADERS, body)
 
     return app
+
+
+async def _respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    await respond(send, status, [*headers, _SAME_ORIGIN], body)
 
 
 async def _answer(
