@@ -126,7 +126,6 @@ class Dispatcher:
             _log.exception(
                 "step_failed",
                 state=lease.due.state,
-                error=describe(error),
                 remedy="retried; if it stays, see `dapd jobs show`, and report this line",
             )
             limits = context.config.leader

@@ -21,7 +21,7 @@ async def run(context: Context) -> None:
     while not context.draining.is_set():
         state = await look(context)
         if held and not state.held:
-            _log.info("clock_followed", remedy="none; what has expired meanwhile goes now")
+            _log.info("clock_followed", effect="what has expired meanwhile goes now")
         held = state.held is not None
         with trio.move_on_after(_EVERY):
             await context.draining.wait()

@@ -19,7 +19,7 @@ import trio
 
 from dapd.commits import upload_group
 from dapd.commits.upload_group import Opened
-from dapd.errors import Abort, describe
+from dapd.errors import Abort
 from dapd.protocol.task import Task
 from dapd.reports import UploadAnswer, open_uploads
 from dapd.runtime.disk import Disk
@@ -151,7 +151,6 @@ def _fail(group: Sequence[_Request], error: Exception) -> None:
     _log.error(
         "upload_group_failed",
         requests=len(group),
-        error=describe(error),
         exc_info=error,
         remedy="Clients are told to try again; if it stays, check the database",
     )

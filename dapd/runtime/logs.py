@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 import trio
 
+from dapd.errors import describe
 from dapd.runtime.log_context import add_request_id
 
 _log = structlog.get_logger()
@@ -43,6 +44,7 @@ def configure(level: str, form: str) -> None:
         add_request_id,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _describe_exception,
         _note_error,
         Dam(time.monotonic),
         structlog.processors.format_exc_info,  # plain: rich ones print local variables, keys (I9)
@@ -152,6 +154,16 @@ class Dam:
         if lines >= _FLOOD_LINES:
             raise structlog.DropEvent
         return {**event, "suppressed": suppressed} if suppressed else event
+
+
+def _describe_exception(
+    _logger: object, _method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    found = event.get("exc_info")
+    if found is True:
+        found = sys.exc_info()
+    error = found[1] if isinstance(found, tuple) else found
+    return {"error": describe(error), **event} if error else event
 
 
 def _note_error(

@@ -10,7 +10,7 @@ from http import HTTPStatus
 import msgspec
 import structlog
 
-from dapd.errors import Abort, describe
+from dapd.errors import Abort
 from dapd.runtime.log_context import request_id
 
 _log = structlog.get_logger()
@@ -42,7 +42,6 @@ def failure_document(
     _log.error(
         "request_failed",
         route=route,
-        error=describe(error),
         exc_info=error,
         remedy="if it stays, run `dapd datastore check`, and report this line",
     )

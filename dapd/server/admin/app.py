@@ -24,7 +24,6 @@ from dapd.server.front import App, Receive, Scope, Send, headers_of, respond
 from dapd.server.problems import Headers, failure_document, problem_document
 from dapd.server.reports import read_body
 
-_log = structlog.get_logger()
 _audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger("info"))
 """Whatever the level of the log is: who turns it up can't change anything unseen."""
 _MAX_BODY = 64 * 1024
