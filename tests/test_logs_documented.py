@@ -38,10 +38,9 @@ def sources() -> Iterator[tuple[Path, ast.Module]]:
 
 def calls(module: ast.AST) -> Iterator[tuple[str, ast.Call]]:
     """(level, call) of each call of a logger, which is always called by one of two names."""
-    for node in ast.walk(module):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            if ast.unparse(node.func.value) in LOGGERS:
-                yield LEVELS[node.func.attr], node
+    for call in (node for node in ast.walk(module) if isinstance(node, ast.Call)):
+        if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) in LOGGERS:
+            yield LEVELS[call.func.attr], call
 
 
 def fields_of(call: ast.Call) -> set[str]:
