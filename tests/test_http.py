@@ -157,6 +157,8 @@ async def test_a10_another_media_type_is_unknown(
         (b'{"type": 7, "detail": 8}', Refused(400, None, "8")),
         (b"[" * 100, Refused(400, None, "[" * 100)),
         (b"\xff plain", Refused(400, None, "\ufffd plain")),
+        (b"<h1>No</h1>\r\n\tway", Refused(400, None, "<h1>No</h1> way")),
+        (b"\0\0a report", Refused(400, None, "")),
         (b"", Refused(400, None, "")),
     ],
 )
@@ -166,6 +168,17 @@ async def test_a_problem_document_is_read_leniently(
     """Whatever a peer or a proxy sends with a 4xx, the status and its words arrive."""
     outcome, _ = await created(http, nursery, answer(400, body))
     assert outcome == refused
+
+
+async def test_i9_a_token_that_a_peer_echoes_is_not_in_its_words(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """A page of a proxy's that shows the request's header is quoted in the log."""
+    for status in (400, 502):
+        page = b"<pre>Authorization: Bearer secret</pre>"
+        outcome, _ = await created(http, nursery, answer(status, page))
+        assert "Bearer (the token)" in str(outcome)
+        assert "secret" not in str(outcome)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])

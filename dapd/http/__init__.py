@@ -26,7 +26,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Self, TypeVar
@@ -253,7 +253,11 @@ class DapHttp:
             return Unknown(f"{method} {url}: an answer longer than {self._max_body} bytes")
         if scope.cancelled_caught:
             return Unknown(f"{method} {url}: no whole answer within {timeout:g} s")
-        return _Answer(response.status_code, response.headers, bytes(body_read))
+        answer = _Answer(response.status_code, response.headers, bytes(body_read))
+        if token is None or _succeeded(answer):
+            return answer
+        # Who echoes what it got in a page for people must not bring the token into our log (I9).
+        return replace(answer, body=answer.body.replace(token.encode(), b"(the token)"))
 
     def _note_date(self, url: str, headers: httpx2.Headers) -> None:
         """Say what time it is there, unless a cache kept the answer."""

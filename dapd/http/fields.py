@@ -75,13 +75,16 @@ def with_step(location: str, step: int | None) -> str:
 
 
 def problem(body: bytes) -> tuple[str | None, str]:
-    """(error token, detail) of a problem document (RFC 9457), or of whatever came instead."""
+    """(error token, detail) of a problem document (RFC 9457), or of what text came instead; bytes
+    that are no text, such as our request's, are nobody's words.
+    """
     try:
         document = json.loads(body)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        return None, body[:_MAX_DETAIL].decode("utf-8", "replace").strip()
+        text = " ".join(body[:_MAX_DETAIL].decode("utf-8", "replace").split())
+        return None, text if text.isprintable() else ""
     urn = document.get("type")
     token = (
         urn.removeprefix(_ERROR_URN)
