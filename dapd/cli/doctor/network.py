@@ -66,7 +66,7 @@ def network(
 @check("network")
 def listen(config: Config, contents: Contents, seconds: float) -> Steps[Heard]:
     """Ask every URL of the tasks that are served."""
-    yield from ()
+    yield from ()  # what it hears is judged by others
     system, authorities = httpx2.create_ssl_context(), config.leader.peer_ca
     trust = system, system if authorities is None else trusting(authorities)
     return trio.run(ask_all, *_endpoints(contents), trust, seconds)

@@ -44,7 +44,7 @@ async def trouble_at(url: str, tls: ssl.SSLContext, seconds: float) -> Trouble |
     with trio.move_on_after(seconds):
         try:
             await trio.socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             return _unnamed(host, error)
         stage = "no connection"
         try:
@@ -82,9 +82,10 @@ async def _shake(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> T
     return None
 
 
-def _unnamed(host: str, error: OSError) -> Trouble:
+def _unnamed(host: str, error: OSError | UnicodeError) -> Trouble:
+    reason = error.strerror if isinstance(error, OSError) else None
     return Trouble(
-        f"the name {host} could not be looked up: {error.strerror or error}",
+        f"the name {host} could not be looked up: {reason or error}",
         f"look at this machine's network and resolver (`getent hosts {host}`), then at the name's "
         "records",
         f"look at this machine's network and resolver (`getent hosts {host}`), then ask the peer's "

@@ -1,0 +1,205 @@
+"""``dapd doctor`` beside real daemons: when all is well, and what it finds where it is not."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from dapd.http import DapHttp
+from dapd.messages.common import b64url_encode
+from dapd.reports import ReportError
+from dapd.taskfile import TaskFile, read_task_file
+from tests.paths.hands import until
+from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.test_admin_commands import open_house
+from tests.processes.test_task_life import dapd_task, seal, shown, upload
+
+SECONDS = 60
+Findings = list[dict[str, Any]]
+
+
+async def doctor(daemon: DaemonProcess, *arguments: object) -> Findings:
+    """What it finds; its exit status is as that demands."""
+    status, stdout, stderr = await run_command(
+        "--config", daemon.config, "doctor", "--json", *arguments
+    )
+    assert stderr == ""
+    found: Findings = json.loads(stdout)["findings"]
+    assert status == any(each["level"] == "failure" for each in found)
+    return found
+
+
+def of(found: Findings, name: str) -> list[tuple[str, str]]:
+    """The level of each finding of a check, and about what it is."""
+    return [(each["level"], each["subject"]) for each in found if each["check"] == name]
+
+
+def failures(found: Findings) -> list[tuple[str, str, str, str]]:
+    return [
+        (each["check"], each["subject"], each["detail"], each["remedy"])
+        for each in found
+        if each["level"] == "failure"
+    ]
+
+
+async def test_a_pair_that_works_has_nothing_wrong(tmp_path: Path) -> None:
+    """The Leader sees its Helper, the Helper its Leader, and each itself from outside; a backup
+    takes the last warning away.
+    """
+    async with open_house(tmp_path) as house:
+        (tmp_path / "copies").mkdir()
+        for daemon, peer in ((house.leader, house.helper), (house.helper, house.leader)):
+            (daemon.directory / "state").chmod(0o700)
+            found = await doctor(daemon)
+            assert failures(found) == []
+            assert of(found, "own_url") == [("ok", daemon.wire.url)]
+            assert of(found, "peer") == [("ok", peer.wire.url)]
+            assert {level for level, _ in of(found, "clock")} == {"ok"}
+            assert of(found, "task") == [("ok", "")]
+            assert [level for level, _ in of(found, "daemon")] == ["ok"]
+            assert {each["check"] for each in found if each["level"] == "warning"} == {"backup"}
+            copied = await run_command("--config", daemon.config, "backup", tmp_path / "copies")
+            assert copied[0] == 0
+            assert not [each for each in await doctor(daemon) if each["level"] == "warning"]
+
+
+async def test_what_only_the_daemon_knows_is_found_too(tmp_path: Path) -> None:
+    """Here a peer that somebody has paused."""
+    async with open_house(tmp_path) as house:
+        url = house.helper.wire.url
+        await house.dapd("peer", "pause", url)
+        found = await doctor(house.leader, "--offline")
+        (paused,) = [
+            each for each in found if each["check"] == "daemon" and each["level"] == "warning"
+        ]
+        assert paused["detail"] == f"{url} is paused"
+        assert paused["remedy"] == f"dapd peer resume {url}"
+        assert of(found, "peer") == of(found, "own_url") == []
+
+
+async def test_another_daemon_behind_the_own_url(tmp_path: Path) -> None:
+    """It answers, and well; only the keys tell that it is another one."""
+    async with open_house(tmp_path) as house:
+        mine, house.leader.wire.target = house.leader.wire.target, house.helper.wire.target
+        ((name, subject, detail, remedy),) = failures(await doctor(house.leader))
+        assert (name, subject) == ("own_url", house.leader.wire.url)
+        assert "HPKE keys that this database does not have" in detail
+        assert "look where the proxy forwards to" in remedy
+        house.leader.wire.target = mine
+        assert failures(await doctor(house.leader)) == []
+
+
+async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) -> None:
+    """Each is said once, and how the daemon is started."""
+    async with open_house(tmp_path) as house:
+        await house.helper.stop()
+        ((name, subject, _, remedy),) = failures(await doctor(house.leader))
+        assert (name, subject) == ("peer", house.helper.wire.url)
+        assert "ask the peer's operator" in remedy
+        found = failures(await doctor(house.helper, "--offline"))
+        assert [(name, remedy) for name, _, _, remedy in found] == [
+            ("daemon", f"start it: dapd --config {house.helper.config}")
+        ]
+        assert await house.helper.start()
+        assert failures(await doctor(house.helper)) == []
+
+
+async def test_a_peer_that_never_answers_ends_at_the_timeout(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    """Whichever step it is that takes so long."""
+
+    async def silent(_: trio.SocketStream) -> None:
+        await trio.sleep_forever()
+
+    with trio.fail_after(SECONDS):
+        listeners = await nursery.start(trio.serve_tcp, silent, 0)
+        url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+        leader = DaemonProcess(tmp_path / "leader", nursery, Wire())
+        leader.make()
+        await new_task(tmp_path / "task", leader="http://127.0.0.1:9/", helper=url)
+        await dapd_task(leader, "add", tmp_path / "task/leader.toml")
+        (peer,) = [each for each in failures(await doctor(leader, "--timeout", 0.2))
+                   if each[0] == "peer"]  # fmt: skip
+        assert peer[2].endswith(" within 0.2 s")
+
+
+@pytest.mark.parametrize("odd", ["helper", "client"])
+async def test_parties_with_different_task_configurations(
+    tmp_path: Path, nursery: trio.Nursery, odd: str
+) -> None:
+    """No report opens, which is told with what to compare: where the Helper's is another one, both
+    Aggregators see it; where the Clients' is, the Leader does.
+    """
+    daemons = {}
+    with trio.fail_after(SECONDS):
+        for role in ("leader", "helper"):
+            wire = Wire()
+            await wire.serve(nursery)
+            daemons[role] = DaemonProcess(tmp_path / role, nursery, wire)
+            daemons[role].make()
+            assert await daemons[role].start()
+        files = tmp_path / "task"
+        await new_task(files, **{role: each.wire.url for role, each in daemons.items()})
+        file = files / f"{odd}.toml"
+        file.write_text(file.read_text().replace("min_batch_size = 3", "min_batch_size = 4"))
+        for role, daemon in daemons.items():
+            await dapd_task(daemon, "add", files / f"{role}.toml")
+        task = read_task_file(files / "client.toml")
+        name, failing = b64url_encode(task.task_id), {"client": ["leader"]}.get(odd, list(daemons))
+        counter = f"{'upload' if odd == 'client' else 'aggregate'}_hpke_decrypt_error"
+        async with DapHttp() as http:
+            answer = ReportError.HPKE_DECRYPT_ERROR if odd == "client" else 0
+            assert await upload(http, task, await seal(http, task, "all fail")) == {answer}
+        for role in failing:
+            await until_counted(daemons[role], task, counter)
+            ((what, subject, detail, remedy),) = failures(await doctor(daemons[role]))
+            assert (what, subject) == ("task", name)
+            assert "3 as hpke_decrypt_error" in detail
+            assert "its TaskConfiguration is not the one" in detail
+            known = await shown(daemons[role], task)
+            assert f"`dapd task show {name}`" in remedy
+            assert known["configuration_sha256"] in remedy
+        for role in set(daemons) - set(failing):
+            assert failures(await doctor(daemons[role])) == []
+
+
+async def test_i9_no_finding_tells_a_secret(tmp_path: Path) -> None:
+    """Neither keys nor tokens, also where something is wrong with them."""
+    async with open_house(tmp_path) as house:
+        key = house.leader.directory / "keys/sealing-1.key"
+        secrets = [key.read_text(), *_secrets(tmp_path / "task/leader.toml")]
+        assert len(secrets) == 4
+        heard = [await house.dapd("doctor"), await house.dapd("doctor", "--json")]
+        key.write_text(f"{secrets[0]} and more")
+        heard += [await house.dapd("doctor", status=1)]
+        key.write_text(b64url_encode(bytes(32)))
+        heard += [await house.dapd("doctor", status=1)]
+        assert not [secret for secret in secrets for said in heard if secret in said]
+
+
+async def new_task(out: Path, **urls: str) -> None:
+    """``dapd task new`` with these endpoints, by role."""
+    status, _, stderr = await run_command(
+        "task", "new", "--vdaf", "count", "--batch-mode", "time-interval", "--time-precision", 1,
+        "--min-batch-size", 3, "--out", out,
+        *(word for role, url in urls.items() for word in (f"--{role}", url)),
+    )  # fmt: skip
+    assert status == 0, stderr
+
+
+async def until_counted(daemon: DaemonProcess, task: TaskFile, name: str) -> None:
+    async def counted() -> bool:
+        return bool((await shown(daemon, task))["counters"].get(name) == 3)
+
+    await until(counted)
+
+
+def _secrets(file: Path) -> list[str]:
+    document = tomllib.loads(file.read_text())
+    return [value for name, value in document.items() if "token" in name or "verify_key" in name]
