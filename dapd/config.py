@@ -15,6 +15,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -255,8 +256,9 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 def load(path: Path) -> Config:
     """Read and check a configuration file. Raises ``UsageError``."""
     hint = "config.example.toml lists every key with its meaning"
-    if not path.exists():
-        raise UsageError(f"{path}: no such file; make one with `dapd init`")
+    with suppress(PermissionError):  # reading says it better
+        if not path.exists():
+            raise UsageError(f"{path}: no such file; make one with `dapd init`")
     config = in_place(read_toml(path, Config, hint), path.absolute().parent)
     for problem in _contradictions(config):
         raise UsageError(f"{path}: {problem}")

@@ -56,7 +56,7 @@ class _Commands(click.Group):
 )
 @click.option(
     "--config",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=click.Path(readable=False, path_type=Path),  # who loads it says what is wrong with it
     metavar="FILE",
     help="The daemon's configuration, by default where `dapd init` puts it. Without a command: "
     "run the daemon.",

@@ -287,6 +287,7 @@ def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
             remedy = "the file is read-only for this user"
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             remedy = "the file is damaged or not an SQLite database; restore a backup"
+            return UnfitDatastore(f"{path}: {error}; {remedy}")
         case _:
             remedy = "this is a fault of dapd or of the disk"
     return DatastoreError(f"{path}: {error}; {remedy}")

@@ -43,14 +43,20 @@ def become_owner(directory: Path) -> None:
 def provide(directory: Path, state: Path) -> None:
     """As root, make ``directory`` if it is missing, for the owner of ``state`` and its group.
 
-    ``/run/dapd`` is gone after each boot, and systemd makes it for its service alone.
+    ``/run/dapd`` is gone after each boot, and systemd makes it for its service alone. Raises
+    ``UsageError`` if it can't be made.
     """
     if os.geteuid() != 0 or directory.exists() or not directory.parent.is_dir():
         return
     if state.is_dir():
         status = state.stat()
-        directory.mkdir(mode=0o750)
-        os.chown(directory, status.st_uid, status.st_gid)
+        try:
+            directory.mkdir(mode=0o750)
+            os.chown(directory, status.st_uid, status.st_gid)
+        except OSError as error:
+            raise UsageError(
+                f"[admin] socket: {directory} can't be made ({error.strerror}); set another path"
+            ) from error
 
 
 def owner_name(path: Path) -> str:

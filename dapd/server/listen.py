@@ -188,6 +188,10 @@ async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
             raise UsageError(
                 f"{place}: another program listens there; stop it or choose another port"
             ) from error
+        if error.errno == errno.EACCES:
+            raise UsageError(
+                f"{place}: this user may not listen on ports below 1024; choose another port"
+            ) from error
         kind = NotYet if error.errno in _NOT_YET else UsageError
         raise kind(
             f"{place}: {error.strerror or error}; name an address of this machine"

@@ -162,6 +162,27 @@ async def test_a_missing_config_says_how_to_make_one(tmp_path: Path) -> None:
     assert "dapd init" in await refusal(tmp_path / "dapd.toml")
 
 
+async def test_a_config_that_is_no_file_is_refused_like_any_other(tmp_path: Path) -> None:
+    """With the status that keeps a service manager from trying again."""
+    assert await refusal(tmp_path) == f"dapd: {tmp_path}: Is a directory; let this user read it"
+
+
+async def test_a_socket_in_a_place_that_can_not_be_is_named(config: Path) -> None:
+    """Whether root would have to make the directory, or a user misses it."""
+    config.write_text(config.read_text() + '\n[admin]\nsocket = "/proc/none/admin.sock"\n')
+    line = await refusal(config)
+    assert line.startswith("dapd: [admin] socket: /proc/none")
+
+
+async def test_a_damaged_database_is_not_tried_again(config: Path) -> None:
+    """It takes a person, with a backup."""
+    database = config.parent / "state" / "dapd.sqlite"
+    database.write_bytes(b"not a database" * 1000)
+    line = await refusal(config)
+    assert str(database) in line
+    assert "restore a backup" in line
+
+
 async def test_a_missing_sealing_key_file_is_named(config: Path) -> None:
     """Without it the database can't be read, so it is not quietly made anew."""
     key = config.parent / "keys" / "sealing-1.key"
