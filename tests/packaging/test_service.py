@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -224,3 +225,40 @@ async def test_a_service_reads_its_keys_as_credentials(
                 process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0, said
         assert b'"event":"listening"' in said
+
+
+async def doctor(service: DaemonProcess, uid: int) -> tuple[int, list[dict[str, str]]]:
+    """``dapd doctor`` as this user: the exit status, and what it finds."""
+    command = [sys.executable, "-m", "dapd", "--config", str(service.config), "doctor", "--json"]
+    done = await trio.run_process(
+        command, capture_stdout=True, check=False, user=uid, group=uid, extra_groups=[]
+    )
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
+@needs_root
+async def test_the_doctor_looks_as_whoever_it_is_and_changes_nothing(
+    service: DaemonProcess,
+) -> None:
+    """Root reads the keys and goes on as the state's owner; that one can't read the keys; another
+    user is told what can't be looked at. None of that is a failure of the daemon's.
+    """
+    state = service.directory / "state"
+    with trio.fail_after(SECONDS):
+        assert await service.start()
+        before = sorted(state.iterdir())
+        for uid, mode, unseen in (
+            (0, 0o700, set()),
+            (NOBODY, 0o700, {"sealing_keys"}),
+            (NOBODY - 1, 0o755, {"sealing_keys", "daemon", "owner", "database"}),
+            (NOBODY - 1, 0o700, {"sealing_keys", "daemon", "owner", "database", "backup", "modes"}),
+        ):
+            state.chmod(mode)
+            status, found = await doctor(service, uid)
+            assert status == 0, found
+            looked_at = {"sealing_keys", "daemon", "owner", "database", "backup", "modes"}
+            skipped = {each["check"] for each in found if each["level"] == "skipped"}
+            assert skipped & looked_at == unseen
+            assert sorted(state.iterdir()) == before
+            assert owners(service) == {NOBODY}
+        assert await service.stop() == 0

@@ -85,7 +85,7 @@ def safe_clock(config: Config, running: Running | None, contents: Contents | Non
     elif contents is not None:
         held = at_next_start(config, contents.clock).held
     else:
-        yield skipped("", "no daemon has stored the time yet")
+        yield skipped("", "neither a daemon nor its database tells")
         return
     if held is None:
         yield ok("", "followed")

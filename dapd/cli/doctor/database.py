@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from dapd.cli.doctor.findings import Steps, blamed, check, failure, is_there, ok, skipped, warning
 from dapd.commits.delete_task import standing
@@ -12,7 +14,7 @@ from dapd.commits.take_over import require_sealing_keys
 from dapd.config import Config
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Tx, batches, counters, keys, safe_clock, tasks
-from dapd.datastore.backup import last_backup
+from dapd.datastore.backup import last_backup, last_backup_path
 from dapd.datastore.keys import SealedKeypair
 from dapd.datastore.looking import look
 from dapd.datastore.mounts import refuse_network
@@ -86,6 +88,7 @@ def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents
     if not is_there(path):
         yield skipped(path, "there is none yet: the daemon makes it when it first starts")
         return None
+    _require_ours(path)
     with look(path) as (tx, is_current):
         if not is_current:
             yield warning(
@@ -113,6 +116,8 @@ def backup(config: Config, contents: Contents | None) -> Steps[None]:
     if not is_there(path):
         yield skipped("", "there is nothing to back up yet")
         return
+    if is_there(note := last_backup_path(path)):
+        note.open("rb").close()  # one that this user can't read is not none
     last = last_backup(path)
     age = None if last is None else int(time.time() * 1000) - last.state_of
     if age is None:
@@ -131,6 +136,15 @@ def backup(config: Config, contents: Contents | None) -> Steps[None]:
             f"a restored database has closed batches of {closed} tasks",
             "compare `dapd restore status` with the other Aggregator, then `dapd restore accept`",
         )
+
+
+def _require_ours(path: Path) -> None:
+    """Raise ``PermissionError`` for whom SQLite would tell nothing better: it needs to write beside
+    a database that is open, and its owner gets the error that the daemon would get.
+    """
+    state = path.parent
+    if state.stat().st_uid != os.geteuid() and not os.access(state, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
 
 
 def _hpke_keys(contents: Contents, sealing_keys: list[bytes] | None) -> Steps[None]:
