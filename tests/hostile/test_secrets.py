@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import trio
 
 from dapd.config import load, read_sealing_keys
@@ -15,6 +16,7 @@ from dapd.crypto import make_sealer
 from dapd.datastore import keys as key_table
 from dapd.datastore import open_for_command
 from dapd.messages.common import MediaType, b64url_encode
+from dapd.server.admin import OPERATIONS
 from dapd.taskfile import TaskFiles
 from tests.crash.load import House, Load, open_house
 from tests.paths import raw
@@ -81,10 +83,25 @@ async def described(daemon: DaemonProcess, files: TaskFiles) -> bytes:
     return said.encode()
 
 
+async def looked_at(daemon: DaemonProcess) -> bytes:
+    """All that the admin interface tells who may read, the page and the metrics among it."""
+    said = b""
+    transport = httpx2.AsyncHTTPTransport(uds=str(load(daemon.config).admin_socket))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://dapd") as client:
+        looks = [each.path for each in OPERATIONS if each.method == "GET"]
+        for path in ("/", "/metrics", *looks, "/api/v1/jobs?ended=true", "/api/v1/job?job=a1"):
+            answer = await client.get(path)
+            assert answer.status_code < 500
+            said += str(answer.headers).encode() + answer.content
+    return said
+
+
 async def test_i9_no_secret_is_logged_answered_printed_or_stored_in_the_clear(
     tmp_path: Path,
 ) -> None:
-    """A whole upload and collection at level debug, refusals, and the commands that describe."""
+    """A whole upload and collection at level debug, refusals, the commands that describe, and all
+    that an operator may look at.
+    """
     with trio.fail_after(60):
         async with open_house(tmp_path) as house:
             files = house.new_task("async", "time-interval")
@@ -96,6 +113,7 @@ async def test_i9_no_secret_is_logged_answered_printed_or_stored_in_the_clear(
             for daemon in house.daemons:
                 name = daemon.directory.name
                 said[f"{name}'s task commands"] = await described(daemon, files)
+                said[f"{name}'s admin interface"] = await looked_at(daemon)
                 assert await daemon.stop() == 0
                 said[f"{name}'s log"] = "\n".join(daemon.lines).encode()
                 database = daemon.database.parent.glob("dapd.sqlite*")
