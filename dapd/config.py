@@ -417,7 +417,10 @@ def _admin_contradictions(config: Config) -> Iterator[str]:
             )
     for name in admin.hosts:
         if not _HOST.fullmatch(name):
-            yield f'admin.hosts: "{name}" is no name; write one without scheme, port and path'
+            yield (
+                f'admin.hosts: "{name}" is no name; write one in lower case, without scheme, port '
+                "and path"
+            )
     try:
         remote = admin.is_remote
     except ValueError:
