@@ -13,6 +13,7 @@ from dapd.commits.quarantine import quarantine
 from dapd.driver.creator import create_due
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.gauges import Gauges
+from dapd.runtime.peers import Peers
 from dapd.testing.pair import Aggregator
 from tests.exposed import OPENMETRICS, TEXT, exposition, families, samples
 from tests.paths.hands import NOON, PRECISION, HandClock, Hands, at_noon, hand_pair
@@ -60,11 +61,13 @@ async def test_a_pair_that_worked_counts_what_it_did(tmp_path: Path) -> None:
     assert "dapd_uncollected_expiry_timestamp_seconds" not in ours, "all of it is collected"
 
 
-async def peer_fails(gauges: Gauges, side: Aggregator, url: str) -> dict[str, float]:
-    """What is told once a request to the peer has failed."""
-    failed = f"dapd_peer_requests_total outcome=unreachable peer={url}"
+async def peer_fails(
+    gauges: Gauges, side: Aggregator, url: str, how: str = "unreachable"
+) -> dict[str, float]:
+    """What is told once a request to the peer has failed, and its job is back in the queue."""
+    failed = f"dapd_peer_requests_total outcome={how} peer={url}"
     while failed not in (found := await samples(gauges, side)):
-        await side.context.jobs.wait(1)
+        await side.context.jobs._event.wait()  # rung when the job is back
     return found
 
 
@@ -101,18 +104,36 @@ async def test_what_waits_shows_why_and_since_when(tmp_path: Path) -> None:
 
 async def test_a_peer_that_answers_503_is_down_until_it_serves(tmp_path: Path) -> None:
     """It can be reached, so that no request waits for it, and yet nothing gets through."""
+    async with hand_pair(tmp_path) as (pair, _):
+        peer = f"peer={pair.helper.url}"
+        task = await pair.new_task(min_batch_size=2)
+        pair.helper.context.disk.min_free_bytes = 1 << 60
+        await task.upload([1, 1])
+        gauges = Gauges(pair.leader.context)
+        found = await peer_fails(gauges, pair.leader, pair.helper.url, "unserved")
+        assert found[f"dapd_peer_failures {peer}"] == 0
+        assert f"dapd_peer_down_since_timestamp_seconds {peer}" in found
+        job = "blocked_by=peer_unreachable kind=aggregation role=leader state=stored"
+        assert found[f"dapd_jobs {job}"] == 1
+        pair.helper.context.disk.min_free_bytes = 0
+        assert (await task.collect(at_noon())).value == 2
+        found = await samples(gauges, pair.leader)
+        assert f"dapd_peer_down_since_timestamp_seconds {peer}" not in found
+
+
+def test_a_peer_is_down_since_the_first_failure_of_any_kind() -> None:
+    """An answer such as 502 between two that never came doesn't begin a new outage."""
     clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, _):
-        peer = pair.leader.context.peers.at("https://helper.example/")
-        peer.answered(serves=False)
-        clock.advance(60)
-        peer.unreachable(1, 1)
-        peer.answered(serves=False)
-        assert peer.down_for is not None
-        assert peer.down_for >= 60_000, "since the first of them"
-        assert peer.failures == 0
-        peer.answered(serves=True)
-        assert peer.down_for is None
+    peer = Peers(8, clock, lambda: 0.5).at("https://helper.example/")
+    peer.unreachable(1, 1)
+    clock.advance(60)
+    peer.answered(serves=False)
+    clock.advance(60)
+    peer.unreachable(1, 1)
+    assert peer.down_for is not None
+    assert peer.down_for >= 120_000
+    peer.answered(serves=True)
+    assert peer.down_for is None
 
 
 async def test_reports_that_are_lost_and_batches_that_a_restore_closed_are_counted(
