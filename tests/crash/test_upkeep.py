@@ -87,7 +87,7 @@ async def asked_for_a_share(leader: DaemonProcess, files: TaskFiles, at: int) ->
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect, files, at)
         times = 1
-        while "collection" not in (await leader.logged("exchange_failed", times))[-1]:
+        while (await leader.logged("exchange_failed", times))[-1]["kind"] != "collection":
             times += 1
         nursery.cancel_scope.cancel()
 
