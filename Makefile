@@ -38,10 +38,11 @@ format: $(BUILT) ## Rewrite the sources as lint wants them
 	$(BIN)/ruff format .
 	$(CARGO) fmt --manifest-path native/Cargo.toml
 
-bench: $(BUILT) ## Reports per second, beside the crypto floor; what the garbage collector costs
+bench: $(BUILT) ## Reports per second, beside the crypto floor; garbage collection; disk and memory
 	$(BIN)/python bench/helper.py
 	$(BIN)/python bench/upload.py
 	$(BIN)/python bench/gc.py
+	$(BIN)/python bench/sizing.py
 
 docs: $(BUILT) ## The documents as a site in site/; fails where a link leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
