@@ -318,7 +318,7 @@ def run(config_path: Path) -> int:
         cause = _innermost(error)
         if not isinstance(cause, UsageError | DatastoreError):
             raise
-        sys.stderr.write(f"dapd: {cause}\n")
+        logs.complain(cause)
         return _exit_status(cause)
     return 0
 

@@ -308,9 +308,10 @@ def read_sealing_key(path: Path) -> bytes:
             f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
         ) from None
     except OSError as error:
-        raise UsageError(
-            f"{path}: {error.strerror}; run this as root, or let this user read it"
-        ) from error
+        remedy = "run this as root, or let this user read it"
+        if "CREDENTIALS_DIRECTORY" in os.environ:
+            remedy = "put it there, then restart: systemd passes on what is there at the start"
+        raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
     except UnicodeDecodeError:
         text = ""
     if mode & forbidden:

@@ -109,6 +109,8 @@ def _run(arguments: list[str] | None) -> int:
     except click.Abort:
         return 130
     except (UsageError, DatastoreError, PeerError) as error:
-        click.echo(f"dapd: {error}", err=True)
+        from dapd.runtime.logs import complain
+
+        complain(error)
         return 2 if isinstance(error, UsageError) else 1
     return code if isinstance(code, int) else 0

@@ -24,13 +24,14 @@ def reload(config: Path | None, *, as_json: bool) -> None:
       dapd --config dapd.toml reload
     """
     from dapd.cli.daemon import call
+    from dapd.runtime.logs import complain
     from dapd.server.admin.operation import Nothing
     from dapd.server.admin.reload import RELOAD
 
     try:
         done = call(load_config(config), RELOAD, Nothing())
     except UsageError as error:
-        click.echo(f"dapd: {error}; nothing was changed", err=True)
+        complain(f"{error}; nothing was changed")
         raise click.exceptions.Exit(1) from None
     lines = [
         *(f"applied: {key}" for key in done.applied),

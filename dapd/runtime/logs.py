@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 import trio
@@ -57,7 +57,7 @@ def configure(level: str, form: str) -> None:
             ),
         ]
         if human
-        else [_to_journal if goes_to_journal() else _to_json]
+        else [_to_journal if goes_to_journal(sys.stdout) else _to_json]
     )
     structlog.configure(
         processors=[*shared, *renderer],
@@ -102,11 +102,19 @@ def last_error() -> LoggedError | None:
     return _last_error[-1] if _last_error else None
 
 
-def goes_to_journal() -> bool:
-    """Whether standard output is the journal itself, and not a pipe made since (sd-daemon(3))."""
+def complain(problem: object) -> None:
+    """Say on standard error why this process ends, or what it did not do; the journal takes it for
+    an error.
+    """
+    priority = f"<{_PRIORITIES['error']}>" if goes_to_journal(sys.stderr) else ""
+    print(f"{priority}dapd: {problem}", file=sys.stderr)  # noqa: T201 - no event: a person's line
+
+
+def goes_to_journal(stream: TextIO) -> bool:
+    """Whether ``stream`` is the journal itself, and not a pipe made since (sd-daemon(3))."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
-        found = os.fstat(sys.stdout.fileno())
+        found = os.fstat(stream.fileno())
     except (OSError, ValueError):
         return False
     return (device, inode) == (str(found.st_dev), str(found.st_ino))

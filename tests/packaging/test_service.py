@@ -99,6 +99,26 @@ async def test_what_only_a_person_can_mend_exits_78(daemon: DaemonProcess) -> No
         assert (await run_command("--config", daemon.config))[0] == 75, "no network yet"
 
 
+async def test_the_journal_takes_a_refusal_for_an_error(
+    daemon: DaemonProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``journalctl -p err`` shows why the daemon did not start; elsewhere the line is as it is."""
+    daemon.config.write_text("[server\n")
+    said = []
+    for journal in (True, False):
+        with (tmp_path / "stderr").open("w+") as stderr:
+            found = os.fstat(stderr.fileno())
+            stream = f"{found.st_dev}:{found.st_ino + (not journal)}"
+            monkeypatch.setenv("JOURNAL_STREAM", stream)
+            command = [sys.executable, "-m", "dapd", "--config", str(daemon.config)]
+            done = await trio.run_process(command, stderr=stderr, check=False)
+            assert done.returncode == 78
+            stderr.seek(0)
+            said.append(stderr.read())
+    assert said[0] == f"<3>{said[1]}"
+    assert said[1].startswith("dapd: ")
+
+
 async def test_a_daemon_leaves_no_core(daemon: DaemonProcess) -> None:
     """A core dump would hold keys and input shares."""
     with trio.fail_after(SECONDS):
@@ -213,6 +233,11 @@ async def test_a_service_reads_its_keys_as_credentials(
         )
         assert refused.returncode == 78
         assert f"{key}: Permission denied; run this as root" in refused.stderr.decode()
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credential.parents[1] / "none"))
+        refused = await trio.run_process(
+            command, capture_stderr=True, check=False, user=NOBODY, group=NOBODY, extra_groups=[]
+        )
+        assert "Permission denied; put it there, then restart" in refused.stderr.decode()
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credential.parent))
         process = await trio.lowlevel.open_process(
             command, stdout=PIPE, stderr=STDOUT, user=NOBODY, group=NOBODY, extra_groups=[]
