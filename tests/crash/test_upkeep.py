@@ -267,6 +267,50 @@ async def test_d6_what_expires_is_counted_once_whenever_a_daemon_is_killed(
 
 
 @MOMENTS
+@pytest.mark.parametrize("ended_by", ["commits.expire.expire_job", "gc.pace.expire_jobs"])
+async def test_d6_a_job_that_was_sent_is_lost_once_whoever_ends_it(
+    tmp_path: Path, moment: str, ended_by: str
+) -> None:
+    """One that is polled ends with its next step; one of a disabled task, which has none, by the
+    garbage collector.
+    """
+    by_its_step = ended_by.startswith("commits")
+    with trio.fail_after(120):
+        async with open_house(tmp_path) as house, AsyncExitStack() as stack:
+            leader, helper = house.daemons
+            files, at = house.new_task("sync", "time-interval"), an_hour_ago()
+            await start(leader, helper)
+            client = await stack.enter_async_context(Client(files.client))
+            await client.upload(range(5), time=at)
+            await aggregated(leader, 5)
+            await stop(helper)
+            await client.upload(range(5), time=at)
+            await leader.logged("job_sent", 2)
+            await stop(leader)
+            await expires(leader, files)
+            if by_its_step:
+                leader.change(
+                    "UPDATE aggregation_jobs SET state = 'polling', location = 'http://[::1]:1/' "
+                    "WHERE state = 'stored'"
+                )
+            else:
+                task_id = b64url_encode(files.client.task_id)
+                assert await typed(leader, "task", "disable", "--", task_id) == (0, "")
+                with leader.config.open("a") as file:
+                    file.write(OFTEN)
+            await dies(leader, moment, [ended_by])
+            await start(leader)
+            if moment == "before":
+                await leader.logged("job_expired" if by_its_step else "jobs_expired")
+            await stop(leader)
+            assert counters(leader) == {
+                "upload_accepted": 10,
+                "aggregate_finished": 5,
+                "aggregate_lost": 5,
+            }
+
+
+@MOMENTS
 async def test_d1_a_restored_file_is_quarantined_refused_and_reopened_whoever_dies(
     tmp_path: Path, moment: str
 ) -> None:
