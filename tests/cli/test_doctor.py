@@ -24,6 +24,7 @@ from dapd.server.admin.todo import BACKUP_AGE
 from tests.certificates import Authority
 
 Look = Callable[..., list[dict[str, Any]]]
+SAFE_CLOCK = "INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, ?, 0)"
 
 
 def run(*arguments: object) -> int:
@@ -34,10 +35,9 @@ def run(*arguments: object) -> int:
 
 
 @pytest.fixture
-def config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def config(tmp_path: Path) -> Path:
     """What ``dapd init`` makes, with room on any disk."""
     assert run("init", "--role", "helper", "--url", "http://127.0.0.1:9/", "--dir", tmp_path) == 0
-    capsys.readouterr()
     path = tmp_path / "dapd.toml"
     path.write_text(path.read_text() + "\n[disk]\nmin_free_bytes = 0\n")
     return path
@@ -48,6 +48,7 @@ def look(config: Path, capsys: pytest.CaptureFixture[str]) -> Look:
     """``dapd doctor``: what it finds, if it exits as that demands."""
 
     def findings(*arguments: object) -> list[dict[str, Any]]:
+        capsys.readouterr()
         status = run("--config", config, "doctor", "--json", *arguments)
         said = capsys.readouterr()
         assert said.err == ""
@@ -60,10 +61,9 @@ def look(config: Path, capsys: pytest.CaptureFixture[str]) -> Look:
 
 
 @pytest.fixture
-def used(config: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+def used(config: Path) -> Path:
     """The configuration of a database on which commands have worked, and no daemon yet."""
     assert run("--config", config, "key", "add", "--active") == 0
-    capsys.readouterr()
     return config
 
 
@@ -78,6 +78,14 @@ def failures(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
         for each in found
         if each["level"] == "failure" and each["check"] != "daemon"
     ]
+
+
+def change(config: Path, sql: str, *values: object) -> None:
+    """What a command or a fault has done to the database."""
+    database = sqlite3.connect(config.parent / "state/dapd.sqlite")
+    with database:
+        database.execute(sql, values)
+    database.close()
 
 
 def test_right_after_init_nothing_is_wrong_and_it_says_what_comes_next(
@@ -275,17 +283,12 @@ def test_a_damaged_database(used: Path, look: Look) -> None:
 
 def test_schemas_of_an_older_and_of_a_newer_dapd(used: Path, look: Look) -> None:
     """The older one is migrated by the daemon, not by this command; nobody reads the newer one."""
-    path = used.parent / "state/dapd.sqlite"
     known = migrations()[-1].version
-    with sqlite3.connect(path) as database:
-        database.execute("DELETE FROM schema_migrations WHERE version = ?", (known,))
-        if known == 1:
-            database.execute("INSERT INTO schema_migrations VALUES (0, 'older', 0, 0)")
+    change(used, "DELETE FROM schema_migrations WHERE version = ?", known)
+    change(used, "INSERT OR REPLACE INTO schema_migrations VALUES (?, 'older', 0, 0)", known - 1)
     assert [each["level"] for each in of(look(), "database")] == ["warning"]
-    with sqlite3.connect(path) as database:
-        newer = (known + 1, "newer", 0, known + 1)
-        database.execute("INSERT INTO schema_migrations VALUES (?, ?, ?, ?)", newer)
-    database.close()
+    newer = known + 1
+    change(used, "INSERT INTO schema_migrations VALUES (?, 'newer', 0, ?)", newer, newer)
     ((name, detail, _),) = failures(look())
     assert name == "database"
     assert "newer than this dapd" in detail
@@ -293,13 +296,7 @@ def test_schemas_of_an_older_and_of_a_newer_dapd(used: Path, look: Look) -> None
 
 def test_d6_a_clock_that_the_next_start_will_hold(used: Path, look: Look) -> None:
     """Here after a stop of a year."""
-    path = used.parent / "state/dapd.sqlite"
-    long_ago = time.time_ns() // 1_000_000 - 366 * 86_400_000
-    with sqlite3.connect(path) as database:
-        database.execute(
-            "INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, ?, 0)", (long_ago,)
-        )
-    database.close()
+    change(used, SAFE_CLOCK, time.time_ns() // 1_000_000 - 366 * 86_400_000)
     ((name, detail, remedy),) = failures(look())
     assert name == "clock"
     assert "nothing expires" in detail
@@ -385,3 +382,80 @@ def test_nothing_that_a_peer_sends_reaches_the_terminal_as_a_command() -> None:
     assert found.subject == "?[2J"
     assert found.detail.startswith("a b?c")
     assert len(found.detail) == 500
+
+
+@pytest.fixture
+def with_task(used: Path, tmp_path: Path) -> Path:
+    """The configuration of a Helper that has a task, whose files are in ``task``."""
+    assert run(
+        "task", "new", "--vdaf", "count", "--batch-mode", "time-interval", "--time-precision", 3600,
+        "--min-batch-size", 3, "--leader", "http://127.0.0.1:9/", "--helper",
+        "http://127.0.0.1:10/", "--out", tmp_path / "task",
+    ) == 0  # fmt: skip
+    assert run("--config", used, "task", "add", tmp_path / "task/helper.toml") == 0
+    return used
+
+
+def test_secrets_that_do_not_open(with_task: Path, look: Look) -> None:
+    """A task's, and an HPKE key's: each with what gives them again."""
+    assert [each["level"] for each in of(look("--offline"), "task")] == ["ok"]
+    change(with_task, "UPDATE tasks SET verify_key = zeroblob(80)")
+    change(with_task, "UPDATE hpke_keypairs SET private_key = zeroblob(80)")
+    keys, task = failures(look("--offline"))
+    assert keys[0] == "database"
+    assert "dapd key add --active" in keys[2]
+    assert task[0] == "task"
+    assert "dapd task rekey" in task[2]
+
+
+@pytest.mark.parametrize(
+    ("counted", "wrong"),
+    [
+        ({"aggregate_vdaf_verify_error": 2}, True),
+        ({"aggregate_vdaf_verify_error": 2, "aggregate_finished": 1}, False),
+        ({"aggregate_report_dropped": 2}, False),
+        ({"upload_hpke_decrypt_error": 2}, False),
+    ],
+)
+def test_a_task_of_which_no_report_was_ever_good(
+    with_task: Path, look: Look, counted: dict[str, int], wrong: bool
+) -> None:
+    """One that was shows that the parties agree; expiry says nothing; uploads are a Leader's."""
+    for name, value in counted.items():
+        change(with_task, "INSERT INTO task_counters VALUES (1, ?, ?)", name, value)
+    found = failures(look("--offline"))
+    assert [each[0] for each in found] == ["task"] * wrong
+    if wrong:
+        assert "2 as vdaf_verify_error" in found[0][1]
+        assert "verification keys differ" in found[0][1]
+        assert "dapd task rekey FILE" in found[0][2]
+
+
+def test_a_database_without_an_active_key_is_left_only_once_a_daemon_has_run(
+    used: Path, look: Look
+) -> None:
+    """The first start makes one."""
+    change(used, "UPDATE hpke_keypairs SET state = 'expired'")
+    assert failures(look()) == []
+    now = time.time_ns() // 1_000_000
+    change(used, SAFE_CLOCK, now)
+    ((name, _, remedy),) = failures(look())
+    assert (name, remedy) == ("database", "dapd key add --active")
+
+
+def test_a_restored_database_that_waits_for_a_word(
+    with_task: Path, look: Look, tmp_path: Path
+) -> None:
+    """A warning until the closed batches are looked at."""
+    (tmp_path / "copies").mkdir()
+    assert run("--config", with_task, "backup", tmp_path / "copies") == 0
+    assert [each["level"] for each in of(look("--offline"), "backup")] == ["ok"]
+    (copy,) = (tmp_path / "copies").iterdir()
+    assert run("--config", with_task, "restore", "--yes", copy) == 0
+    ((level, remedy),) = [
+        (each["level"], each["remedy"])
+        for each in of(look("--offline"), "backup")
+        if "a restore has closed batches, in 1 of 1 tasks" in each["detail"]
+    ]
+    assert level == "warning"
+    assert "dapd restore accept" in remedy

@@ -133,7 +133,7 @@ def backup(config: Config, contents: Contents | None) -> Steps[None]:
     if contents and (closed := sum(task.is_quarantined for task in contents.tasks)):
         yield warning(
             "",
-            f"a restored database has closed batches of {closed} tasks",
+            f"a restore has closed batches, in {closed} of {len(contents.tasks)} tasks",
             "compare `dapd restore status` with the other Aggregator, then `dapd restore accept`",
         )
 
