@@ -145,10 +145,11 @@ def line(view: PeerView) -> str:
     from dapd.protocol.waiting import spell
 
     said: str = view.state
-    if view.failing_seconds is not None:
-        again = spell(int(1000 * (view.retried_in_seconds or 0)))
-        since = spell(int(1000 * view.failing_seconds))
-        said += f" for {since} ({view.failures} requests); tried again in {again}"
+    if view.down_seconds is not None:
+        said += f" for {spell(int(1000 * view.down_seconds))}"
+    if view.retried_in_seconds is not None:
+        again = spell(int(1000 * view.retried_in_seconds))
+        said += f" ({view.failures} requests); tried again in {again}"
     return f"{view.endpoint}  {said}"
 
 

@@ -24,7 +24,7 @@ class Peer:
         self._taken = 0
         self.failures = 0
         self.paused = False
-        self._blocked_until = self._failing_since = clock.elapsed()
+        self._blocked_until = clock.elapsed()
         self._down_since: int | None = None
 
     @property
@@ -33,15 +33,10 @@ class Peer:
         return self._taken
 
     @property
-    def failing_for(self) -> int | None:
-        """How long, in ms, since the first of the failures in a row; ``None`` without one."""
-        return self._clock.elapsed() - self._failing_since if self.failures else None
-
-    @property
     def down_for(self) -> int | None:
         """How long, in ms, every answer or none has said that nobody serves; ``None``: it serves.
 
-        More than ``failing_for``: a proxy's 502 ends that, as it can be reached.
+        A proxy that answers 502 can be reached, and its Aggregator is down none the less.
         """
         return None if self._down_since is None else self._clock.elapsed() - self._down_since
 
@@ -77,8 +72,6 @@ class Peer:
 
     def unreachable(self, minimum: float, maximum: float) -> None:
         """A transport error: leave the peer alone for a while, in seconds, then probe it."""
-        if not self.failures:
-            self._failing_since = self._clock.elapsed()
         self._note_down()
         self.failures += 1
         wait = backoff_ms(self.failures, minimum, maximum, self._jitter())

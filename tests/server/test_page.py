@@ -222,7 +222,7 @@ async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> 
     assert f"dapd peer probe {pair.helper.url}" in job["Why it waits"]
     peer = page.row(pair.helper.url)
     assert peer["State"] == "failing"
-    assert peer["Failing"].startswith("for ")
+    assert peer["Down"].startswith("for ")
     assert peer["Requests"].startswith("0 of ")
 
 

@@ -55,9 +55,10 @@ def task(state: str = "active", *, collect_before: datetime | None = None) -> Ta
 
 
 def peer(
-    state: Literal["ok", "failing", "paused"], *, failing_seconds: float | None = None
+    state: Literal["ok", "failing", "refusing", "paused"], *, down_seconds: float | None = None
 ) -> PeerView:
-    return PeerView(HELPER, state, 0, failing_seconds, None, 0, 8, 1)
+    failures = 3 if state == "failing" else 0
+    return PeerView(HELPER, state, failures, down_seconds, None, 0, 8, 1)
 
 
 def waiting(reason: Reason) -> JobsLine:
@@ -156,14 +157,20 @@ def test_a_peer_is_to_be_looked_at_once_it_was_silent_for_long(
 ) -> None:
     """A restart over there is shorter."""
     expected = (f"{HELPER} can't be reached for 5 minutes: dapd peer probe {HELPER} says why",)
-    assert to_do(peers=(peer("failing", failing_seconds=seconds),)) == (expected if said else ())
+    assert to_do(peers=(peer("failing", down_seconds=seconds),)) == (expected if said else ())
+
+
+def test_a_peer_that_answers_and_serves_nothing_is_to_be_looked_at() -> None:
+    """Such as a proxy over there whose Aggregator is down."""
+    expected = (f"{HELPER} serves nothing for 17 minutes: dapd peer probe {HELPER} says why",)
+    assert to_do(peers=(peer("refusing", down_seconds=1000.0),)) == expected
 
 
 def test_a_paused_peer_is_to_be_resumed_and_not_probed() -> None:
     """However long it failed before the pause."""
     expected = (f"{HELPER} is paused: dapd peer resume {HELPER}",)
     assert to_do(peers=(peer("paused"),)) == expected
-    failing = peer("paused", failing_seconds=10 * PEER_SILENT_SECONDS)
+    failing = peer("paused", down_seconds=10 * PEER_SILENT_SECONDS)
     assert to_do(peers=(failing,)) == expected
 
 
@@ -210,7 +217,7 @@ def test_the_most_urgent_comes_first_and_all_is_said() -> None:
         keys=(),
         clock=ClockView(NOW, NOW, "held", ()),
         tasks=(task("unreadable", collect_before=NOW), task("unreadable")),
-        peers=(peer("paused"), peer("failing", failing_seconds=1000.0)),
+        peers=(peer("paused"), peer("failing", down_seconds=1000.0)),
         jobs=(waiting(Reason.FAILED), waiting(Reason.CRASHED)),
         certificate_until=NOW,
         backup_of=None,

@@ -22,16 +22,17 @@ from dapd.server.admin.operation import Nothing, Operation
 class PeerView(msgspec.Struct, frozen=True):
     """One peer. Durations are in seconds.
 
-    ``state`` is ``ok``, ``failing`` (its last requests got no answer) or ``paused``. ``failures``
-    counts those in a row, ``failing_seconds`` is how long since the first of them, and
-    ``retried_in_seconds`` when it is tried next; both ``null`` unless it fails. ``exchanges`` are
-    under way, of ``permits`` that may be. ``tasks`` counts the served tasks that need it.
+    ``state`` is ``ok``, ``failing`` (its last requests got no answer), ``refusing`` (it
+    answers that nobody serves, such as 503) or ``paused``. ``failures`` counts the requests in a row without an
+    answer, ``down_seconds`` is how long it has served nobody (``null``: it does), and
+    ``retried_in_seconds`` when one that fails is tried next. ``exchanges`` are under way, of
+    ``permits`` that may be. ``tasks`` counts the served tasks that need it.
     """
 
     endpoint: str
-    state: Literal["ok", "failing", "paused"]
+    state: Literal["ok", "failing", "refusing", "paused"]
     failures: int
-    failing_seconds: float | None
+    down_seconds: float | None
     retried_in_seconds: float | None
     exchanges: int
     permits: int
@@ -75,17 +76,25 @@ def all_peers(context: Context) -> tuple[PeerView, ...]:
 def peer_view(context: Context, endpoint: str) -> PeerView:
     """How this peer is now."""
     peer = context.peers.at(endpoint)
-    failing, blocked = peer.failing_for, peer.blocked_for
+    down, blocked = peer.down_for, peer.blocked_for
     return PeerView(
         endpoint,
-        "paused" if peer.paused else "failing" if peer.failures else "ok",
+        _state(peer),
         peer.failures,
-        None if failing is None else failing / 1000,
+        None if down is None else down / 1000,
         max(blocked, 0) / 1000 if peer.failures else None,
         peer.exchanges,
         peer.permits,
         context.tasks.helpers()[endpoint],
     )
+
+
+def _state(peer: Peer) -> Literal["ok", "failing", "refusing", "paused"]:
+    if peer.paused:
+        return "paused"
+    if peer.failures:
+        return "failing"
+    return "ok" if peer.down_for is None else "refusing"
 
 
 async def list_peers(context: Context, _: Nothing) -> PeerList:

@@ -72,12 +72,10 @@ def _peers(status: StatusView) -> Iterator[str]:
     for peer in status.peers:
         if peer.state == "paused":
             yield f"{peer.endpoint} is paused: dapd peer resume {peer.endpoint}"
-        elif peer.failing_seconds is not None and peer.failing_seconds > PEER_SILENT_SECONDS:
-            silent = spell(int(1000 * peer.failing_seconds))
-            yield (
-                f"{peer.endpoint} can't be reached for {silent}: dapd peer probe {peer.endpoint} "
-                "says why"
-            )
+        elif peer.down_seconds is not None and peer.down_seconds > PEER_SILENT_SECONDS:
+            down = spell(int(1000 * peer.down_seconds))
+            what = "can't be reached" if peer.failures else "serves nothing"
+            yield f"{peer.endpoint} {what} for {down}: dapd peer probe {peer.endpoint} says why"
 
 
 def _jobs(status: StatusView) -> Iterator[str]:
