@@ -22,9 +22,9 @@ from dapd.server.admin.operation import Nothing, Operation
 class PeerView(msgspec.Struct, frozen=True):
     """One peer. Durations are in seconds.
 
-    ``state`` is ``ok``, ``failing`` (its last requests got no answer), ``refusing`` (it
-    answers that nobody serves, such as 503) or ``paused``. ``failures`` counts the requests in a row without an
-    answer, ``down_seconds`` is how long it has served nobody (``null``: it does), and
+    ``state`` is ``ok``, ``failing`` (its last requests got no answer), ``refusing`` (it answers,
+    but as 503 does: nobody serves) or ``paused``. ``failures`` counts the requests in a row without
+    an answer, ``down_seconds`` is how long it has served nobody (``null``: it does), and
     ``retried_in_seconds`` when one that fails is tried next. ``exchanges`` are under way, of
     ``permits`` that may be. ``tasks`` counts the served tasks that need it.
     """
