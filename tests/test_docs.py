@@ -79,23 +79,48 @@ def free_port() -> int:
         return port
 
 
-def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
-    """Each shell block in one shell, each Python block as a program, on ports that are free."""
-    script = []
-    for block in blocks("README.md"):
+def walk(document: str, directory: Path) -> str:
+    """What its blocks print: those for a shell in one shell, each Python block as a program, on
+    ports that are free. How dapd is installed is left out.
+    """
+    script = ["exec 2>&1", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"]
+    for block in blocks(document):
         if block.language == "python":
             script.append(f"python - <<'END'\n{block.text}END")
-        elif block.language == "sh" and not block.text.startswith(("make ", "source ")):
+        elif block.language == "sh" and not block.text.startswith(("make ", "source ", "python3 ")):
             script.append(block.text)
     text = "\n".join([*script, "wait"])
     for port in ("8081", "8082"):
         text = text.replace(port, str(free_port()))
-    said = shell(text, tmp_path)
+    return shell(text, directory)
+
+
+def pattern(line: str) -> str:
+    """What a line of shown output looks like in another run: with other numbers, ids and times."""
+    escaped = re.escape(re.sub(r"\b[\w-]{43}\b|\b[0-9a-f]{64}\b", "IDENTITY", line.strip()))
+    bar = re.sub("█+", "█*", escaped)
+    return re.sub(r"\d+", r"\\d+", bar).replace("IDENTITY", r"[\w-]+").replace(r"\ ", r"\s*")
+
+
+def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    said = walk("README.md", tmp_path)
     assert "Uploaded 3 reports, 0 rejected." in said
     assert "3 accepted" in said
     assert "3 3 █" in said, "the chart"
     assert "value=[0, 1, 0, 3, 0, 0, 0, 1, 0, 1], report_count=6" in said
     assert said.count('"event":"stopped"') == 2
+
+
+def test_the_tutorial_runs_and_shows_what_one_sees(tmp_path: Path) -> None:
+    """Each line of output that it shows comes, in that order, but for numbers, ids and times."""
+    said = rest = walk("docs/tutorial.md", tmp_path)
+    shown = [block.text for block in blocks("docs/tutorial.md") if block.language == "text"]
+    for line in "".join(shown).splitlines():
+        found = re.search(pattern(line.removesuffix("...")), rest)
+        assert found, f"{line!r} is not in {rest}"
+        rest = rest[found.end() :]
+    assert "103 reports from" in said
+    assert "report_count=30" in said
 
 
 def test_the_targets_that_documents_name_exist() -> None:
