@@ -39,7 +39,10 @@ def test_the_container_runs_as_nobody_of_importance() -> None:
     """Not as root, and with no step after that as root."""
     names = [name for name, _ in instructions() if name]
     (user,) = all_of("USER")
-    assert user.split(":")[0] == "10001"
+    uid, gid = user.split(":")
+    (made,) = [rest for rest in all_of("RUN") if "useradd" in rest]
+    assert f"groupadd --system --gid {gid} dapd" in made
+    assert f"useradd --system --uid {uid} --gid dapd " in made
     assert not {"RUN", "COPY", "ADD"} & set(names[names.index("USER") :])
 
 

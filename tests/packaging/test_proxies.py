@@ -25,6 +25,7 @@ from dapd.testing import Pair
 from tests.certificates import Authority
 from tests.packaging.proxies import NAMES, PACKAGING, Proxy, program, running
 from tests.paths.hands import Hands, at_noon, hand_pair, make_ids, until
+from tests.paths.raw import read_all
 
 CLIENT = "127.0.0.7"
 """An address of this machine that only Clients have here."""
@@ -203,8 +204,7 @@ async def test_no_address_of_a_client_is_written(tmp_path: Path, name: str) -> N
             async with await from_client(proxy.port) as stream:
                 await stream.send_all(sent)
                 await stream.send_eof()
-                async for _ in stream:
-                    pass
+                await read_all(stream)
         await trio.aclose_forcefully(await begun_upload(url, authority, LIMIT))
         await pair.leader.stop()
         assert (await client.post(url, content=b"?", headers=UPLOAD)).status_code == 502
