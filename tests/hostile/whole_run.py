@@ -53,6 +53,7 @@ class WholeRun:
     secrets: dict[str, bytes] = field(default_factory=dict)
     tasks: list[TaskFiles] = field(default_factory=list)
     rounds: int = 0
+    begun: int = field(default_factory=lambda: int(time.time()) // PRECISION)
 
     def new_tasks(self) -> None:
         """One of each batch mode, for a Helper that works later and one that works at once; before
@@ -93,13 +94,13 @@ class WholeRun:
             await self._administer(daemon)
 
     async def _work(self, task: TaskFiles, *, with_trouble: bool) -> None:
-        """Aggregate and collect a batch that nobody refused, among reports that are."""
-        at = int(time.time()) // PRECISION - 4000 - self.rounds
+        """Aggregate and collect a batch of good reports, among others that are refused."""
+        at = self.begun - 4000 - self.rounds
         good = await self._sealed(task, at, BATCH, "good")
         if with_trouble:
             await self._meet_an_echo(task, good)
         else:
-            await self._upload(task, b"".join(good))
+            assert (await self._upload(task, b"".join(good))).body == b""
         replayed = await self._upload(task, b"".join(good[:2]))
         assert len(replayed.body) == 2 * 17
         for cut in (20, len(good[0]) - 1):
@@ -179,7 +180,7 @@ class WholeRun:
         async with trio.open_nursery() as nursery:
             url = await peer.serve(nursery)
             there, wire.target = wire.target, int(url.rpartition(":")[2])
-            await self._upload(task, b"".join(reports))
+            assert (await self._upload(task, b"".join(reports))).body == b""
             await leader.logged("exchange_failed")
             await leader.logged("job_waits")
             wire.target = there
