@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.reports import ReportError
 from dapd.taskfile import TaskFile, read_task_file
+from tests.certificates import Authority
 from tests.paths.hands import until
-from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.daemons import QUICK, DaemonProcess, Wire, run_command
 from tests.processes.test_admin_commands import open_house
 from tests.processes.test_task_life import dapd_task, seal, shown, upload
 
@@ -45,6 +47,12 @@ def failures(found: Findings) -> list[tuple[str, str, str, str]]:
         for each in found
         if each["level"] == "failure"
     ]
+
+
+def the_failure(found: Findings) -> tuple[str, str, str, str]:
+    failed = failures(found)
+    assert len(failed) == 1, failed
+    return failed[0]
 
 
 async def test_a_pair_that_works_has_nothing_wrong(tmp_path: Path) -> None:
@@ -86,7 +94,7 @@ async def test_another_daemon_behind_the_own_url(tmp_path: Path) -> None:
     """It answers, and well; only the keys tell that it is another one."""
     async with open_house(tmp_path) as house:
         mine, house.leader.wire.target = house.leader.wire.target, house.helper.wire.target
-        ((name, subject, detail, remedy),) = failures(await doctor(house.leader))
+        name, subject, detail, remedy = the_failure(await doctor(house.leader))
         assert (name, subject) == ("own_url", house.leader.wire.url)
         assert "HPKE keys that this database does not have" in detail
         assert "look where the proxy forwards to" in remedy
@@ -98,7 +106,7 @@ async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) 
     """Each is said once, and how the daemon is started."""
     async with open_house(tmp_path) as house:
         await house.helper.stop()
-        ((name, subject, _, remedy),) = failures(await doctor(house.leader))
+        name, subject, _, remedy = the_failure(await doctor(house.leader))
         assert (name, subject) == ("peer", house.helper.wire.url)
         assert "ask the peer's operator" in remedy
         found = failures(await doctor(house.helper, "--offline"))
@@ -107,6 +115,63 @@ async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) 
         ]
         assert await house.helper.start()
         assert failures(await doctor(house.helper)) == []
+
+
+async def test_reports_that_expire_before_anybody_collects_them(tmp_path: Path) -> None:
+    """Within a day it is a failure: somebody must have them collected."""
+    async with open_house(tmp_path) as house:
+        task_id = b64url_encode(house.task.task_id)
+        reports = await seal(house.http, house.task, "not collected")
+        assert await upload(house.http, house.task, reports) == {0}
+        assert failures(await doctor(house.leader)) == []
+        await dapd_task(house.leader, "set", task_id, "--report-expiry-age", 3600)
+        name, subject, detail, remedy = the_failure(await doctor(house.leader))
+        assert (name, subject) == ("task", task_id)
+        assert detail.startswith("uncollected reports expire from ")
+        assert "have it collected" in remedy
+        assert failures(await doctor(house.helper)) == [], "a Helper collects nothing"
+
+
+async def test_a_pair_over_tls_with_an_authority_of_its_own(
+    tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers are judged by [leader] peer_ca, the own URL by what Clients trust; a certificate that
+    was renewed and is not shown yet is a warning.
+    """
+    authority = Authority(tmp_path / "tls").issue()
+    lines = "\n".join(f'{name} = "{path}"' for name, path in authority.server.items())
+    daemons, urls = {}, {}
+    with trio.fail_after(SECONDS):
+        for role in ("leader", "helper"):
+            wire = Wire()
+            await wire.serve(nursery)
+            urls[role] = wire.url.replace("http:", "https:")
+            daemon = daemons[role] = DaemonProcess(tmp_path / role, nursery, wire)
+            daemon.make(QUICK.replace("[leader]", f'[leader]\npeer_ca = "{authority.file}"'), lines)
+            assert await daemon.start()
+        await new_task(tmp_path / "task", **urls)
+        for role, daemon in daemons.items():
+            await dapd_task(daemon, "add", tmp_path / f"task/{role}.toml")
+        leader = daemons["leader"]
+        found = await doctor(leader)
+        assert of(found, "peer") == [("ok", urls["helper"])]
+        name, subject, detail, _ = the_failure(found)
+        assert (name, subject) == ("own_url", urls["leader"])
+        assert "from no authority that is trusted" in detail
+        monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+        for daemon in daemons.values():
+            found = await doctor(daemon)
+            assert failures(found) == []
+            assert {level for level, _ in of(found, "certificate")} == {"ok"}
+        authority.issue(expires=datetime.now(UTC) + timedelta(days=90))
+        (renewed,) = [
+            each for each in await doctor(leader, "--offline")
+            if each["check"] == "certificate" and each["level"] == "warning"
+        ]  # fmt: skip
+        assert renewed["remedy"] == "dapd reload"
+        assert (await run_command("--config", leader.config, "reload"))[0] == 0
+        found = await doctor(leader, "--offline")
+        assert {level for level, _ in of(found, "certificate")} == {"ok"}
 
 
 async def test_a_peer_that_never_answers_ends_at_the_timeout(
@@ -158,7 +223,7 @@ async def test_parties_with_different_task_configurations(
             assert await upload(http, task, await seal(http, task, "all fail")) == {answer}
         for role in failing:
             await until_counted(daemons[role], task, counter)
-            ((what, subject, detail, remedy),) = failures(await doctor(daemons[role]))
+            what, subject, detail, remedy = the_failure(await doctor(daemons[role]))
             assert (what, subject) == ("task", name)
             assert "3 as hpke_decrypt_error" in detail
             assert "its TaskConfiguration is not the one" in detail
