@@ -180,8 +180,10 @@ async def listening(
 
 
 async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
+    # A socket for "::" would be for IPv6 alone; without a host Trio opens one for IPv4 as well.
+    every = None if host == "::" else host
     try:
-        return await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
+        return await trio.open_tcp_listeners(port, host=every, backlog=_BACKLOG)
     except OSError as error:
         place = f'[{table}] listen = "{host}:{port}"'
         if error.errno == errno.EADDRINUSE:
