@@ -24,11 +24,12 @@ import structlog
 import trio
 
 from dapd import __version__
-from dapd import config as configuration
 from dapd.commits.key_moves import ensure_active_key
 from dapd.commits.quarantine import quarantine
 from dapd.commits.take_over import check_sealing_keys
 from dapd.config import Config
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import collection, creator, helper, leader
@@ -197,7 +198,7 @@ def _servers(
 @asynccontextmanager
 async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIterator[Context]:
     """Everything that is shared, opened in order and closed in reverse; the datastore last."""
-    sealing_keys = configuration.read_sealing_keys(config)
+    sealing_keys = read_sealing_keys(config)
     sealer = make_sealer(sealing_keys)
     provide(config.admin_socket.parent, config.datastore.path.parent)
     become_owner(config.datastore.path.parent)
@@ -311,7 +312,7 @@ def run(config_path: Path) -> int:
     with suppress(OSError, ValueError):  # a core dump would hold keys and input shares
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        config = configuration.load(config_path)
+        config = load(config_path)
         logs.configure(config.log.level, config.log.format)
         trio.run(_until_signalled, config, config_path)
     except (UsageError, DatastoreError, ExceptionGroup) as error:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from dapd import config
+from dapd.config.keyfiles import read_sealing_keys
 from dapd.crypto import HpkeKeypair, Keyring, Sealer, hash_token, make_sealer
 from dapd.datastore import Datastore, Tx, batches, keys, open_for_daemon
 from dapd.datastore import tasks as task_table
@@ -297,7 +298,7 @@ async def open_context(
 ) -> AsyncIterator[Context]:
     """``context_around`` the database of ``settings``, with ``tasks`` in it; its clock stands."""
     opened = open_store(settings.datastore.path)
-    sealer = make_sealer(config.read_sealing_keys(settings))
+    sealer = make_sealer(read_sealing_keys(settings))
     for task, pair in tasks:
         add_task(opened.datastore, task, pair)
     try:

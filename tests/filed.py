@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from dapd.app import Daemon, run_daemon
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.messages.common import b64url_encode
 
 BASE = '[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["k"]\n'

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from dapd.config import Config, load, minimal_config, read_sealing_keys
+from dapd.config import Config
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
+from dapd.config.minimal import minimal_config
 from dapd.errors import UsageError
 
 EXAMPLE = Path(__file__).parent.parent / "config.example.toml"

@@ -15,16 +15,22 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 import pytest
 
-from dapd.config import minimal_config
+from dapd.cli import root
+from dapd.config.minimal import minimal_config
 from dapd.messages.common import HpkeConfig, b64url_decode
+from dapd.runtime.reload import RESTART
 from dapd.taskfile import read_task_file
 from dapd.taskfile.values import check_pair
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+CONTEXT = click.Context(root)
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r"(?<!`)`((?:docker exec dapd |sudo )?dapd [^`]+)`(?!`)")
+_COMMAND = re.compile(r"^(?:docker exec dapd |sudo )?dapd ([^#|>\n]*)", re.MULTILINE)
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
@@ -200,6 +206,35 @@ def test_the_commands_of_the_task_document_make_tasks_and_keys(tmp_path: Path) -
     assert read_task_file(tmp_path / "task/leader.toml").task_id
     private_key, config = shell(openssl, tmp_path).split()
     check_pair(HpkeConfig.decode(b64url_decode(config)), b64url_decode(private_key))
+
+
+def test_the_operators_document_lists_what_needs_a_restart() -> None:
+    """All of it, and nothing else."""
+    text = (ROOT / "docs/operating.md").read_text()
+    listed = {
+        f"{table}.{key}"
+        for table, keys in re.findall(r"^- `\[(\w+)\]` ((?:`\w+`(?:, )?)+)$", text, re.MULTILINE)
+        for key in re.findall(r"\w+", keys)
+    }
+    assert listed == RESTART
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_that_documents_name_exist(document: Path) -> None:
+    """``dapd`` with the names of commands and options, in text and in fences."""
+    text = document.read_text()
+    code = [found[2] for found in _FENCE.finditer(text)]
+    code += [" ".join(found.split()) for found in _INLINE.findall(_FENCE.sub("", text))]
+    for said in _COMMAND.findall("\n".join(code).replace("\\\n", " ")):
+        command: click.Command = root
+        for word in said.split():
+            if word.startswith("--"):
+                known = {name for each in command.params for name in each.opts}
+                assert word.partition("=")[0] in known | {"--help"}, said
+            elif isinstance(command, click.Group) and (found := command.get_command(CONTEXT, word)):
+                command = found
+            elif isinstance(command, click.Group):
+                assert not re.fullmatch(r"[a-z][a-z-]*", word), said
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

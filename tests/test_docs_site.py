@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.runtime.reload import keys_of
 
 ROOT = Path(__file__).parent.parent

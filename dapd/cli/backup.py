@@ -107,11 +107,11 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
     """
     import msgspec
 
-    from dapd import config as configuration
+    from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore.verify import verify as look_into
 
-    keys = configuration.read_sealing_keys(load_config(config))
+    keys = read_sealing_keys(load_config(config))
     found = look_into(file, make_sealer(keys), [sealing_key_id(key) for key in keys])
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found)))

@@ -205,7 +205,7 @@ def _opened(
 
 def _configured(config: Config) -> list[bytes]:
     """The ids of the configured keys, the one that seals first."""
-    from dapd.config import read_sealing_keys
+    from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import sealing_key_id
 
     return [sealing_key_id(key) for key in read_sealing_keys(config)]

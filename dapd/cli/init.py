@@ -32,7 +32,7 @@ class Layout:
 
     @property
     def key(self) -> Path:
-        from dapd.config import SEALING_KEY
+        from dapd.config.minimal import SEALING_KEY
 
         return self.config.parent / SEALING_KEY
 
@@ -44,7 +44,8 @@ class Layout:
 def layout(directory: Path | None, *, root: bool) -> Layout:
     """All in one directory, or a service's places, or a user's (ADR 0022)."""
     from dapd.cli.paths import CONFIG, SYSTEM_CONFIG, user_directory
-    from dapd.config import DATABASE, METRICS_LISTEN
+    from dapd.config import DATABASE
+    from dapd.config.minimal import METRICS_LISTEN
 
     if directory is not None:
         return Layout(directory / CONFIG, DATABASE)
@@ -92,7 +93,7 @@ def init(
       sudo dapd init --role helper --url https://helper.example/dap
     """
     from dapd.cli import service
-    from dapd.config import minimal_config
+    from dapd.config.minimal import minimal_config
 
     _check_url(url)
     _check_listen(listen)
@@ -147,7 +148,7 @@ def make(where: Layout, config: str) -> dict[Path, bool]:
 
 def write_sealing_key(path: Path) -> bytes:
     """Make a new key that only this user may read. Raises ``OSError``, also if the file exists."""
-    from dapd.config import SEALING_KEY_SIZE
+    from dapd.config.keyfiles import SEALING_KEY_SIZE
 
     key = os.urandom(SEALING_KEY_SIZE)
     _create(path, base64.urlsafe_b64encode(key).decode().rstrip("=") + "\n", 0o600)
@@ -156,7 +157,7 @@ def write_sealing_key(path: Path) -> bytes:
 
 def _wants_key(where: Layout) -> bool:
     """Whether a first sealing key is to be made: never for a database that has one."""
-    from dapd.config import load
+    from dapd.config.loading import load
 
     database, keys = where.config.parent / where.database, [where.key.absolute()]
     if where.config.exists():

@@ -63,14 +63,14 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     FILE is checked first: it is whole, and all its sealed values open with the configured keys. The
     database that was there is kept beside the new one.
     """
-    from dapd import config as configuration
+    from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
     from dapd.datastore.restoring import put_in_place
     from dapd.datastore.verify import verify
     from dapd.runtime.owner import become_owner, owner_name
 
     loaded = load_config(config)
-    keys = configuration.read_sealing_keys(loaded)
+    keys = read_sealing_keys(loaded)
     key_ids = [sealing_key_id(key) for key in keys]
     path = loaded.datastore.path
     now = time.time_ns() // 1_000_000

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 @contextmanager
 def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, Datastore, Sealer]]:
     """For the short transactions of ``dapd COMMAND``, such as "task" or "key"."""
-    from dapd import config as configuration
     from dapd.commits.take_over import check_sealing_keys
+    from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
 
     loaded = load_config(config)
-    keys = configuration.read_sealing_keys(loaded)
+    keys = read_sealing_keys(loaded)
     opened = open_as_owner(loaded, command)
     try:
         opened.datastore.run_sync(check_sealing_keys, [sealing_key_id(key) for key in keys])

@@ -22,9 +22,9 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
 
 def load_config(config: Path | None) -> Config:
     """The daemon's configuration, which says where its admin socket is."""
-    from dapd import config as configuration
+    from dapd.config.loading import load
 
-    return configuration.load(required_config(config))
+    return load(required_config(config))
 
 
 def tell(answer: msgspec.Struct, lines: Iterable[str], *, as_json: bool) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dapd.config import Admin, Config, Server, readable
+from dapd.config import Admin, Config, Server
+from dapd.config.keyfiles import readable
 from dapd.errors import UsageError
 from dapd.http import trusting
 

@@ -17,8 +17,8 @@ import msgspec
 import structlog
 import trio
 
-from dapd import config as configuration
 from dapd.config import Config
+from dapd.config.loading import load
 from dapd.errors import UsageError
 from dapd.runtime import logs
 from dapd.runtime.certificates import Certificates, read_certificates
@@ -166,7 +166,7 @@ def value_of(config: Config, key: str) -> object:
 def _read(context: Context) -> tuple[Config, Certificates]:
     if context.config_path is None:
         raise UsageError("this daemon was started without a configuration file; restart it")
-    wanted = configuration.load(context.config_path)
+    wanted = load(context.config_path)
     return wanted, _valid(wanted, context.now())
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from dapd.config import read_toml
+from dapd.config.loading import read_toml
 from dapd.errors import UsageError
 from dapd.messages.common import TASK_ID_SIZE, BatchMode, HpkeConfig, b64url_encode
 from dapd.messages.task import TaskConfiguration, task_interval_extension

@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from dapd.config import Defaults, explain
+from dapd.config import Defaults
+from dapd.config.loading import explain
 from dapd.crypto import HpkeKeypair
 from dapd.errors import UsageError
 from dapd.messages.common import TASK_ID_SIZE, HpkeConfig, b64url_encode

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.crypto import token_matches
 from tests.cli.typed import Run
 

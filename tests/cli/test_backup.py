@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.crypto import sealing_key_id
 from dapd.datastore import backup, open_for_command, sealed
 from dapd.messages.common import b64url_encode

@@ -13,7 +13,8 @@ import pytest
 from dapd.cli import main
 from dapd.commits.add_task import add_task
 from dapd.commits.take_over import check_sealing_keys
-from dapd.config import load, read_sealing_keys
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Datastore, Tx, sealed
 from tests.build import SEALING_KEY, make_config, open_store, task_pair

@@ -14,7 +14,9 @@ import dapd
 from dapd.cli import main
 from dapd.cli.init import Layout, layout, make
 from dapd.cli.paths import find_config
-from dapd.config import load, minimal_config, read_sealing_keys
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
+from dapd.config.minimal import minimal_config
 
 HELPER = ["init", "--role", "helper", "--url", "https://helper.example/dap"]
 

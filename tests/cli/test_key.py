@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from dapd.commits import helper_store, key_moves
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.crypto import make_sealer
 from dapd.datastore import Datastore, Tx, keys, open_for_command, safe_clock
 from dapd.datastore import tasks as task_table

@@ -12,7 +12,7 @@ import structlog
 from dapd.collector import CollectionFailed
 from dapd.commits import forget_key, rekey_task
 from dapd.commits.take_over import check_sealing_keys
-from dapd.config import read_sealing_keys
+from dapd.config.keyfiles import read_sealing_keys
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Tx, sealed
 from dapd.datastore.check import check

@@ -14,7 +14,8 @@ import httpx2
 import trio
 
 from dapd.collector import Collector, Query
-from dapd.config import load, read_sealing_keys
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
 from dapd.crypto import batch_share_aad, make_sealer
 from dapd.datastore import keys as key_table
 from dapd.datastore import open_for_command

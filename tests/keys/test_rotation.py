@@ -14,6 +14,7 @@ import trio.testing
 
 from dapd import config
 from dapd.commits import key_moves
+from dapd.config.contradictions import contradictions
 from dapd.crypto import HpkeKeypair, hpke_seal, make_sealer
 from dapd.datastore import Tx, keys, open_for_command
 from dapd.datastore import tasks as task_table
@@ -269,6 +270,6 @@ def test_pending_must_be_shorter_than_active(tmp_path: Path) -> None:
     """Else a key would be replaced before it is published."""
     made = make_config(tmp_path)
     wrong = msgspec.structs.replace(made, keys=config.Keys(pending=7200, active=7200))
-    assert config._contradictions(wrong) == [
+    assert contradictions(wrong) == [
         "keys.pending: it is not below keys.active; lower it, or raise that"
     ]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dapd.cli.paths import find_config, usual_places
-from dapd.config import Config, Datastore, in_place
+from dapd.config import Config, Datastore
+from dapd.config.loading import in_place
 from dapd.errors import UsageError
 
 KEYS = (Path("/keys/k"),)

@@ -18,7 +18,9 @@ from typing import Any
 import trio
 
 from dapd.commits.add_task import add_task
-from dapd.config import HelperMode, load, read_sealing_keys
+from dapd.config import HelperMode
+from dapd.config.keyfiles import read_sealing_keys
+from dapd.config.loading import load
 from dapd.crypto import make_sealer
 from dapd.datastore import Tx, open_for_command
 from dapd.datastore.check import Finding, check

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from dapd.config import load
+from dapd.config.loading import load
 from dapd.datastore import open_for_command, safe_clock
 from tests.processes.daemons import DaemonProcess, Wire, run_command
 

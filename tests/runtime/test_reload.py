@@ -14,7 +14,8 @@ import trio
 from trio.testing import MockClock
 
 from dapd.app import Daemon
-from dapd.config import Config, Server, load
+from dapd.config import Config, Server
+from dapd.config.loading import load
 from dapd.errors import UsageError
 from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType

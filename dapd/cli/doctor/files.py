@@ -19,7 +19,9 @@ from dapd.cli.doctor.findings import (
     warning,
 )
 from dapd.cli.paths import find_config
-from dapd.config import Config, load, read_sealing_key
+from dapd.config import Config
+from dapd.config.keyfiles import read_sealing_key
+from dapd.config.loading import load
 from dapd.datastore.lock import lock_path
 from dapd.errors import UsageError
 from dapd.runtime.owner import become_owner, owner_name

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from dapd.config import explain
+from dapd.config.loading import explain
 from dapd.errors import Abort, DatastoreError, UsageError
 from dapd.runtime.context import Context
 from dapd.runtime.log_context import begin_request

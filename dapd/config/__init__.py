@@ -1,0 +1,265 @@
+"""The daemon's configuration: frozen structs, each key with its range and its default.
+
+Durations are seconds, sizes bytes. Left out: how a file becomes it (``dapd.config.loading``), tasks
+(``dapd.taskfile``) and whatever only one task needs. ``config.example.toml`` says what each key is
+for.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from dapd.messages.common import b64url_decode
+
+MAX_INTEGER = 2**63 - 1
+DATABASE = Path("state/dapd.sqlite")
+
+HelperMode = Literal["sync", "async", "auto"]
+Scope = Literal["read", "operate"]
+"""What a token of the admin interface is for."""
+
+_TOKEN_HASH_SIZE = 32
+
+_Count = Annotated[int, Meta(ge=1, le=1_000_000)]
+_Bytes = Annotated[int, Meta(ge=1024, le=1 << 40)]
+_Short = Annotated[float, Meta(ge=0, le=3600)]
+_Positive = Annotated[float, Meta(ge=0.001, le=3600)]
+_Day = Annotated[float, Meta(ge=0.001, le=86_400)]
+_Month = Annotated[int, Meta(ge=0, le=31 * 86_400)]
+_Year = Annotated[int, Meta(ge=0, le=366 * 86_400)]
+_Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[server]``. ``listen`` is ``host:port``; port 0 takes a free one.
+
+    With a certificate (a PEM file with its chain) and its key it is served over TLS.
+    """
+
+    listen: str = "127.0.0.1:8080"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    read_timeout: _Positive = 30.0
+    max_body_bytes: _Bytes = 64 << 20
+    hpke_config_max_age: _Month = 86_400
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host, without brackets, and port. Raises ``ValueError``."""
+        return _address(self.listen)
+
+
+class Datastore(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[datastore]``. The first sealing key seals, all open (rule F2)."""
+
+    path: Path = DATABASE
+    sealing_keys: Annotated[tuple[Path, ...], Meta(min_length=1)]
+
+
+class Helper(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[helper]``. ``max_running`` bounds the jobs that are verified or wait for it (rule A2)."""
+
+    mode: HelperMode = "auto"
+    auto_sync_seconds: _Short = 0.5
+    sync_wait: _Positive = 10.0
+    poll_hold: _Short = 5.0
+    retry_after_max: _Positive = 60.0
+    max_running: _Count = 64
+
+
+class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[leader]``. Job sizes count reports; ``slots`` 0 stands for the number of cores; the PEM
+    file ``peer_ca`` takes the place of the system's trust store.
+
+    An upload group, what one transaction stores, takes requests until either cap is reached.
+    """
+
+    min_job_size: _Count = 100
+    max_job_size: _Count = 500
+    max_wait: _Short = 1.0
+    slots: Annotated[int, Meta(ge=0, le=1024)] = 0
+    permits_per_peer: Annotated[int, Meta(ge=1, le=1024)] = 8
+    upload_queue: _Count = 1000
+    upload_group_requests: _Count = 1000
+    upload_group_bytes: _Bytes = 16 << 20
+    request_timeout: _Positive = 60.0
+    peer_ca: Path | None = None
+    retry_min: _Positive = 1.0
+    retry_max: _Day = 600.0
+    poll_min: _Positive = 0.05
+    poll_max: _Day = 300.0
+
+    @property
+    def computing_slots(self) -> int:
+        """How many steps may compute at once (rule E1)."""
+        return self.slots or len(os.sched_getaffinity(0))
+
+
+class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[collection]``. ``leader_selected_keep``: how long a served leader-selected job keeps its
+    identity unless the Collector deletes it (rule A8).
+    """
+
+    retry_after: _Short = 0.0
+    poll_hold: _Short = 5.0
+    leader_selected_keep: _Day = 3600.0
+
+
+class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[reports]``. ``early_leeway``: how far ahead of this clock a report may be.
+
+    ``max_replay_ids`` bounds the replay index, whose ids never go for tasks without an expiry age
+    (rule E4).
+    """
+
+    early_leeway: _Short = 300.0
+    max_replay_ids: _Ages = 100_000_000
+
+
+class Clock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[clock]``. After a stop longer than ``longest_stop`` nothing expires until an operator has
+    confirmed the time with ``dapd clock accept`` (rule D6).
+    """
+
+    longest_stop: Annotated[int, Meta(ge=3600, le=366 * 86_400)] = 7 * 86_400
+
+
+class Gc(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[gc]``. A round of the garbage collector every ``interval``; a task is deleted as a whole
+    once its interval ended longer ago than ``ended_task_retention``.
+    """
+
+    interval: _Positive = 60.0
+    ended_task_retention: Annotated[int, Meta(ge=86_400, le=100 * 366 * 86_400)] = 90 * 86_400
+
+
+class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[keys]``. How long an HPKE key is ``pending`` before it is published, long enough to be in
+    two backups and in every cache, and how long it is ``active`` then.
+    """
+
+    pending: _Year = 2 * 86_400
+    active: Annotated[int, Meta(ge=3600, le=10 * 366 * 86_400)] = 84 * 86_400
+
+
+class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[admin]``. ``socket`` is where commands reach the running daemon; ``None`` puts it beside
+    the database, or where systemd has made a directory for it.
+
+    ``listen``, ``host:port``, is a second listener: for metrics and health on loopback, with the
+    ``page`` if wanted; for all, to whoever has a token, elsewhere. ``hosts`` are the names by which
+    it is called, ``tokens`` are ``read:HASH`` or ``operate:HASH`` (``dapd admin token``).
+    """
+
+    socket: Path | None = None
+    listen: str | None = None
+    page: bool = False
+    hosts: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tokens: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host, without brackets, and port, if there is a listener. Raises ``ValueError``."""
+        return None if self.listen is None else _address(self.listen)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether others than this machine reach the listener."""
+        return self.address is not None and not is_loopback(self.address[0])
+
+    @property
+    def token_hashes(self) -> tuple[tuple[Scope, bytes], ...]:
+        """What each token may do, and its SHA-256. Raises ``ValueError``."""
+        return tuple(parse_token(each) for each in self.tokens)
+
+
+class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[disk]``. Below ``min_free_bytes`` uploads and new Helper jobs are refused (rule E4)."""
+
+    min_free_bytes: Annotated[int, Meta(ge=0, le=1 << 50)] = 200 << 20
+
+
+class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[defaults]``: the local settings of a task that is added without its own.
+
+    ``helper_mode`` ``None`` follows ``[helper] mode``, ``batch_target_size`` ``None`` the task's
+    minimum batch size. That reports never expire is said by a flag, task by task.
+    """
+
+    helper_mode: HelperMode | None = None
+    batch_target_size: _Ages | None = None
+    report_expiry_age: _Ages = 4 * 7 * 86_400
+
+
+class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[log]``. ``auto`` is human on a terminal, JSON lines elsewhere."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "human"] = "auto"
+
+
+class Shutdown(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``[shutdown]``. ``grace``: how long running work may take to end (invariant I8)."""
+
+    grace: _Short = 20.0
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The whole file. Only ``[datastore] sealing_keys`` has no default."""
+
+    datastore: Datastore
+    server: Server = field(default_factory=Server)
+    helper: Helper = field(default_factory=Helper)
+    leader: Leader = field(default_factory=Leader)
+    collection: Collection = field(default_factory=Collection)
+    reports: Reports = field(default_factory=Reports)
+    clock: Clock = field(default_factory=Clock)
+    gc: Gc = field(default_factory=Gc)
+    keys: Keys = field(default_factory=Keys)
+    admin: Admin = field(default_factory=Admin)
+    disk: Disk = field(default_factory=Disk)
+    defaults: Defaults = field(default_factory=Defaults)
+    log: Log = field(default_factory=Log)
+    shutdown: Shutdown = field(default_factory=Shutdown)
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where the daemon's admin socket is."""
+        path = self.datastore.path
+        return self.admin.socket or path.with_name(f"{path.name}.admin")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine is called so; ``host`` is a name or an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(listen: str) -> tuple[str, int]:
+    host, colon, port = listen.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not colon or not host or (":" in host and not bracketed):
+        raise ValueError(listen)
+    if not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ValueError(listen)
+    return host.strip("[]"), int(port)
+
+
+def parse_token(line: str) -> tuple[Scope, bytes]:
+    """What an entry of ``[admin] tokens`` is for, and its token's SHA-256; or ``ValueError``."""
+    scope, _, text = line.partition(":")
+    hashed = b64url_decode(text)
+    match scope:
+        case "read" | "operate" if len(hashed) == _TOKEN_HASH_SIZE:
+            return scope, hashed
+        case _:
+            raise ValueError("no scope and hash")
