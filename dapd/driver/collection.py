@@ -149,7 +149,7 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
             await _ask_later(context, desk, _Later(location, wait, attempts))
         case Refused(type=str() as error, detail=detail) if error in FINAL_REFUSALS:  # D4
             async with desk.slots:
-                await context.run(collection_refused, desk.lease, error, detail)
+                await context.run(collection_refused, desk.lease, desk.task, error, detail)
             context.metrics.collections_refused.labels(error).inc()
             _log.error(
                 "collection_refused",

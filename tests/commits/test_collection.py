@@ -13,7 +13,7 @@ from dapd.commits.collection_delete import collection_delete
 from dapd.commits.collection_finish import collection_finish, collection_refused
 from dapd.commits.cut import Failed, advance
 from dapd.commits.freeze import BatchChangedError, freeze
-from dapd.datastore import collections
+from dapd.datastore import collections, uncollected
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
 from dapd.driver.collection import frozen_batch
@@ -82,7 +82,9 @@ async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
     """The same request may be tried again after a final refusal."""
     job = pair.query(QUERY)
     pair.aggregate([1, 0, 1])
-    pair.store.run_sync(collection_refused, frozen(pair, job), "batchMismatch", "they differ")
+    pair.store.run_sync(
+        collection_refused, frozen(pair, job), pair.leader, "batchMismatch", "they differ"
+    )
     assert pair.query(QUERY).id != job.id
     assert pair.job(job).error == "batchMismatch"
 
@@ -167,7 +169,9 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
     for _ in range(2):
         selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
     refused = selected.query(NEXT_BATCH)
-    selected.store.run_sync(collection_refused, frozen(selected, refused), "batchMismatch", "x")
+    selected.store.run_sync(
+        collection_refused, frozen(selected, refused), selected.leader, "batchMismatch", "x"
+    )
     deleted = selected.query(NEXT_BATCH)
     frozen(selected, deleted)
     selected.store.run_sync(
@@ -175,6 +179,8 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
     )
     assert selected.job(deleted).lo != selected.job(refused).lo
     assert isinstance(move(selected, selected.query(NEXT_BATCH)), Wait)
+    left = selected.store.read_sync(uncollected.of_task, selected.leader.task_pk, 0)
+    assert (left.aggregated, left.first_expiring) == (0, None), "nobody is told to collect them"
 
 
 async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Aggregators) -> None:
@@ -244,7 +250,7 @@ async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
     """The interval is open again, except where the Helper has collected it."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
-    assert pair.store.run_sync(collection_refused, frozen(pair, job), error, "why")
+    assert pair.store.run_sync(collection_refused, frozen(pair, job), pair.leader, error, "why")
     ended = pair.job(job)
     assert (ended.state, ended.error, ended.detail) == ("failed", error, "why")
     assert pair.state_of(time_bucket(TIME)) == state
@@ -372,7 +378,7 @@ async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
     lease = frozen(pair, job)
     assert pair.store.run_sync(collection_finish, lease, b"first")
     assert not pair.store.run_sync(collection_finish, lease, b"second")
-    assert not pair.store.run_sync(collection_refused, lease, "batchMismatch", "")
+    assert not pair.store.run_sync(collection_refused, lease, pair.leader, "batchMismatch", "")
     assert pair.store.run_sync(advance, lease, pair.leader, Instant(NOW, NOW), LATER) is None
     assert pair.job(job).response == b"first"
     assert pair.state_of(time_bucket(TIME)) == "collected"

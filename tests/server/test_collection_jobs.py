@@ -119,7 +119,9 @@ async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: P
     async with served(tmp_path) as it:
         location = await it.started()
         lease = it.lease(location)
-        assert it.who.store.run_sync(collection_refused, lease, "batchMismatch", "they differ")
+        assert it.who.store.run_sync(
+            collection_refused, lease, it.who.leader, "batchMismatch", "they differ"
+        )
         assert await it.get(location) == Refused(400, "batchMismatch", "they differ")
         assert await it.started() != location
 
