@@ -41,8 +41,8 @@ def test_the_container_runs_as_nobody_of_importance() -> None:
     (user,) = all_of("USER")
     uid, gid = user.split(":")
     (made,) = [rest for rest in all_of("RUN") if "useradd" in rest]
-    assert f"groupadd --system --gid {gid} dapd" in made
-    assert f"useradd --system --uid {uid} --gid dapd " in made
+    assert f"groupadd --gid {gid} dapd" in made
+    assert f"useradd --uid {uid} --gid dapd " in made
     assert not {"RUN", "COPY", "ADD"} & set(names[names.index("USER") :])
 
 
