@@ -13,8 +13,10 @@ from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from dapd.cli import main, service
+from dapd.cli.doctor.daemon import daemon
 from dapd.cli.doctor.findings import Finding, Steps, check, ok
 from dapd.datastore.backup import LastBackup, last_backup_path
 from dapd.datastore.migrate import migrations
@@ -22,6 +24,7 @@ from dapd.errors import DatastoreError, UsageError
 from dapd.messages.common import b64url_encode
 from dapd.server.admin.todo import BACKUP_AGE
 from tests.certificates import Authority
+from tests.paths.hands import hand_pair
 
 Look = Callable[..., list[dict[str, Any]]]
 SAFE_CLOCK = "INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, ?, 0)"
@@ -95,9 +98,9 @@ def test_right_after_init_nothing_is_wrong_and_it_says_what_comes_next(
     before = sorted(config.parent.rglob("*"))
     found = look()
     assert failures(found) == []
-    (daemon,) = of(found, "daemon")
-    assert daemon["level"] == "warning"
-    assert daemon["remedy"] == f"next: dapd --config {config}"
+    (asked,) = of(found, "daemon")
+    assert asked["level"] == "warning"
+    assert asked["remedy"] == f"next: dapd --config {config}"
     assert [each["level"] for each in of(found, "database")] == ["skipped"]
     assert sorted(config.parent.rglob("*")) == before
 
@@ -323,6 +326,31 @@ def test_certificates_of_the_listener(used: Path, look: Look, tmp_path: Path) ->
     ((name, detail, _),) = failures(look())
     assert name == "certificate"
     assert "key values mismatch" in detail
+
+
+def test_authorities_for_peers_that_can_not_be_read(used: Path, look: Look) -> None:
+    """What [leader] peer_ca names."""
+    used.write_text(used.read_text() + '[leader]\npeer_ca = "none.pem"\n')
+    ((name, detail, _),) = failures(look())
+    assert name == "certificate"
+    assert detail.startswith(f"{used.parent / 'none.pem'}: ")
+
+
+async def test_a_daemon_from_before_an_upgrade(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It runs on until it is restarted."""
+    async with hand_pair(tmp_path) as (pair, _):
+        monkeypatch.setattr("dapd.cli.doctor.daemon.__version__", "99")
+        config = pair.leader.context.config
+
+        def look() -> list[Finding]:
+            return list(daemon(tmp_path / "dapd.toml", config, 10))
+
+        (found,) = await trio.to_thread.run_sync(look)
+    assert (found.check, found.level) == ("daemon", "warning")
+    assert found.detail.endswith("and 99 is installed")
+    assert (found.remedy or "").startswith("restart it")
 
 
 def test_a_service_that_does_not_start_with_the_machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -56,11 +57,15 @@ def the_failure(found: Findings) -> tuple[str, str, str, str]:
 
 
 async def test_a_pair_that_works_has_nothing_wrong(tmp_path: Path) -> None:
-    """The Leader sees its Helper, the Helper its Leader, and each itself from outside; a backup
-    takes the last warning away.
+    """The Leader sees its Helper, the Helper its Leader, and each itself from outside, once for two
+    tasks; a backup takes the last warning away.
     """
     async with open_house(tmp_path) as house:
         (tmp_path / "copies").mkdir()
+        await new_task(tmp_path / "another", leader=house.leader.wire.url,
+                       helper=house.helper.wire.url)  # fmt: skip
+        for role in ("leader", "helper"):
+            await dapd_task(getattr(house, role), "add", tmp_path / f"another/{role}.toml")
         for daemon, peer in ((house.leader, house.helper), (house.helper, house.leader)):
             (daemon.directory / "state").chmod(0o700)
             found = await doctor(daemon)
@@ -115,6 +120,23 @@ async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) 
         ]
         assert await house.helper.start()
         assert failures(await doctor(house.helper)) == []
+
+
+async def test_a_daemon_that_hangs(tmp_path: Path, nursery: trio.Nursery) -> None:
+    """Its socket takes connections, and nobody answers."""
+    with trio.fail_after(SECONDS):
+        daemon = DaemonProcess(tmp_path / "dapd", nursery, Wire())
+        daemon.make()
+        assert await daemon.start()
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGSTOP)
+        name, subject, detail, remedy = the_failure(await doctor(daemon, "--timeout", 0.2))
+        assert (name, subject) == ("daemon", f"{daemon.database}.admin")
+        assert detail == "the daemon does not answer within 0.2 s"
+        assert "restart it" in remedy
+        daemon.process.send_signal(signal.SIGCONT)
+        assert failures(await doctor(daemon)) == []
+        assert await daemon.stop() == 0
 
 
 async def test_reports_that_expire_before_anybody_collects_them(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx2
+
 from dapd import __version__
 from dapd.cli import service
 from dapd.cli.clock import at_next_start
@@ -14,6 +16,7 @@ from dapd.cli.doctor.database import Contents
 from dapd.cli.doctor.findings import Steps, check, failure, is_there, ok, skipped, warning
 from dapd.cli.paths import SYSTEM_CONFIG
 from dapd.config import Config
+from dapd.errors import DatastoreError
 from dapd.protocol.waiting import spell
 from dapd.server.admin.operation import Nothing
 from dapd.server.admin.status import SHOW, StatusView
@@ -28,7 +31,7 @@ class Running:
 
 
 @check("daemon")
-def daemon(path: Path, config: Config, seconds: float) -> Steps[Running]:
+def daemon(path: Path, config: Config, seconds: float) -> Steps[Running | None]:
     """Ask it, and wait so long for its answer."""
     try:
         status = call(config, SHOW, Nothing(), seconds=seconds)
@@ -38,6 +41,15 @@ def daemon(path: Path, config: Config, seconds: float) -> Steps[Running]:
         else:
             yield warning(config.admin_socket, "no daemon has run yet", f"next: {start(path)}")
         return Running(None)
+    except DatastoreError as error:
+        if not isinstance(error.__cause__, httpx2.HTTPError):
+            raise
+        yield failure(
+            config.admin_socket,
+            f"the daemon does not answer within {seconds:g} s",
+            "its log says what it is busy with; if it hangs, restart it",
+        )
+        return None
     if status.version == __version__:
         up = spell(int(1000 * status.uptime_seconds))
         yield ok(f"process {status.pid}", f"version {status.version}, up {up}")
