@@ -33,6 +33,14 @@ UNKNOWN_SUITE = HpkeConfig(8, 0x7777, 1, 1, b"key")
 GOOD = answer(200, HpkeConfigList((KEY,)).encode(), Content_Type=MediaType.HPKE_CONFIG_LIST)
 
 
+@pytest.fixture(autouse=True)
+def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment of the tests has."""
+    for name in ("http", "https", "all", "no"):
+        for spelled in (f"{name}_proxy", f"{name}_PROXY".upper()):
+            monkeypatch.delenv(spelled, raising=False)
+
+
 async def ask(script: Callable[[Request], bytes], nursery: trio.Nursery) -> tuple[Heard, str]:
     """A peer that answers so is the own URL too."""
     url = await Peer(script).serve(nursery) + "/"
@@ -305,9 +313,11 @@ async def test_a_proxy_of_the_environment_is_named_and_not_passed_by(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Where requests go through one, this machine's own way to the peer says nothing."""
-    monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{await closed_port()}")
-    monkeypatch.delenv("no_proxy", raising=False)
-    monkeypatch.delenv("NO_PROXY", raising=False)
+    port = await closed_port()
+    monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{port}")
+    here = await trouble_at(f"https://127.0.0.1:{port}/hpke_config", context(), SECONDS)
+    assert isinstance(here, Trouble)
+    assert "refuses connections" in here.detail
     found = await trouble_at("https://helper.example/hpke_config", context(), SECONDS)
     assert isinstance(found, Trouble)
     assert "the proxy that the environment names" in found.detail

@@ -14,6 +14,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import trio
 
+from dapd.config import is_loopback
+
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_NAMES = (62, 64)
 _NO_AUTHORITY = (18, 19, 20, 21)
@@ -34,7 +36,7 @@ async def trouble_at(url: str, tls: ssl.SSLContext, seconds: float) -> Trouble |
     """The first step that fails; ``None`` if none does, so that the answer itself is what fails."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    if parts.scheme in getproxies() and not proxy_bypass(host):
+    if _goes_by_proxy(parts.scheme, host):
         return Trouble(
             "the request went through the proxy that the environment names",
             "look at that proxy, or unset it for this command",
@@ -139,6 +141,12 @@ def _unverified(host: str, error: ssl.SSLCertVerificationError) -> Trouble:
         "get one that Clients accept",
         "ask the peer's operator for one that is accepted",
     )
+
+
+def _goes_by_proxy(scheme: str, host: str) -> bool:
+    """As ``DapHttp`` decides, which reaches this machine without one."""
+    named = {scheme, "all"} & getproxies().keys()
+    return bool(named) and not is_loopback(host) and not proxy_bypass(host)
 
 
 def _port(parts: SplitResult) -> int:
