@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable
@@ -68,6 +69,18 @@ def used(config: Path) -> Path:
     """The configuration of a database on which commands have worked, and no daemon yet."""
     assert run("--config", config, "key", "add", "--active") == 0
     return config
+
+
+@pytest.fixture
+def with_task(used: Path, tmp_path: Path) -> Path:
+    """The configuration of a Helper that has a task, whose files are in ``task``."""
+    assert run(
+        "task", "new", "--vdaf", "count", "--batch-mode", "time-interval", "--time-precision", 3600,
+        "--min-batch-size", 3, "--leader", "http://127.0.0.1:9/", "--helper",
+        "http://127.0.0.1:10/", "--out", tmp_path / "task",
+    ) == 0  # fmt: skip
+    assert run("--config", used, "task", "add", tmp_path / "task/helper.toml") == 0
+    return used
 
 
 def of(found: list[dict[str, Any]], name: str, level: str | None = None) -> list[dict[str, Any]]:
@@ -193,11 +206,21 @@ def test_a_sealing_key_that_the_daemon_would_refuse(
     assert said.startswith(remedy or f"run `chmod 600 {key}`")
 
 
-def test_f2_another_sealing_key_than_the_databases(used: Path, look: Look) -> None:
-    """The id of the key that is missing is named, and each value that it should open."""
+def test_one_sealing_key_in_two_files(used: Path, look: Look) -> None:
     key = used.parent / "keys/sealing-1.key"
+    shutil.copy(key, key.with_name("copy.key"))
+    line = 'sealing_keys = ["keys/sealing-1.key"'
+    used.write_text(used.read_text().replace(line, f'{line}, "keys/copy.key"'))
+    assert failures(look()) == [
+        ("sealing_keys", "two of the files hold the same key", "name only one of them")
+    ]
+
+
+def test_f2_another_sealing_key_than_the_databases(with_task: Path, look: Look) -> None:
+    """The key is to be found again; that nothing opens without it is not told value by value."""
+    key = with_task.parent / "keys/sealing-1.key"
     key.write_text(b64url_encode(os.urandom(32)))
-    ((name, detail, remedy),) = failures(look())
+    ((name, detail, remedy),) = failures(look("--offline"))
     assert name == "database"
     assert "which [datastore] sealing_keys lacks" in detail
     assert "add that key's file" in remedy
@@ -410,18 +433,6 @@ def test_nothing_that_a_peer_sends_reaches_the_terminal_as_a_command() -> None:
     assert found.subject == "?[2J"
     assert found.detail.startswith("a b?c")
     assert len(found.detail) == 500
-
-
-@pytest.fixture
-def with_task(used: Path, tmp_path: Path) -> Path:
-    """The configuration of a Helper that has a task, whose files are in ``task``."""
-    assert run(
-        "task", "new", "--vdaf", "count", "--batch-mode", "time-interval", "--time-precision", 3600,
-        "--min-batch-size", 3, "--leader", "http://127.0.0.1:9/", "--helper",
-        "http://127.0.0.1:10/", "--out", tmp_path / "task",
-    ) == 0  # fmt: skip
-    assert run("--config", used, "task", "add", tmp_path / "task/helper.toml") == 0
-    return used
 
 
 def test_secrets_that_do_not_open(with_task: Path, look: Look) -> None:

@@ -12,7 +12,7 @@ from dapd.cli.doctor.findings import Steps, blamed, check, failure, is_there, ok
 from dapd.commits.delete_task import standing
 from dapd.commits.take_over import require_sealing_keys
 from dapd.config import Config
-from dapd.crypto import make_sealer, sealing_key_id
+from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Tx, batches, counters, keys, safe_clock, tasks
 from dapd.datastore.backup import last_backup, last_backup_path
 from dapd.datastore.keys import SealedKeypair
@@ -43,11 +43,12 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What later checks go by."""
+    """What later checks go by. ``sealer`` is ``None`` unless every key is there that it needs."""
 
     tasks: list[Known]
     keys: list[SealedKeypair]
     clock: StoredClock | None
+    sealer: Sealer | None
 
 
 @check("file_system")
@@ -103,9 +104,9 @@ def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents
             except UsageError as error:
                 yield blamed(error)
                 sealing_keys = None
-        contents = _read(tx)
+        contents = _read(tx, None if sealing_keys is None else make_sealer(sealing_keys))
     yield ok(path, f"{len(contents.tasks)} tasks, schema as this dapd has it")
-    yield from _hpke_keys(contents, sealing_keys)
+    yield from _hpke_keys(contents)
     return contents
 
 
@@ -147,16 +148,15 @@ def _require_ours(path: Path) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
 
 
-def _hpke_keys(contents: Contents, sealing_keys: list[bytes] | None) -> Steps[None]:
+def _hpke_keys(contents: Contents) -> Steps[None]:
     active = [key for key in contents.keys if key.state is KeyState.ACTIVE]
     if not active and contents.clock is not None:  # else no daemon has made the first one yet
         yield failure("", "no HPKE key is active, and nobody can upload", "dapd key add --active")
-    if sealing_keys is None:
+    if contents.sealer is None:
         return
-    sealer = make_sealer(sealing_keys)
     for key in contents.keys:
         try:
-            key.unseal(sealer)
+            key.unseal(contents.sealer)
         except ValueError as error:
             yield failure(
                 f"HPKE key {key.config_id}",
@@ -166,7 +166,7 @@ def _hpke_keys(contents: Contents, sealing_keys: list[bytes] | None) -> Steps[No
             )
 
 
-def _read(tx: Tx) -> Contents:
+def _read(tx: Tx, sealer: Sealer | None) -> Contents:
     at = safe_clock.instant(tx, time.time_ns() // 1_000_000)
     known = [
         Known(
@@ -178,7 +178,7 @@ def _read(tx: Tx) -> Contents:
         for each in tasks.all_tasks(tx)
         if each.state not in (TaskState.DELETED, TaskState.PURGED)
     ]
-    return Contents(known, keys.kept_keypairs(tx), safe_clock.load_all(tx))
+    return Contents(known, keys.kept_keypairs(tx), safe_clock.load_all(tx), sealer)
 
 
 def _collect_before(tx: Tx, sealed: SealedTask, at: Instant) -> int | None:

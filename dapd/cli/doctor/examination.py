@@ -37,7 +37,7 @@ def examine(given: Path | None, *, offline: bool, seconds: float) -> Iterator[Fi
     ):
         yield from certificate
     yield from daemon.safe_clock(config, running, contents)
-    yield from tasks.tasks(contents, keys)
+    yield from tasks.tasks(contents)
     if offline:
         yield from _unasked()
     else:

@@ -51,6 +51,9 @@ def sealing_keys(config: Config) -> Steps[list[bytes] | None]:
             yield blamed(error)
     if len(keys) < len(config.datastore.sealing_keys):
         return None
+    if len(set(keys)) < len(keys):
+        yield failure("", "two of the files hold the same key", "name only one of them")
+        return None
     yield ok("", f"{len(keys)} of 32 bytes, which nobody else may read")
     return keys
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from dapd.cli.doctor.database import Contents, Known
 from dapd.cli.doctor.findings import Steps, check, failure, ok, skipped
 from dapd.cli.task.files import digest
-from dapd.crypto import make_sealer
+from dapd.crypto import Sealer
 from dapd.datastore.tasks import UnreadableTask
 from dapd.protocol.task import Task
 from dapd.server.admin.todo import COLLECT_WITHIN
@@ -22,7 +22,7 @@ _MISMATCHES = {
 
 
 @check("task")
-def tasks(contents: Contents | None, sealing_keys: list[bytes] | None) -> Steps[None]:
+def tasks(contents: Contents | None) -> Steps[None]:
     """Each task that is not deleted."""
     if contents is None:
         return
@@ -32,19 +32,19 @@ def tasks(contents: Contents | None, sealing_keys: list[bytes] | None) -> Steps[
         return
     wrong = 0
     for known in contents.tasks:
-        for found in _one(known, sealing_keys):
+        for found in _one(known, contents.sealer):
             wrong += 1
             yield found
     if not wrong:
         yield ok("", f"all {len(contents.tasks)} can be worked on")
 
 
-def _one(known: Known, sealing_keys: list[bytes] | None) -> Steps[None]:
+def _one(known: Known, sealer: Sealer | None) -> Steps[None]:
     name = known.sealed.id_text
     try:
         task = known.sealed.public()
-        if sealing_keys is not None:
-            known.sealed.unseal(make_sealer(sealing_keys))
+        if sealer is not None:
+            known.sealed.unseal(sealer)
     except UnreadableTask as error:
         yield failure(name, str(error), error.remedy)
         return
