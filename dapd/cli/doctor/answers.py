@@ -37,8 +37,8 @@ def own(url: str, offered: Iterable[HpkeConfig], stored: list[SealedKeypair]) ->
     kept = {(key.config_id, *key.suite, key.public_key): key.state for key in stored}
     active = {config for config, state in kept.items() if state is KeyState.ACTIVE}
     if at_url == active:
-        return ok(url, f"offers the {len(active)} active HPKE keys of this database")
-    if strange := sorted(config[0] for config in at_url if config not in kept):
+        return ok(url, f"offers the HPKE keys that are active here: {_ids(active)}")
+    if strange := at_url - kept.keys():
         return failure(
             url,
             f"offers HPKE keys that this database does not have (id {_ids(strange)})",
@@ -47,8 +47,7 @@ def own(url: str, offered: Iterable[HpkeConfig], stored: list[SealedKeypair]) ->
         )
     return warning(
         url,
-        f"offers the HPKE keys {_ids(sorted(config[0] for config in at_url))}, and active are "
-        f"{_ids(sorted(config[0] for config in active)) or 'none'}",
+        f"offers the HPKE keys {_ids(at_url)}, and active are {_ids(active) or 'none'}",
         "a cache in front keeps an old answer: let it go by Cache-Control, or keep none; if there "
         "is none, restart the daemon",
     )
@@ -56,9 +55,9 @@ def own(url: str, offered: Iterable[HpkeConfig], stored: list[SealedKeypair]) ->
 
 def peer(url: str, offered: Iterable[HpkeConfig]) -> Finding:
     """Whether Clients can seal reports to a peer."""
-    usable = [each.id for each in offered if hpke_supported(*each.as_tuple[1:4])]
+    usable = [each.as_tuple for each in offered if hpke_supported(*each.as_tuple[1:4])]
     if usable:
-        return ok(url, f"answers, with {len(usable)} HPKE keys that can be used")
+        return ok(url, f"answers, with HPKE keys that can be used: {_ids(usable)}")
     return failure(
         url,
         "offers no HPKE suite that is known here",
@@ -67,8 +66,8 @@ def peer(url: str, offered: Iterable[HpkeConfig]) -> Finding:
     )
 
 
-def _ids(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _ids(configs: Iterable[tuple[int, int, int, int, bytes]]) -> str:
+    return ", ".join(str(config[0]) for config in sorted(configs))
 
 
 def _other_content(detail: str) -> Trouble:

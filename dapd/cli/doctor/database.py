@@ -105,7 +105,7 @@ def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents
                 yield blamed(error)
                 sealing_keys = None
         contents = _read(tx, None if sealing_keys is None else make_sealer(sealing_keys))
-    yield ok(path, f"{len(contents.tasks)} tasks, schema as this dapd has it")
+    yield ok(path, f"this dapd's schema; tasks: {len(contents.tasks)}")
     yield from _hpke_keys(contents)
     return contents
 

@@ -54,7 +54,7 @@ def sealing_keys(config: Config) -> Steps[list[bytes] | None]:
     if len(set(keys)) < len(keys):
         yield failure("", "two of the files hold the same key", "name only one of them")
         return None
-    yield ok("", f"{len(keys)} of 32 bytes, which nobody else may read")
+    yield ok("", f"{len(keys)} of {len(keys)} are whole, and nobody else may read them")
     return keys
 
 

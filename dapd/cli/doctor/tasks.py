@@ -36,7 +36,7 @@ def tasks(contents: Contents | None) -> Steps[None]:
             wrong += 1
             yield found
     if not wrong:
-        yield ok("", f"all {len(contents.tasks)} can be worked on")
+        yield ok("", f"{len(contents.tasks)} of {len(contents.tasks)} can be worked on")
 
 
 def _one(known: Known, sealer: Sealer | None) -> Steps[None]:
