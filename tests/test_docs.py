@@ -227,7 +227,7 @@ def test_the_commands_that_documents_name_exist(document: Path) -> None:
     code += [" ".join(found.split()) for found in _INLINE.findall(_FENCE.sub("", text))]
     for said in _COMMAND.findall("\n".join(code).replace("\\\n", " ")):
         command: click.Command = root
-        for word in said.split():
+        for word in said.partition(" -- ")[0].split():
             if word.startswith("--"):
                 known = {name for each in command.params for name in each.opts}
                 assert word.partition("=")[0] in known | {"--help"}, said
