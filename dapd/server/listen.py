@@ -18,7 +18,7 @@ import ssl
 import stat
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import h11
 import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
+from hypercorn.events import Closed, Event
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -132,10 +133,12 @@ class _Http1(H11Protocol):
 
 class _Connection(TCPServer):
     """hypercorn's, without the choice of a protocol, and without waiting for the next request of a
-    peer that has gone until the keep-alive time is over.
+    peer that has gone until the keep-alive time is over; but not closed on who still sends a body
+    that was refused, as a reset would take the answer from its hands (RFC 9112, section 9.6).
     """
 
     async def run(self) -> None:
+        self._all_read = trio.Event()
         secure = isinstance(self.stream, trio.SSLStream)
         sock = self.stream.transport_stream.socket if secure else self.stream.socket
         try:
@@ -154,11 +157,24 @@ class _Connection(TCPServer):
                 await self.protocol.initiate()
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 await self._read_data()
+                self._all_read.set()
                 await self.idle_task.stop()  # the other end has closed: nothing more can come
         except OSError:
             pass  # it has gone
         finally:
             await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Before a refused body's connection is closed, what still comes of it is read, for as long
+        as any other body may keep the connection waiting.
+        """
+        assert isinstance(self.protocol, _Http1)
+        if isinstance(event, Closed) and self.protocol.connection.their_state is h11.SEND_BODY:
+            with trio.move_on_after(self.config.read_timeout or 0):
+                with suppress(AttributeError, trio.BrokenResourceError):  # TLS has no half a close
+                    await self.stream.send_eof()
+                await self._all_read.wait()
+        await super().protocol_send(event)
 
 
 @asynccontextmanager

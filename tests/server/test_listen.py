@@ -41,3 +41,25 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
     assert (record.name, record.levelname) == ("hypercorn.error", "ERROR")
     assert "a fault of the front's" in caplog.text
     assert "127.0.0.1" not in caplog.text
+
+
+async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None:
+    """A Leader whose job is too large must be told so, not meet a reset for ever."""
+
+    async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
+        head = {
+            "type": "http.response.start",
+            "status": 413,
+            "headers": [(b"content-length", b"0")],
+        }
+        await send(head)
+        await send({"type": "http.response.body", "body": b""})
+
+    async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
+        server = Server(refusing, listeners, lambda: 5.0, SystemClock())
+        port = listeners[0].socket.getsockname()[1]
+        with trio.fail_after(10):
+            nursery.start_soon(server.run)
+            more_than_sockets_hold = bytes(32 << 20)
+            assert (await raw.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
+            await server.close_listeners()
