@@ -139,8 +139,9 @@ def make_task(vdaf: str, leader_url: str, helper_url: str) -> TaskFiles:
 
 
 async def hpke_config(http: DapHttp, url: str) -> HpkeConfig:
-    """An Aggregator's key, once it answers."""
-    # Another process gives no event to wait for.
-    while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):  # noqa: ASYNC110
-        await trio.sleep(0.05)
+    """An Aggregator's key, once it answers; its log says why one doesn't within a minute."""
+    with trio.fail_after(60):
+        # Another process gives no event to wait for.
+        while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):  # noqa: ASYNC110
+            await trio.sleep(0.05)
     return HpkeConfigList.decode(answer.body).configs[0]

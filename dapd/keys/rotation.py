@@ -13,7 +13,7 @@ import trio
 from dapd.commits import key_moves
 from dapd.config import Config
 from dapd.datastore import Tx, keys
-from dapd.protocol.keys import Move, free_ids, plan
+from dapd.protocol.keys import KeyState, Move, free_ids, plan
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
@@ -60,12 +60,11 @@ async def rotate(context: Context) -> list[Move]:
 def log_moves(moves: Sequence[Move]) -> None:
     """A line for each."""
     for move in moves:
-        _log.info(
-            "hpke_key_moved",
-            config_id=move.config_id,
-            was=move.was.value,
-            state=move.to.value,
-        )
+        if move.was is KeyState.DELETED:
+            _log.info("hpke_key_made", config_id=move.config_id, state=move.to.value)
+        else:
+            was, state = move.was.value, move.to.value
+            _log.info("hpke_key_moved", config_id=move.config_id, was=was, state=state)
 
 
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:

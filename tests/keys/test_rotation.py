@@ -137,9 +137,9 @@ async def test_f1_each_move_is_logged_with_its_key(tmp_path: Path) -> None:
             for days in (83, 3, 60):
                 pass_days(context, days)
                 await rotation.rotate(context)
-    assert {line["event"] for line in lines} == {"hpke_key_moved"}
-    assert [(line["config_id"], line["was"], line["state"]) for line in lines] == [
-        (0, "deleted", "pending"),
+    assert [line["event"] for line in lines] == ["hpke_key_made", *3 * ["hpke_key_moved"]]
+    assert [(line["config_id"], line.get("was"), line["state"]) for line in lines] == [
+        (0, None, "pending"),
         (0, "pending", "active"),
         (2, "active", "expired"),
         (2, "expired", "deleted"),
