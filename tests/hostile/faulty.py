@@ -17,6 +17,7 @@ from typing import Any
 from dapd.cli import main
 
 PLACES: dict[tuple[str, str], Callable[..., bytes]] = {
+    ("dapd.server.reports", "require_replay_room"): lambda _, task: task.verify_key,
     ("dapd.runtime.lane", "open_uploads"): lambda inputs, *_: inputs[0][2],
     ("dapd.driver.leader", "leader_start"): lambda *arguments: arguments[-1][0][0],
     ("dapd.driver.leader", "leader_finish"): lambda *arguments: arguments[-1],

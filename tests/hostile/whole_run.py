@@ -6,6 +6,7 @@ measurements that nothing else has.
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -87,18 +88,17 @@ class WholeRun:
     async def round(self) -> None:
         """Uploads, good and bad; jobs of both kinds; wrong requests; every admin operation."""
         self.rounds += 1
-        with_trouble = self.rounds == 1
         for task in self.tasks:
-            await self._work(task, with_trouble=with_trouble)
+            await self._work(task)
             await self._wrong_requests(task)
         for daemon in self.house.daemons:
             await self._administer(daemon)
 
-    async def _work(self, task: TaskFiles, *, with_trouble: bool) -> None:
+    async def _work(self, task: TaskFiles) -> None:
         """Aggregate and collect a batch of good reports, among others that are refused."""
         at = self.begun - 4000 - self.rounds
         good = await self._sealed(task, at, BATCH, "good")
-        if with_trouble:
+        if self.rounds == 1 and task is self.tasks[0]:
             await self._meet_an_echo(task, good)
         else:
             assert (await self._upload(task, b"".join(good))).body == b""
@@ -166,15 +166,20 @@ class WholeRun:
         return reply
 
     async def _meet_an_echo(self, task: TaskFiles, reports: list[bytes]) -> None:
-        """Upload while something stands in the Helper's place that shows what it was sent."""
+        """Upload while something stands in the Helper's place that shows what it was sent; before
+        the Leader has a connection to the Helper.
+        """
         refused = 0
 
         def script(request: Request) -> bytes:
             nonlocal refused
             refused += 1
-            words = f"{request.method} {request.target} {request.headers} ".encode()
-            status = 502 if refused % 2 else 401
-            return answer(status, words + request.body, Content_Type="text/plain")
+            words = f"{request.method} {request.target} {request.headers}"
+            if refused % 3 == 0:
+                return answer(502, request.body, Content_Type="text/plain")
+            status = 502 if refused % 3 == 1 else 401
+            body = json.dumps({"detail": words}) if status == 401 else words
+            return answer(status, body.encode(), Content_Type="text/plain")
 
         wire, leader = self.house.helper.wire, self.house.leader
         peer = Peer(script)
@@ -182,8 +187,8 @@ class WholeRun:
             url = await peer.serve(nursery)
             there, wire.target = wire.target, int(url.rpartition(":")[2])
             assert (await self._upload(task, b"".join(reports))).body == b""
-            await leader.logged("exchange_failed")
-            await leader.logged("job_waits")
+            for event in ("exchange_failed", "job_waits"):
+                await leader.logged(event, 2)
             wire.target = there
             nursery.cancel_scope.cancel()
 
