@@ -13,7 +13,7 @@ from tests.processes.daemons import DaemonProcess, run_command
 
 FAULTS = {"upload_group_failed", "request_failed", "step_failed"}
 TROUBLE = {"exchange_failed", "job_waits"}
-UPKEEP = {"task_loaded", "job_verified", "hpke_key_moved", "reseal_finished", "admin_changed"}
+UPKEEP = {"task_loaded", "job_verified", "hpke_key_made", "reseal_finished", "admin_changed"}
 
 
 async def speak_to_people(daemon: DaemonProcess) -> None:
