@@ -19,6 +19,7 @@ import stat
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ import h11
 import structlog
 import trio
 from hypercorn.config import Config as HypercornConfig
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -127,8 +130,38 @@ class _Http1(H11Protocol):
     waiting for ever, to whoever can connect.
     """
 
+    _discarded: trio.Event | None = None
+
     async def _check_protocol(self, event: h11.Request) -> None:
         """An upgrade that a server doesn't want is ignored (RFC 9110, section 7.8)."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """An answer before the request's end is the connection's last, and says so."""
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def handle(self, event: Event) -> None:
+        if self._discarded is None:
+            await super().handle(event)
+        elif isinstance(event, RawData):
+            self.connection.receive_data(event.data)
+            self._discard(self._discarded)
+        else:
+            self._discarded.set()
+
+    async def discard_body(self) -> None:
+        """Until its end, or that of the connection."""
+        self._discarded = trio.Event()
+        self._discard(self._discarded)
+        await self._discarded.wait()
+
+    def _discard(self, discarded: trio.Event) -> None:
+        with suppress(h11.RemoteProtocolError):
+            while isinstance(self.connection.next_event(), h11.Data):
+                pass
+        if self.connection.their_state is not h11.SEND_BODY:
+            discarded.set()
 
 
 class _Connection(TCPServer):
@@ -138,7 +171,6 @@ class _Connection(TCPServer):
     """
 
     async def run(self) -> None:
-        self._all_read = trio.Event()
         secure = isinstance(self.stream, trio.SSLStream)
         sock = self.stream.transport_stream.socket if secure else self.stream.socket
         try:
@@ -157,7 +189,6 @@ class _Connection(TCPServer):
                 await self.protocol.initiate()
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 await self._read_data()
-                self._all_read.set()
                 await self.idle_task.stop()  # the other end has closed: nothing more can come
         except OSError:
             pass  # it has gone
@@ -165,15 +196,15 @@ class _Connection(TCPServer):
             await self._close()
 
     async def protocol_send(self, event: Event) -> None:
-        """Before a refused body's connection is closed, what still comes of it is read, for as long
-        as any other body may keep the connection waiting.
+        """Before a connection is closed on a refused body, the rest of that is read, if that takes
+        no longer than a body may keep the connection waiting.
         """
         assert isinstance(self.protocol, _Http1)
         if isinstance(event, Closed) and self.protocol.connection.their_state is h11.SEND_BODY:
             with trio.move_on_after(self.config.read_timeout or 0):
                 with suppress(AttributeError, trio.BrokenResourceError):  # TLS has no half a close
                     await self.stream.send_eof()
-                await self._all_read.wait()
+                await self.protocol.discard_body()
         await super().protocol_send(event)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -43,23 +45,41 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
     assert "127.0.0.1" not in caplog.text
 
 
-async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None:
-    """A Leader whose job is too large must be told so, not meet a reset for ever."""
+@asynccontextmanager
+async def refusing() -> AsyncIterator[int]:
+    """The port of a server that answers 413 without reading a body."""
 
-    async def refusing(_scope: Any, _receive: Any, send: Any) -> None:
-        head = {
-            "type": "http.response.start",
-            "status": 413,
-            "headers": [(b"content-length", b"0")],
-        }
-        await send(head)
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
     async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
-        server = Server(refusing, listeners, lambda: 5.0, SystemClock())
-        port = listeners[0].socket.getsockname()[1]
+        server = Server(app, listeners, lambda: 3600.0, SystemClock())
         with trio.fail_after(10):
             nursery.start_soon(server.run)
-            more_than_sockets_hold = bytes(32 << 20)
-            assert (await raw.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
+            yield listeners[0].socket.getsockname()[1]
             await server.close_listeners()
+
+
+async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None:
+    """A Leader whose job is too large must be told so, not meet a reset for ever."""
+    async with refusing() as port:
+        more_than_sockets_hold = bytes(32 << 20)
+        assert (await raw.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
+
+
+@pytest.mark.parametrize("end", ["body", "connection", "nonsense"])
+async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> None:
+    """Nor beyond the sender's, nor once it makes no sense: the server waits for nothing else."""
+    chunked = "POST / HTTP/1.1\r\nHost: dapd.test\r\nTransfer-Encoding: chunked\r\n\r\n"
+    rest = {"body": b"4\r\nmore\r\n0\r\n\r\n", "connection": b"4\r\nmo", "nonsense": b"?\r\n"}
+    async with refusing() as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        await stream.send_all(chunked.encode())
+        answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer, "no other request may come on it"
+        await stream.send_all(rest[end])
+        if end == "connection":
+            await stream.send_eof()
+        assert await raw.read_all(stream) == b""
