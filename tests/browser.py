@@ -47,6 +47,7 @@ class Browser:
         self._loaded = trio.Event()
         self.complaints: list[str] = []
         """What the page's console was told, such as whatever its policy forbids."""
+        self._complained = trio.Event()
 
     async def open_tab(self) -> None:
         target = await self.call("Target.createTarget", url="about:blank")
@@ -93,6 +94,12 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    async def complained(self, times: int) -> list[str]:
+        """Its complaints, once there are so many: they come beside the answers."""
+        while len(self.complaints) < times:
+            await self._complained.wait()
+        return self.complaints
+
     async def screen(self, width: int, height: int, scheme: str = "light") -> None:
         """Be a screen of this size in CSS pixels; a narrow one is a phone's."""
         await self.call(
@@ -126,13 +133,18 @@ class Browser:
             case "Page.loadEventFired":
                 self._loaded.set()
             case "Log.entryAdded":
-                self.complaints.append(params["entry"]["text"])
+                self._complain(params["entry"]["text"])
             case "Runtime.exceptionThrown":
-                self.complaints.append(params["exceptionDetails"]["text"])
+                self._complain(params["exceptionDetails"]["text"])
             case "Runtime.consoleAPICalled":
-                self.complaints.append(json.dumps(params["args"]))
+                self._complain(json.dumps(params["args"]))
             case _:
                 pass
+
+    def _complain(self, text: str) -> None:
+        self.complaints.append(text)
+        self._complained.set()
+        self._complained = trio.Event()
 
 
 @asynccontextmanager

@@ -284,7 +284,7 @@ async def context_around(
     What is still at work at the end is cancelled, as by a daemon whose grace is over.
     """
     outside = Outside(clock, SafeClock(clock, None, 0), lambda: 0.0)
-    async with DapHttp(timeout=5) as http, trio.open_nursery() as nursery:
+    async with DapHttp(timeout=60) as http, trio.open_nursery() as nursery:
         context = make_context(settings, outside, datastore, sealer, http, nursery)
         await context.tasks.refresh()
         await context.keyrings.refresh()

@@ -118,7 +118,7 @@ class House:
     async def dispatch(self, until: Callable[[], Awaitable[bool]]) -> None:
         """Run the real dispatcher with one slot until the condition holds."""
         dispatcher = Dispatcher(self.context, {("aggregation", "leader"): leader.step}, 1)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(dispatcher.run)
                 while not await until():

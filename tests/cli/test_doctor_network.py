@@ -27,7 +27,7 @@ from tests.build import X25519
 from tests.certificates import Authority
 from tests.peer import Peer, Request, answer
 
-SECONDS = 20
+SECONDS = 60
 KEY = HpkeConfig(*HpkeKeypair.generate(7, *X25519).config)
 UNKNOWN_SUITE = HpkeConfig(8, 0x7777, 1, 1, b"key")
 GOOD = answer(200, HpkeConfigList((KEY,)).encode(), Content_Type=MediaType.HPKE_CONFIG_LIST)

@@ -55,6 +55,22 @@ async def aggregated(leader: DaemonProcess, reports: int) -> None:
         found = sum(line["accepted"] for line in await leader.logged("job_finished", times))
 
 
+async def send_a_job(
+    leader: DaemonProcess, helper: DaemonProcess, files: TaskFiles, at: int
+) -> None:
+    """Start both, and stop them when five reports are aggregated, and a job of five more was sent
+    to a Helper that was away.
+    """
+    await start(leader, helper)
+    async with Client(files.client) as client:
+        await client.upload(range(5), time=at)
+        await aggregated(leader, 5)
+        await stop(helper)
+        await client.upload(range(5), time=at)  # with the key that this Client knows
+        await leader.logged("job_sent", 2)
+    await stop(leader)
+
+
 async def asked_for_a_share(leader: DaemonProcess, files: TaskFiles, at: int) -> None:
     """Begin a collection, and wait until its request has met a Helper that is away."""
     async with trio.open_nursery() as nursery:

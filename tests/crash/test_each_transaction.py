@@ -109,7 +109,7 @@ async def test_d1_a_helper_killed_around_each_commit_counts_exactly_once(
 
 async def test_d5_a_leader_killed_after_halving_a_job_counts_exactly_once(tmp_path: Path) -> None:
     """The two halves are there, the whole is not: each report goes on in one of them."""
-    with trio.fail_after(60):
+    with trio.fail_after(120):
         async with open_house(tmp_path, helper_server=f"max_body_bytes = {TOO_SMALL}") as house:
             task = house.new_task("async", "time-interval")
             for daemon in house.daemons:

@@ -6,12 +6,10 @@ share deleted: whatever dies in between, it is done once, and whoever did it is 
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import trio
 
-from dapd.client import Client
 from dapd.http import DapHttp, Ready, Refused, Unknown
 from dapd.messages.common import MediaType, b64url_encode
 from tests.crash import dying
@@ -27,6 +25,7 @@ from tests.crash.steps import (
     dying_command,
     left,
     refused,
+    send_a_job,
     start,
     stop,
     typed,
@@ -85,17 +84,10 @@ async def test_d1_what_an_operator_does_is_done_once_whatever_dies(
 ) -> None:
     """A job is given up, then its task is deleted and purged; each again after the kill."""
     with trio.fail_after(120):
-        async with open_house(tmp_path, settings=QUICK + OFTEN) as house, AsyncExitStack() as stack:
+        async with open_house(tmp_path, settings=QUICK + OFTEN) as house:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
-            await start(leader, helper)
-            client = await stack.enter_async_context(Client(files.client))
-            await client.upload(range(5), time=at)
-            await aggregated(leader, 5)
-            await stop(helper)
-            await client.upload(range(5), time=at)
-            await leader.logged("job_sent", 2)
-            await stop(leader)
+            await send_a_job(leader, helper, files, at)
             await leader.start(dying.__file__, moment, "server.admin.jobs._abandon")
             abandon = ("jobs", "abandon", "a2", "--confirm", "a2")
             assert (await typed(leader, *abandon))[0] == 1

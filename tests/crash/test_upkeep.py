@@ -29,6 +29,7 @@ from tests.crash.steps import (
     dies,
     expires,
     left,
+    send_a_job,
     start,
     stop,
     typed,
@@ -157,17 +158,10 @@ async def test_d6_a_job_that_was_sent_is_lost_once_whoever_ends_it(
     """
     by_its_step = ended_by.startswith("commits")
     with trio.fail_after(120):
-        async with open_house(tmp_path) as house, AsyncExitStack() as stack:
+        async with open_house(tmp_path) as house:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
-            await start(leader, helper)
-            client = await stack.enter_async_context(Client(files.client))
-            await client.upload(range(5), time=at)
-            await aggregated(leader, 5)
-            await stop(helper)
-            await client.upload(range(5), time=at)
-            await leader.logged("job_sent", 2)
-            await stop(leader)
+            await send_a_job(leader, helper, files, at)
             await expires(leader, files)
             if by_its_step:
                 leader.change(

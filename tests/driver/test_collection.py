@@ -264,6 +264,6 @@ async def test_c3_fixing_the_cut_wakes_the_creator(tmp_path: Path) -> None:
         it.who.upload(3)
         job = await it.step(it.who.query(QUERY))
         assert (job.state, job.cut) == ("waiting", it.who.seq)
-        with trio.fail_after(5):
+        with trio.fail_after(30):
             await it.context.chunks.wait(60)
         assert it.peer.requests == []

@@ -102,7 +102,7 @@ async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path
         dispatcher = Dispatcher(context, {("aggregation", "leader"): start_then_hang}, 1)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dispatcher.run)
-            with trio.fail_after(30):
+            with trio.fail_after(60):
                 await all_started.wait()
             context.drain()
             held.set()

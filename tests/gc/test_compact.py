@@ -269,7 +269,7 @@ async def test_the_garbage_collector_s_loop_compacts(leader: Side) -> None:
     leader.fill(64)
     config = msgspec.structs.replace(leader.context.config, gc=Gc(interval=0.001))
     leader.context.config = config
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(loop.run, leader.context)
             while leader.rows() != 1:

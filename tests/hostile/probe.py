@@ -115,7 +115,7 @@ class Wire:
 @contextmanager
 def wire_to(side: Aggregator) -> Iterator[Wire]:
     """A connection that is opened again whenever the server closes it."""
-    connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", side.port, timeout=60)
     try:
         yield Wire(side.port, connection)
     finally:

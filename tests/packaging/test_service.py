@@ -23,7 +23,7 @@ import dapd
 from tests.processes.daemons import DaemonProcess, Wire, run_command
 from tests.runtime.test_notify import Manager
 
-SECONDS = 60
+SECONDS = 120
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 

@@ -37,6 +37,7 @@ from dapd.reports import (
     split_ids,
 )
 from dapd.runtime.clock import Clock
+from dapd.runtime.context import Context
 from dapd.taskfile import aggregator_task
 from dapd.testing import Pair, PairTask, running_pair
 from dapd.testing.pair import Aggregator
@@ -45,7 +46,7 @@ from dapd.vdaf import Measurement, make_vdaf
 PRECISION = 3600
 NOON = 500_000
 """A report's time at the start of a test."""
-DEADLINE = 30
+DEADLINE = 120
 """Seconds after which a wait is a failure; nothing takes that long."""
 _JOB = bytes(16)
 _ANY_TIME = ReportRules(
@@ -278,6 +279,15 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
     """Ask the database until it says so; the test's deadline bounds it."""
     while not await condition():  # noqa: ASYNC110 - a database rings no bell for its readers
         await trio.sleep(0.005)
+
+
+async def until_down(context: Context, peer: str) -> None:
+    """Wait until an exchange with the peer at this URL has failed."""
+
+    async def failing() -> bool:
+        return context.peers.at(peer).failures > 0
+
+    await until(failing)
 
 
 def _config(side: Aggregator) -> HpkeConfig:

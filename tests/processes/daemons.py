@@ -28,6 +28,8 @@ from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import HelperTask, LeaderTask, aggregator_task
 
+SECONDS = 120
+"""After these a wait is a failure; nothing takes that long."""
 AS_OPERATORS_DO = ("-m", "dapd")
 QUICK = """
 [log]
@@ -235,6 +237,20 @@ class DaemonProcess:
             with trio.CancelScope(shield=True):
                 await process.wait()
                 await process.stdout.aclose()
+
+
+async def start_pair(
+    directory: Path, nursery: trio.Nursery, settings: str = QUICK, server: str = ""
+) -> dict[str, DaemonProcess]:
+    """A "leader" and a "helper", each at an address that stays; as ``DaemonProcess.make``."""
+    daemons = {}
+    for role in ("leader", "helper"):
+        wire = Wire()
+        await wire.serve(nursery)
+        daemons[role] = DaemonProcess(directory / role, nursery, wire)
+        daemons[role].make(settings, server)
+        assert await daemons[role].start()
+    return daemons
 
 
 async def run_command(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:

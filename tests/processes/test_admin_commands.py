@@ -17,10 +17,9 @@ from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskFile, read_task_file
 from tests.paths.hands import until
-from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, run_command, start_pair
 from tests.processes.test_task_life import make_task, seal, upload
 
-SECONDS = 60
 STUBBORN = """
 [log]
 level = "info"
@@ -91,15 +90,9 @@ class House:
 @asynccontextmanager
 async def open_house(directory: Path) -> AsyncIterator[House]:
     """Both daemons run, and have a task."""
-    daemons = {}
     with trio.fail_after(SECONDS):
         async with trio.open_nursery() as nursery, DapHttp() as http:
-            for role in ("leader", "helper"):
-                wire = Wire()
-                await wire.serve(nursery)
-                daemons[role] = DaemonProcess(directory / role, nursery, wire)
-                daemons[role].make(STUBBORN)
-                assert await daemons[role].start()
+            daemons = await start_pair(directory, nursery, STUBBORN)
             await make_task(daemons, directory / "task")
             task = read_task_file(directory / "task/client.toml")
             yield House(daemons["leader"], daemons["helper"], task, http)

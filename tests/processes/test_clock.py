@@ -13,10 +13,9 @@ import trio
 
 from dapd.config.loading import load
 from dapd.datastore import open_for_command, safe_clock
-from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, run_command
 
 MONTH = 30 * 86_400
-SECONDS = 60
 
 
 @asynccontextmanager

@@ -18,11 +18,10 @@ from dapd.reports import ReportError
 from dapd.taskfile import TaskFile, read_task_file
 from tests.certificates import Authority
 from tests.paths.hands import until
-from tests.processes.daemons import QUICK, DaemonProcess, Wire, run_command
+from tests.processes.daemons import QUICK, SECONDS, DaemonProcess, Wire, run_command, start_pair
 from tests.processes.test_admin_commands import open_house
-from tests.processes.test_task_life import dapd_task, seal, shown, upload
+from tests.processes.test_task_life import dapd_task, new_task, seal, shown, upload
 
-SECONDS = 60
 Findings = list[dict[str, Any]]
 
 
@@ -162,15 +161,10 @@ async def test_a_pair_over_tls_with_an_authority_of_its_own(
     """
     authority = Authority(tmp_path / "tls").issue()
     lines = "\n".join(f'{name} = "{path}"' for name, path in authority.server.items())
-    daemons, urls = {}, {}
+    settings = QUICK.replace("[leader]", f'[leader]\npeer_ca = "{authority.file}"')
     with trio.fail_after(SECONDS):
-        for role in ("leader", "helper"):
-            wire = Wire()
-            await wire.serve(nursery)
-            urls[role] = wire.url.replace("http:", "https:")
-            daemon = daemons[role] = DaemonProcess(tmp_path / role, nursery, wire)
-            daemon.make(QUICK.replace("[leader]", f'[leader]\npeer_ca = "{authority.file}"'), lines)
-            assert await daemon.start()
+        daemons = await start_pair(tmp_path, nursery, settings, lines)
+        urls = {role: each.wire.url.replace("http:", "https:") for role, each in daemons.items()}
         await new_task(tmp_path / "task", **urls)
         for role, daemon in daemons.items():
             await dapd_task(daemon, "add", tmp_path / f"task/{role}.toml")
@@ -223,14 +217,8 @@ async def test_parties_with_different_task_configurations(
     """No report opens, which is told with what to compare: where the Helper's is another one, both
     Aggregators see it; where the Clients' is, the Leader does.
     """
-    daemons = {}
     with trio.fail_after(SECONDS):
-        for role in ("leader", "helper"):
-            wire = Wire()
-            await wire.serve(nursery)
-            daemons[role] = DaemonProcess(tmp_path / role, nursery, wire)
-            daemons[role].make()
-            assert await daemons[role].start()
+        daemons = await start_pair(tmp_path, nursery)
         files = tmp_path / "task"
         await new_task(files, **{role: each.wire.url for role, each in daemons.items()})
         file = files / f"{odd}.toml"
@@ -268,16 +256,6 @@ async def test_i9_no_finding_tells_a_secret(tmp_path: Path) -> None:
         key.write_text(b64url_encode(bytes(32)))
         heard += [await house.dapd("doctor", status=1)]
         assert not [secret for secret in secrets for said in heard if secret in said]
-
-
-async def new_task(out: Path, **urls: str) -> None:
-    """``dapd task new`` with these endpoints, by role."""
-    status, _, stderr = await run_command(
-        "task", "new", "--vdaf", "count", "--batch-mode", "time-interval", "--time-precision", 1,
-        "--min-batch-size", 3, "--out", out,
-        *(word for role, url in urls.items() for word in (f"--{role}", url)),
-    )  # fmt: skip
-    assert status == 0, stderr
 
 
 async def until_counted(daemon: DaemonProcess, task: TaskFile, name: str) -> None:

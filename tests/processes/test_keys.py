@@ -11,9 +11,7 @@ import trio
 from dapd.messages.common import HpkeConfig, HpkeConfigList
 from tests.paths import raw
 from tests.paths.hands import until
-from tests.processes.daemons import DaemonProcess, Wire, assert_calm, run_command
-
-SECONDS = 60
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command
 
 
 @pytest.fixture

@@ -15,10 +15,9 @@ import pytest
 import trio
 
 from dapd.messages.common import b64url_encode
-from tests.processes.daemons import DaemonProcess, Wire, assert_calm, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command
 
 README = Path(__file__).parents[2] / "README.md"
-SECONDS = 60
 
 
 def free_port() -> int:

@@ -13,10 +13,8 @@ import trio
 from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType
 from tests.certificates import Authority
-from tests.processes.daemons import QUICK, DaemonProcess, Wire, run_command
+from tests.processes.daemons import QUICK, SECONDS, DaemonProcess, Wire, run_command
 from tests.tally import Tally
-
-SECONDS = 60
 
 
 def change(daemon: DaemonProcess, old: str, new: str) -> None:

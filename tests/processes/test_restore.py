@@ -14,9 +14,8 @@ import trio
 
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskDraft, new_task, parse_vdaf_spec
-from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, run_command
 
-SECONDS = 60
 HOUR = 3600
 
 

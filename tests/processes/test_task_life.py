@@ -16,9 +16,15 @@ from dapd.reports import ReportError, parse_upload_errors, seal_reports, shard
 from dapd.taskfile import CollectorTask, TaskFile, read_task_file
 from dapd.vdaf import make_vdaf
 from tests.paths.hands import make_ids, until
-from tests.processes.daemons import QUICK, DaemonProcess, Wire, assert_calm, run_command
+from tests.processes.daemons import (
+    QUICK,
+    SECONDS,
+    DaemonProcess,
+    assert_calm,
+    run_command,
+    start_pair,
+)
 
-SECONDS = 120
 OFTEN = f"{QUICK}\n[gc]\ninterval = 0.1\n\n[reports]\nearly_leeway = 0.0\n"
 PRECISION = 1
 """Second: a moment after its first life has ended, the second one takes reports."""
@@ -35,14 +41,19 @@ async def shown(daemon: DaemonProcess, task: TaskFile) -> dict[str, Any]:
     return dict(json.loads(said))
 
 
-async def make_task(daemons: dict[str, DaemonProcess], out: Path) -> None:
-    """``dapd task new``, and ``task add`` at both."""
+async def new_task(out: Path, **urls: str) -> None:
+    """``dapd task new`` with these endpoints, by role."""
     status, _, stderr = await run_command(
         "task", "new", "--vdaf", "count", "--batch-mode", "time-interval",
         "--time-precision", PRECISION, "--min-batch-size", 3, "--out", out,
-        *(word for role, each in daemons.items() for word in (f"--{role}", each.wire.url)),
+        *(word for role, url in urls.items() for word in (f"--{role}", url)),
     )  # fmt: skip
     assert status == 0, stderr
+
+
+async def make_task(daemons: dict[str, DaemonProcess], out: Path) -> None:
+    """``new_task``, and ``dapd task add`` at both."""
+    await new_task(out, **{role: each.wire.url for role, each in daemons.items()})
     for role, daemon in daemons.items():
         await dapd_task(daemon, "add", out / f"{role}.toml")
 
@@ -84,14 +95,8 @@ async def test_d6_a_task_is_ended_and_added_again_beside_running_daemons(
     """Drain, collect, delete, and its rows are gone; added again, it drops a report of its first
     life and counts those of its second.
     """
-    daemons = {}
     with trio.fail_after(SECONDS):
-        for role in ("leader", "helper"):
-            wire = Wire()
-            await wire.serve(nursery)
-            daemons[role] = DaemonProcess(tmp_path / role, nursery, wire)
-            daemons[role].make(OFTEN)
-            assert await daemons[role].start()
+        daemons = await start_pair(tmp_path, nursery, OFTEN)
         leader, both = daemons["leader"], list(daemons.values())
         await make_task(daemons, tmp_path / "task")
         client = read_task_file(tmp_path / "task/client.toml")

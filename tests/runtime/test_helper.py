@@ -441,7 +441,7 @@ async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
         async def create() -> None:
             answers.append(await helper.create(context, task, job.body))
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(create)
                 await arrived.wait()

@@ -78,7 +78,7 @@ async def served(
     async with (
         aggregators(path, mode=mode) as who,
         context_of(who) as context,
-        DapHttp(timeout=20) as http,
+        DapHttp(timeout=60) as http,
         listening(("127.0.0.1", 0), "server") as listeners,
         trio.open_nursery() as nursery,
     ):
@@ -192,7 +192,7 @@ async def test_a_held_request_is_answered_the_moment_the_result_is_there(tmp_pat
         async def collect() -> None:
             answers.append(await it.post())
 
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(collect)
                 await it.context.jobs.wait(60)  # the job is made
@@ -210,7 +210,7 @@ async def test_i8_draining_answers_held_requests_not_ready(tmp_path: Path) -> No
         async def collect() -> None:
             answers.append(await it.post())
 
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(collect)
                 await it.context.jobs.wait(60)

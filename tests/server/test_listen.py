@@ -35,7 +35,7 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
     async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
         server = Server(broken, listeners, lambda: 5.0, SystemClock())
         port = listeners[0].socket.getsockname()[1]
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             nursery.start_soon(server.run)
             assert (await raw.ask(port, "GET", "/")).status == 500
             await server.close_listeners()
@@ -56,7 +56,7 @@ async def refusing() -> AsyncIterator[int]:
 
     async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
         server = Server(app, listeners, lambda: 3600.0, SystemClock())
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             nursery.start_soon(server.run)
             yield listeners[0].socket.getsockname()[1]
             await server.close_listeners()

@@ -24,7 +24,7 @@ from dapd.server.admin.page import DOCUMENTS, render, words
 from dapd.server.admin.page.view import MOST_TASKS, Chart, make_page
 from dapd.server.admin.status import DiskView, ErrorView, JobsLine, TaskLine
 from dapd.testing import Pair
-from tests.paths.hands import Hands, hand_pair, until
+from tests.paths.hands import Hands, hand_pair, until_down
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CSP = "Content-Security-Policy"
@@ -203,16 +203,11 @@ async def test_tasks_stand_there_with_counts_rates_and_the_last_hour(tmp_path: P
 async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> None:
     """The Helper is gone: what waits for it, since when, and what helps."""
     async with shown(tmp_path) as (pair, http, client):
-        context = pair.leader.context
         hands = Hands(await pair.new_task(), http)
         reports = hands.seal([1] * 3, "waits")
         await pair.helper.stop()
         await hands.upload(reports)
-
-        async def failing() -> bool:
-            return context.peers.at(pair.helper.url).failures > 0
-
-        await until(failing)
+        await until_down(pair.leader.context, pair.helper.url)
         page = await read(client)
     job = page.row("Aggregation")
     assert job["head"] == "Aggregation Leader, stored"

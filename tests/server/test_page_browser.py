@@ -19,7 +19,7 @@ from dapd.protocol.task import TaskState
 from dapd.runtime.history import POINTS
 from dapd.testing import Pair
 from tests.browser import CHROMIUM, Browser, open_browser
-from tests.paths.hands import Hands, hand_pair
+from tests.paths.hands import Hands, hand_pair, until_down
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as Debian packages it")
 
@@ -90,6 +90,7 @@ async def shown(directory: Path) -> AsyncIterator[tuple[Pair, Browser]]:
         await pair.helper.stop()
         for each, sealed in zip(hands, reports, strict=True):
             await each.upload(sealed)
+        await until_down(context, pair.helper.url)
         await context.history.take(context)
         history = context.history
         for series in (history.accepted, history.aggregated, history.errors, history.late):
@@ -143,8 +144,8 @@ async def test_what_the_policy_forbids_is_told_and_does_not_run(tmp_path: Path) 
             )
         assert await browser.evaluate("document.title") == "dapd: one thing to do"
         assert await browser.evaluate("getComputedStyle(document.querySelector('main')).display")
-        complaints = [each for each in browser.complaints if "Content Security Policy" in each]
-        assert len(complaints) == 2
+        complaints = await browser.complained(2)
+        assert all("Content Security Policy" in each for each in complaints)
 
 
 async def test_the_script_brings_it_up_to_date_without_a_flash(tmp_path: Path) -> None:
