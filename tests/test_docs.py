@@ -195,7 +195,7 @@ def test_an_example_of_a_program_runs(text: str, tmp_path: Path) -> None:
             upload = ["dapd", "upload", "--task", "task/client.toml", "40", "2"]
             subprocess.run(upload, cwd=tmp_path, env=environment(), check=True)
         finally:
-            running.send_signal(signal.SIGINT)
+            running.terminate()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

@@ -7,6 +7,7 @@ import os
 import shutil
 import sqlite3
 import time
+import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -433,6 +434,21 @@ def test_nothing_that_a_peer_sends_reaches_the_terminal_as_a_command() -> None:
     assert found.subject == "?[2J"
     assert found.detail.startswith("a b?c")
     assert len(found.detail) == 500
+
+
+def test_i9_no_finding_tells_a_secret(with_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither keys nor tokens, also where something is wrong with them."""
+    key = with_task.parent / "keys/sealing-1.key"
+    task = tomllib.loads((with_task.parent / "task/helper.toml").read_text())
+    secrets = [key.read_text(), task["vdaf_verify_key"], task["aggregator_auth_token"]]
+    heard = ""
+    for content in (secrets[0], f"{secrets[0]} and more", b64url_encode(bytes(32))):
+        key.write_text(content)
+        for form in ((), ("--json",)):
+            run("--config", with_task, "doctor", *form)
+            heard += "".join(capsys.readouterr())
+    assert f"{key}" in heard, "the one that is no key is named"
+    assert not [secret for secret in secrets if secret in heard]
 
 
 def test_secrets_that_do_not_open(with_task: Path, look: Look) -> None:

@@ -271,7 +271,14 @@ class WholeRun:
         """
         for task in self.tasks:
             await self._command(daemon, "task", "show", b64url_encode(task.client.task_id))
-        for looks in (("task", "list"), ("status",), ("jobs", "list", "--all"), ("doctor",)):
+        for looks in (
+            ("task", "list"),
+            ("status",),
+            ("jobs", "list", "--all"),
+            ("jobs", "show", "a1"),
+            ("peer", "list"),
+            ("doctor",),
+        ):
             await self._command(daemon, *looks, ok=looks != ("doctor",))
         backups = daemon.directory / "backups"
         backups.mkdir()

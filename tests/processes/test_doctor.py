@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -244,27 +243,8 @@ async def test_parties_with_different_task_configurations(
             assert failures(await doctor(daemons[role])) == []
 
 
-async def test_i9_no_finding_tells_a_secret(tmp_path: Path) -> None:
-    """Neither keys nor tokens, also where something is wrong with them."""
-    async with open_house(tmp_path) as house:
-        key = house.leader.directory / "keys/sealing-1.key"
-        secrets = [key.read_text(), *_secrets(tmp_path / "task/leader.toml")]
-        assert len(secrets) == 4
-        heard = [await house.dapd("doctor"), await house.dapd("doctor", "--json")]
-        key.write_text(f"{secrets[0]} and more")
-        heard += [await house.dapd("doctor", status=1)]
-        key.write_text(b64url_encode(bytes(32)))
-        heard += [await house.dapd("doctor", status=1)]
-        assert not [secret for secret in secrets for said in heard if secret in said]
-
-
 async def until_counted(daemon: DaemonProcess, task: TaskFile, name: str) -> None:
     async def counted() -> bool:
         return bool((await shown(daemon, task))["counters"].get(name) == 3)
 
     await until(counted)
-
-
-def _secrets(file: Path) -> list[str]:
-    document = tomllib.loads(file.read_text())
-    return [value for name, value in document.items() if "token" in name or "verify_key" in name]
