@@ -28,7 +28,10 @@ def sync(path: Path) -> None:
 
 
 def create_private(path: Path) -> None:
-    """A new, empty file that only this user can read, for ``VACUUM INTO`` to fill."""
+    """A new, empty file that only this user can read, for SQLite to fill.
+
+    Raises ``FileExistsError``, and leaves alone what is there.
+    """
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from dapd.datastore import lock, replay
 from dapd.datastore.backup import before_upgrade
 from dapd.datastore.engines import Datastore, commit_sequence, connect
+from dapd.datastore.files import create_private
 from dapd.datastore.migrate import check_version, migrate, pending, schema_of
 from dapd.datastore.mounts import refuse_network
 from dapd.errors import DatastoreError
@@ -86,6 +87,8 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
 
 def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
     """Bring the schema up to date, open, and see whether the file is behind its record."""
+    with suppress(OSError):  # it is there, or SQLite says what is wrong
+        create_private(path)  # what SQLite makes beside it gets its mode
     copied_to = None
     with closing(connect(path)) as connection:
         known, _ = schema_of(connection)

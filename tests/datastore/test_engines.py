@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_e5_a_command_without_a_daemon_creates_the_file_under_the_lock(tmp_path:
     assert command.lock is not None
     assert command.migrated
     command.close()
+
+
+def test_i9_nobody_else_can_read_a_new_database(tmp_path: Path) -> None:
+    """Nor its write-ahead log, whatever the process' umask is."""
+    path = tmp_path / "dapd.sqlite"
+    before = os.umask(0o022)
+    try:
+        daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
+        modes = {each.name: each.stat().st_mode & 0o777 for each in tmp_path.iterdir()}
+        daemon.close()
+    finally:
+        os.umask(before)
+    files = [path.name, f"{path.name}-shm", f"{path.name}-wal", f"{path.name}.lock"]
+    assert modes == dict.fromkeys(files, 0o600)
 
 
 def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
