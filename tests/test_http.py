@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -247,6 +248,32 @@ async def test_d4_silence_is_unknown_after_the_timeout(
         outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
     assert isinstance(outcome, Unknown)
     assert "no whole answer within 5 s" in outcome.reason
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_is_silent_in_the_handshake_leaves_no_connection_open(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A Helper that is away for days costs no descriptors."""
+    left = trio.Event()
+
+    async def mute(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            pass
+        left.set()
+
+    listeners = await nursery.start(trio.serve_tcp, mute, 0)
+    port = listeners[0].socket.getsockname()[1]
+    async with DapHttp(timeout=5) as http:
+        gc.disable()
+        try:
+            outcome = await http.create(f"https://127.0.0.1:{port}/", b"", JOB, "t")
+            with trio.fail_after(60):
+                await left.wait()
+        finally:
+            gc.enable()
+    assert isinstance(outcome, Unknown)
+    assert "no connection within 2.5 s" in outcome.reason
     nursery.cancel_scope.cancel()
 
 

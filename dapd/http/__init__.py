@@ -236,7 +236,12 @@ class DapHttp:
         async with self._pool.used() as client:
             with trio.move_on_after(timeout) as scope:
                 try:
-                    request = client.build_request(method, url, content=body, headers=headers)
+                    # httpx2's own deadline: it forgets to close a connection whose handshake is
+                    # cancelled. For the connection and the handshake each, so that it comes first.
+                    connecting = httpx2.Timeout(None, connect=timeout / 2)
+                    request = client.build_request(
+                        method, url, content=body, headers=headers, timeout=connecting
+                    )
                     response = await client.send(request, stream=True)
                     self._note_date(url, response.headers)
                     try:
@@ -247,6 +252,8 @@ class DapHttp:
                                 scope.cancel()
                     finally:
                         await response.aclose()
+                except httpx2.ConnectTimeout:
+                    return Unknown(f"{method} {url}: no connection within {timeout / 2:g} s")
                 except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
                     return Unknown(f"{method} {url}: {_why(error)}")
         if len(body_read) > self._max_body:
