@@ -19,7 +19,7 @@ from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskFiles
 from tests.crash import dying
 from tests.crash.load import PRECISION, STUBBORN
-from tests.processes.daemons import DaemonProcess, run_command
+from tests.processes.daemons import DaemonProcess, run_command, start
 
 MOMENTS = pytest.mark.parametrize("moment", ["before", "after"])
 OFTEN = "\n[gc]\ninterval = 0.05\n"
@@ -154,11 +154,6 @@ def use_new_sealing_key(daemon: DaemonProcess) -> None:
     new.write_text(b64url_encode(os.urandom(32)))
     text = daemon.config.read_text()
     daemon.config.write_text(text.replace(f'["{old}"]', f'["keys/{new.name}", "{old}"]'))
-
-
-async def start(*daemons: DaemonProcess) -> None:
-    for daemon in daemons:
-        assert await daemon.start(), daemon.lines
 
 
 async def stop(*daemons: DaemonProcess) -> None:

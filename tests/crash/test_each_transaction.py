@@ -11,7 +11,7 @@ import trio
 
 from tests.crash import dying
 from tests.crash.load import House, Load, assert_counted_once, open_house
-from tests.processes.daemons import DaemonProcess, assert_calm
+from tests.processes.daemons import DaemonProcess, assert_calm, start
 
 LEADER = (
     "commits.upload_group.store",
@@ -112,8 +112,7 @@ async def test_d5_a_leader_killed_after_halving_a_job_counts_exactly_once(tmp_pa
     with trio.fail_after(120):
         async with open_house(tmp_path, helper_server=f"max_body_bytes = {TOO_SMALL}") as house:
             task = house.new_task("async", "time-interval")
-            for daemon in house.daemons:
-                assert await daemon.start(), daemon.lines
+            await start(*house.daemons)
             first = Load(task, random.Random(1), requests=1)
             await first.run(lambda: True)  # D5: only a Helper that accepted a job halves one
             await house.leader.stop()

@@ -26,13 +26,12 @@ from tests.crash.steps import (
     left,
     refused,
     send_a_job,
-    start,
     stop,
     typed,
     typed_again,
     upload,
 )
-from tests.processes.daemons import QUICK
+from tests.processes.daemons import QUICK, start
 
 
 @MOMENTS

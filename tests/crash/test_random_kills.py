@@ -10,7 +10,7 @@ import trio
 
 from dapd.config import HelperMode
 from tests.crash.load import BatchModeName, House, Load, assert_counted_once, open_house
-from tests.processes.daemons import DaemonProcess, assert_calm
+from tests.processes.daemons import DaemonProcess, assert_calm, start
 
 SEED = 18
 KILLS = 20
@@ -63,8 +63,7 @@ async def test_i1_killed_twenty_times_under_load_every_result_is_exact(tmp_path:
     with trio.fail_after(120):
         async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
             loads = [Load(house.new_task(mode, batches), chance) for mode, batches in TASKS]
-            for daemon in house.daemons:
-                assert await daemon.start(), daemon.lines
+            await start(*house.daemons)
             killer = Killer(house, chance, nursery)
             for daemon in house.daemons:
                 daemon.wire.passing = killer.passing

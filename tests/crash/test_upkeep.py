@@ -30,13 +30,12 @@ from tests.crash.steps import (
     expires,
     left,
     send_a_job,
-    start,
     stop,
     typed,
     upload,
     use_new_sealing_key,
 )
-from tests.processes.daemons import QUICK, assert_calm
+from tests.processes.daemons import QUICK, assert_calm, start
 
 UPKEEP = ("commits.key_moves.rotate", "commits.reseal.replace", "commits.reseal.finish")
 LEADERS_GARBAGE = (

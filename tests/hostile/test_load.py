@@ -13,7 +13,7 @@ from tests.crash.load import open_house
 from tests.hostile.probe import ones_everywhere
 from tests.paths import raw
 from tests.paths.hands import Hands, at_noon, hand_pair
-from tests.processes.daemons import DaemonProcess, assert_calm
+from tests.processes.daemons import DaemonProcess, assert_calm, start
 
 MANY = 10_000
 CONNECTIONS = 300
@@ -89,8 +89,7 @@ async def test_lengths_that_lie_take_no_memory(tmp_path: Path) -> None:
     with trio.fail_after(120):
         async with open_house(tmp_path) as house:
             files = house.new_task("sync", "time-interval")
-            for daemon in house.daemons:
-                assert await daemon.start()
+            await start(*house.daemons)
             path = f"/tasks/{b64url_encode(files.client.task_id)}/"
             token = files.leader.aggregator_auth_token
             before = [peak_kib(daemon) for daemon in house.daemons]

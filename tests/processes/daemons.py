@@ -249,8 +249,19 @@ async def start_pair(
         await wire.serve(nursery)
         daemons[role] = DaemonProcess(directory / role, nursery, wire)
         daemons[role].make(settings, server)
-        assert await daemons[role].start()
+    await start(*daemons.values())
     return daemons
+
+
+async def start(*daemons: DaemonProcess) -> None:
+    """All at once."""
+
+    async def start_one(daemon: DaemonProcess) -> None:
+        assert await daemon.start(), daemon.lines
+
+    async with trio.open_nursery() as nursery:
+        for daemon in daemons:
+            nursery.start_soon(start_one, daemon)
 
 
 async def run_command(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:

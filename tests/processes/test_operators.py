@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from dapd.messages.common import b64url_encode
-from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command, start
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -67,8 +67,7 @@ async def test_from_nothing_to_a_result_by_commands_alone(
     configs = {role: await init(tmp_path / role, role, port) for role, port in ports.items()}
     daemons = {role: daemon_at(config, nursery) for role, config in configs.items()}
     with trio.fail_after(SECONDS):
-        for daemon in daemons.values():
-            assert await daemon.start()
+        await start(*daemons.values())
         status, _, stderr = await run_command(
             "task", "new", "--vdaf", "histogram:length=3", "--batch-mode", "time-interval",
             "--time-precision", 3600, "--min-batch-size", 3, "--out", tmp_path / "task",
