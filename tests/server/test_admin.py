@@ -146,7 +146,7 @@ async def test_what_is_no_request_is_refused_with_a_problem_document(
         assert (await client.get("/api/v1/clock")).status_code == 200
 
 
-async def test_documents_are_on_the_socket_too_under_any_name(tmp_path: Path) -> None:
+async def test_documents_are_on_the_socket_too(tmp_path: Path) -> None:
     """As `curl --unix-socket` asks for them: whoever can open it needs no token."""
     async with leader_of(tmp_path) as (_, client):
         for path, content_type in (
@@ -156,9 +156,20 @@ async def test_documents_are_on_the_socket_too_under_any_name(tmp_path: Path) ->
             ("/", "text/html"),
             ("/api/v1/openapi.json", "application/json"),
         ):
-            answer = await client.get(path, headers={"Host": "any.example"})
+            answer = await client.get(path, headers={"Host": "localhost"})
             assert answer.status_code == 200
             assert answer.headers["Content-Type"].startswith(content_type)
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/api/v1/status"])
+async def test_the_socket_goes_by_no_name_of_somebody_elses(tmp_path: Path, path: str) -> None:
+    """SSH may forward a port to it, which a page of somebody else's then calls by a name that leads
+    there (DNS rebinding).
+    """
+    async with leader_of(tmp_path) as (_, client):
+        answer = await client.get(path, headers={"Host": "rebound.example:8080"})
+        assert answer.status_code == 421
+        assert "localhost" in answer.json()["detail"]
 
 
 async def test_garbage_ends_its_own_connection_alone(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Who may call the admin interface, by the door at which it calls: the socket, loopback, the world.
 
-The socket's mode has decided before a request arrives. Whoever reaches a TCP port may be a browser
-that a page of somebody else's drives, so that a name that is not ours is refused there before all
-else (DNS rebinding), and nothing is ever allowed across origins. Beyond loopback a token says what
+The socket's mode has decided before a request arrives. Whoever reaches a port, be it one that SSH
+forwards to the socket, may be a browser that a page of somebody else's drives, so that a name that
+is not ours is refused before all else (DNS rebinding), and nothing is ever allowed across origins. Beyond loopback a token says what
 its bearer may do. Left out: what is served (``dapd.server.admin.app``).
 """
 
@@ -37,10 +37,14 @@ class Door(Protocol):
 
 
 class Socket:
-    """The Unix socket: the kernel says which user it is."""
+    """The Unix socket: the kernel says which user it is. Commands call it ``dapd``."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
 
     def enter(self, scope: dict[str, Any], headers: dict[str, str]) -> None:
-        """Whoever can open it may call."""
+        if not _is_this_machine(name := _called(headers)) and name != "dapd":
+            raise _refused(self._context, "host")
 
     def admit(
         self, scope: dict[str, Any], headers: dict[str, str], need: config.Scope | None
@@ -56,8 +60,7 @@ class Loopback:
 
     def enter(self, scope: dict[str, Any], headers: dict[str, str]) -> None:
         name = _called(headers)
-        address = name[1:-1] if name.startswith("[") and name.endswith("]") else name
-        if not is_loopback(address) and name not in self._context.config.admin.hosts:
+        if not _is_this_machine(name) and name not in self._context.config.admin.hosts:
             raise _refused(self._context, "host")
 
     def admit(
@@ -106,8 +109,16 @@ def _called(headers: dict[str, str]) -> str:
     return name if port.isdecimal() else host
 
 
+def _is_this_machine(name: str) -> bool:
+    return is_loopback(name[1:-1] if name.startswith("[") and name.endswith("]") else name)
+
+
 _REFUSALS: dict[AdminRefusal, tuple[int, str, str | None]] = {
-    "host": (421, "the admin listener has another name; [admin] hosts lists those it has", None),
+    "host": (
+        421,
+        "this has another name: localhost, or those of [admin] hosts; the socket's is dapd too",
+        None,
+    ),
     "clear_text": (403, "the admin listener serves nothing in clear text", None),
     "no_token": (401, "this needs a token, as `Authorization: Bearer`", 'Bearer realm="dapd"'),
     "unknown_token": (

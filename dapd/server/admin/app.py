@@ -37,7 +37,7 @@ Documents = Mapping[str, Document]
 
 def control(context: Context, watched: Documents) -> App:
     """All, to whoever can open the socket; ``watched`` is what monitoring reads."""
-    return build(context, OPERATIONS, _everything(watched), Socket())
+    return build(context, OPERATIONS, _everything(watched), Socket(context))
 
 
 def listener(context: Context, watched: Documents) -> App:
