@@ -2,8 +2,9 @@
 
 The socket's mode has decided before a request arrives. Whoever reaches a port, be it one that SSH
 forwards to the socket, may be a browser that a page of somebody else's drives, so that a name that
-is not ours is refused before all else (DNS rebinding), and nothing is ever allowed across origins. Beyond loopback a token says what
-its bearer may do. Left out: what is served (``dapd.server.admin.app``).
+is not ours is refused before all else (DNS rebinding), and nothing is ever allowed across origins.
+Beyond loopback a token says what its bearer may do. Left out: what is served
+(``dapd.server.admin.app``).
 """
 
 from __future__ import annotations
