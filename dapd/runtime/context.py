@@ -49,7 +49,8 @@ class Context:
     """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8).
 
     ``config`` is frozen, but another one may take its place (``dapd.runtime.reload``): what reads
-    it here, whenever it needs it, follows. ``config_path`` is where it came from.
+    it here, whenever it needs it, follows. ``config_path`` is where it came from, ``restart_for``
+    the keys in it that wait for a restart, as of the last reload.
     """
 
     config: Config
@@ -75,6 +76,7 @@ class Context:
     draining: trio.Event = field(default_factory=trio.Event)
     certificates: Certificates = field(default_factory=Certificates)
     config_path: Path | None = None
+    restart_for: tuple[str, ...] = ()
 
     async def run(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs

@@ -123,6 +123,7 @@ async def reload(context: Context) -> Reloaded:
     renewed = {key for key in certificates.stamps if _differs(context, certificates, key)}
     changed = {key for key in keys_of(wanted) if value_of(wanted, key) != value_of(running, key)}
     done = Reloaded(tuple(sorted((changed - RESTART) | renewed)), tuple(sorted(changed & RESTART)))
+    context.restart_for = done.restart
     await _apply(context, _merged(running, wanted), certificates)
     _log.info("configuration_reloaded", applied=done.applied, restart=done.restart)
     return done

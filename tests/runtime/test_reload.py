@@ -88,6 +88,7 @@ async def test_live_keys_are_in_force_at_once_and_the_others_stay_as_they_are(
         assert line["event"] == "configuration_reloaded"
         again = await reload.reload(context)
         assert (again.applied, again.restart) == ((), done.restart), "they still wait"
+        assert context.restart_for == done.restart
 
 
 @pytest.mark.parametrize(

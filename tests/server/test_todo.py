@@ -41,6 +41,7 @@ WELL = StatusView(
     disk=DiskView(1000 << 20, 500 << 20, 1 << 20),
     backup_of=NOW,
     certificate_until=None,
+    restart_for=(),
     last_error=None,
 )
 
@@ -96,6 +97,12 @@ def test_nothing_is_to_do_in_a_daemon_that_is_well() -> None:
         )
         == ()
     )
+
+
+def test_what_waits_in_the_configuration_needs_a_restart() -> None:
+    """A reload says so once; this does until it is done."""
+    expected = "restart dapd, for what waits in its configuration: admin.listen, leader.slots"
+    assert to_do(restart_for=("admin.listen", "leader.slots")) == (expected,)
 
 
 @pytest.mark.parametrize(("free", "said"), [(500 << 20, False), ((500 << 20) - 1, True)])

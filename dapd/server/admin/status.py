@@ -105,6 +105,7 @@ class StatusView(msgspec.Struct, frozen=True):
 
     ``roles`` are those of its tasks. ``backup_of`` is the time of what the last backup holds, and
     ``certificate_until`` when a listener's certificate expires; ``null`` if there is none.
+    ``restart_for`` are the keys of the configuration that wait for a restart since a reload.
     ``to_do`` lists what a person must do, the most urgent first.
     """
 
@@ -122,6 +123,7 @@ class StatusView(msgspec.Struct, frozen=True):
     disk: DiskView
     backup_of: Moment | None
     certificate_until: Moment | None
+    restart_for: tuple[str, ...]
     last_error: ErrorView | None
     to_do: tuple[str, ...] = ()
 
@@ -160,6 +162,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
         disk=disk,
         backup_of=None if backup is None else rfc3339(backup.state_of),
         certificate_until=_moment(context.certificates.not_after),
+        restart_for=context.restart_for,
         last_error=None
         if error is None
         else ErrorView(error.at, error.event, error.detail, error.remedy),

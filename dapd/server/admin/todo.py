@@ -38,6 +38,9 @@ def only_the_daemon_knows(status: StatusView) -> Iterator[str]:
     """What of it stands in no file and no table."""
     yield from _peers(status)
     yield from _jobs(status)
+    if status.restart_for:
+        waiting = ", ".join(status.restart_for)
+        yield f"restart dapd, for what waits in its configuration: {waiting}"
 
 
 def _refusing(status: StatusView) -> Iterator[str]:
