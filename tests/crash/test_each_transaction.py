@@ -11,7 +11,7 @@ import trio
 
 from tests.crash import dying
 from tests.crash.load import House, Load, assert_counted_once, open_house
-from tests.processes.daemons import DaemonProcess, assert_calm, start
+from tests.processes.daemons import SECONDS, DaemonProcess, assert_calm, start
 
 LEADER = (
     "commits.upload_group.store",
@@ -92,7 +92,7 @@ async def test_d1_a_leader_killed_around_each_commit_counts_exactly_once(
     tmp_path: Path, moment: str
 ) -> None:
     """Nothing is told before it is stored, and nothing stored is done twice."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             await _survives(house, Plan(house.leader, moment, LEADER), house.helper)
 
@@ -102,14 +102,14 @@ async def test_d1_a_helper_killed_around_each_commit_counts_exactly_once(
     tmp_path: Path, moment: str
 ) -> None:
     """The Leader's identical retry finds what the commit made, or makes it (A1, I4)."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             await _survives(house, Plan(house.helper, moment, HELPER), house.leader)
 
 
 async def test_d5_a_leader_killed_after_halving_a_job_counts_exactly_once(tmp_path: Path) -> None:
     """The two halves are there, the whole is not: each report goes on in one of them."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path, helper_server=f"max_body_bytes = {TOO_SMALL}") as house:
             task = house.new_task("async", "time-interval")
             await start(*house.daemons)

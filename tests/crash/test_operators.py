@@ -31,7 +31,7 @@ from tests.crash.steps import (
     typed_again,
     upload,
 )
-from tests.processes.daemons import QUICK, start
+from tests.processes.daemons import QUICK, SECONDS, start
 
 
 @MOMENTS
@@ -41,7 +41,7 @@ async def test_d1_a_restored_file_is_quarantined_refused_and_reopened_whoever_di
     """The Helper's file is put back; the Leader's collection fails once, its batch opens again; and
     what the Helper's operator has accepted is collected, exactly.
     """
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
@@ -82,7 +82,7 @@ async def test_d1_what_an_operator_does_is_done_once_whatever_dies(
     tmp_path: Path, moment: str
 ) -> None:
     """A job is given up, then its task is deleted and purged; each again after the kill."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path, settings=QUICK + OFTEN) as house:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
@@ -115,7 +115,7 @@ async def test_a6_a_deleted_aggregate_share_stays_deleted_and_its_batch_collecte
     tmp_path: Path, moment: str
 ) -> None:
     """A Leader that heard nothing deletes it again; nobody gets the share a second time."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house, DapHttp() as http:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()

@@ -10,7 +10,7 @@ import trio
 
 from dapd.config import HelperMode
 from tests.crash.load import BatchModeName, House, Load, assert_counted_once, open_house
-from tests.processes.daemons import DaemonProcess, assert_calm, start
+from tests.processes.daemons import SECONDS, DaemonProcess, assert_calm, start
 
 SEED = 18
 KILLS = 20
@@ -60,7 +60,7 @@ async def test_i1_killed_twenty_times_under_load_every_result_is_exact(tmp_path:
     Three tasks at once: an async Helper, a sync one, and batches that the Leader selects.
     """
     chance = random.Random(SEED)
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house, trio.open_nursery() as nursery:
             loads = [Load(house.new_task(mode, batches), chance) for mode, batches in TASKS]
             await start(*house.daemons)

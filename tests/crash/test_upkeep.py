@@ -35,7 +35,7 @@ from tests.crash.steps import (
     upload,
     use_new_sealing_key,
 )
-from tests.processes.daemons import QUICK, assert_calm, start
+from tests.processes.daemons import QUICK, SECONDS, assert_calm, start
 
 UPKEEP = ("commits.key_moves.rotate", "commits.reseal.replace", "commits.reseal.finish")
 LEADERS_GARBAGE = (
@@ -63,7 +63,7 @@ HELPERS_GARBAGE = (
 async def test_d1_keys_values_and_sums_outlive_a_kill(tmp_path: Path, moment: str) -> None:
     """F1, F2: one key follows the other, all is sealed with the new key, and the sum is the sum."""
     one_job_each = QUICK.replace("max_job_size = 20", "max_job_size = 5")
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path, settings=one_job_each) as house:
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
             await start(*house.daemons)
@@ -100,7 +100,7 @@ async def test_d6_what_expires_is_counted_once_whenever_a_daemon_is_killed(
     """Reports in no job, in a job that was sent, in a batch whose share was asked for, and in those
     that were collected or may still be: all go, each counted for what became of it.
     """
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house, AsyncExitStack() as stack:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
@@ -156,7 +156,7 @@ async def test_d6_a_job_that_was_sent_is_lost_once_whoever_ends_it(
     garbage collector.
     """
     by_its_step = ended_by.startswith("commits")
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()

@@ -13,7 +13,7 @@ from tests.crash.load import open_house
 from tests.hostile.probe import ones_everywhere
 from tests.paths import raw
 from tests.paths.hands import Hands, at_noon, hand_pair
-from tests.processes.daemons import DaemonProcess, assert_calm, start
+from tests.processes.daemons import SECONDS, DaemonProcess, assert_calm, start
 
 MANY = 10_000
 CONNECTIONS = 300
@@ -86,7 +86,7 @@ async def test_half_open_connections_stop_nobody_and_are_closed(tmp_path: Path) 
 
 async def test_lengths_that_lie_take_no_memory(tmp_path: Path) -> None:
     """A few bytes that announce up to 4 GiB are refused without the room for them."""
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             files = house.new_task("sync", "time-interval")
             await start(*house.daemons)

@@ -9,7 +9,7 @@ import trio
 from tests.crash.load import open_house
 from tests.hostile.search import found
 from tests.hostile.whole_run import PROGRAM, WholeRun
-from tests.processes.daemons import DaemonProcess, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, run_command
 
 FAULTS = {"upload_group_failed", "request_failed", "step_failed"}
 TROUBLE = {"exchange_failed", "job_waits"}
@@ -30,7 +30,7 @@ async def test_i9_f3_nothing_secret_is_said_or_stored_in_the_clear(tmp_path: Pat
     print; and no key, token or share is in a file. While all is well, while peers and Clients
     misbehave, and while parts of the daemon fail with secrets in hand.
     """
-    with trio.fail_after(120):
+    with trio.fail_after(SECONDS):
         async with open_house(tmp_path) as house:
             run = WholeRun(house)
             run.new_tasks()

@@ -20,10 +20,9 @@ import structlog
 import trio
 
 import dapd
-from tests.processes.daemons import DaemonProcess, Wire, run_command
+from tests.processes.daemons import SECONDS, DaemonProcess, Wire, run_command
 from tests.runtime.test_notify import Manager
 
-SECONDS = 120
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 

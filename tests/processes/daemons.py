@@ -28,8 +28,9 @@ from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import HelperTask, LeaderTask, aggregator_task
 
-SECONDS = 120
-"""After these a wait is a failure; nothing takes that long."""
+SECONDS = 300
+"""After these a test has failed. None takes that long, also where a job waits since more than one
+process has died with it (E2)."""
 AS_OPERATORS_DO = ("-m", "dapd")
 QUICK = """
 [log]
