@@ -22,16 +22,15 @@ REASON = "restored from a backup"
 def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
     """Quarantine every task, in both roles, and note it for those that are added later.
 
-    ``early_leeway`` is how far ahead of the clock (s) a report may have been admitted. Run again at
-    the same moment it changes nothing.
+    Returns them as they are then. ``early_leeway`` is how far ahead of the clock (s) a report may
+    have been admitted. Run again at the same moment it changes nothing.
     """
     newest = max(at.now, at.safe) + int(early_leeway * 1000)
     marks.note_restore(tx, newest)
-    quarantined = tasks.outlines(tx)
-    for task in quarantined:
+    for task in tasks.outlines(tx):
         _close(tx, task, newest)
         _doubt(tx, task, at.now)
-    return quarantined
+    return tasks.outlines(tx)
 
 
 def quarantine_added(tx: Tx, task_pk: int) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from dapd.cli.store import command_store
+from dapd.cli.telling import moment
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -115,6 +117,9 @@ def add(
     click.echo(f"Task {task.id_text} {done}, as its {task.role.name.capitalize()}.")
     click.echo(f"TaskConfiguration SHA-256 {digest(task)}")
     click.echo("Compare that with the other operator: one differing byte fails every report.")
+    quarantined = datetime.fromtimestamp(task.ms_of(stored.marks[1]) // 1000, UTC)
+    if quarantined > datetime.now(UTC):
+        click.echo(f"This database was restored: reports until {moment(quarantined)} are dropped.")
 
 
 @click.command("rekey")
