@@ -40,7 +40,7 @@ def only_the_daemon_knows(status: StatusView) -> Iterator[str]:
     yield from _jobs(status)
     if status.restart_for:
         waiting = ", ".join(status.restart_for)
-        yield f"restart dapd, for what waits in its configuration: {waiting}"
+        yield f"the daemon still runs with what was configured before as {waiting}: restart dapd"
 
 
 def _refusing(status: StatusView) -> Iterator[str]:
