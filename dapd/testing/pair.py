@@ -201,6 +201,17 @@ class Pair:
         return PairTask(files, self)
 
 
+def _log_to_standard_error() -> None:
+    """In structlog's own form, but without a traceback's local variables: they hold keys, and to draw
+    them takes seconds, in which requests time out.
+    """
+    *processors, _ = structlog.get_config()["processors"]
+    renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    structlog.configure(
+        [*processors, renderer], logger_factory=lambda *_: structlog.PrintLogger(sys.stderr)
+    )
+
+
 @asynccontextmanager
 async def running_pair(
     directory: Path,
@@ -216,7 +227,7 @@ async def running_pair(
     waits. Both log to standard error unless the program has configured structlog.
     """
     if not structlog.is_configured():
-        structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
+        _log_to_standard_error()
     async with trio.open_nursery() as nursery:
         sides = {
             role: Aggregator(directory / role, _free_port(), settings or {}, clock, nursery)
