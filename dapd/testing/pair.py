@@ -202,8 +202,8 @@ class Pair:
 
 
 def _log_to_standard_error() -> None:
-    """As structlog does, but without a traceback's local variables: they hold keys, and to draw them
-    takes seconds, in which requests time out.
+    """As structlog does, but without a traceback's local variables: they hold keys, and to draw
+    them takes seconds, in which requests time out.
     """
     *processors, _ = structlog.get_config()["processors"]
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
