@@ -200,12 +200,26 @@ class _Connection(TCPServer):
         no longer than a body may keep the connection waiting.
         """
         assert isinstance(self.protocol, _Http1)
+        if isinstance(event, RawData):
+            await self._send(event.data)
+            return
         if isinstance(event, Closed) and self.protocol.connection.their_state is h11.SEND_BODY:
             with trio.move_on_after(self.config.read_timeout or 0):
                 with suppress(AttributeError, trio.BrokenResourceError):  # TLS has no half a close
                     await self.stream.send_eof()
                 await self.protocol.discard_body()
         await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        """Unlike hypercorn's, it ends with the grace period if the peer doesn't read (I8)."""
+        async with self.send_lock:
+            try:
+                await self.stream.send_all(data)
+            except trio.Cancelled:
+                await trio.aclose_forcefully(self.stream)  # after half an answer nothing may follow
+                raise
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                await self.protocol.handle(Closed())
 
 
 @asynccontextmanager

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 
 from dapd.runtime.clock import SystemClock
-from dapd.server.listen import Server, listening
+from dapd.server.listen import Server, clear_text, listening
+from tests.certificates import Authority
 from tests.paths import raw
 
 
@@ -83,3 +86,46 @@ async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> No
         if end == "connection":
             await stream.send_eof()
         assert await raw.read_all(stream) == b""
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
+    tmp_path: Path, *, secure: bool
+) -> None:
+    """The grace period ends what is being sent, too."""
+    authority = Authority(tmp_path)
+    issued = authority.issue()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(issued.chain, issued.key)
+    sending, stopped = trio.Event(), trio.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        body = bytes(64 << 20)
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        sending.set()
+        await send({"type": "http.response.body", "body": body})
+
+    async def serve(listeners: list[trio.SocketListener], grace: trio.CancelScope) -> None:
+        tls = (lambda: context) if secure else clear_text
+        with grace:
+            await Server(app, listeners, lambda: 3600.0, SystemClock(), tls).run()
+        stopped.set()
+
+    grace = trio.CancelScope()
+    async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
+        nursery.start_soon(serve, listeners, grace)
+        plain = await trio.open_tcp_stream(*listeners[0].socket.getsockname()[:2])
+        stream: trio.abc.Stream = plain
+        if secure:
+            trusting = ssl.create_default_context(cafile=authority.file)
+            stream = trio.SSLStream(plain, trusting, server_hostname="127.0.0.1")
+        async with plain:
+            await stream.send_all(raw.request("GET", "/"))
+            await stream.receive_some(1)
+            await sending.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            grace.cancel()
+            with trio.move_on_after(60):
+                await stopped.wait()
+            assert stopped.is_set()
