@@ -128,10 +128,10 @@ def _peer(around: Surroundings) -> Why | None:
     if peer.paused:
         text = f"{peer.endpoint} is paused by an operator"
         return Why(Reason.PEER_PAUSED, text, f"`dapd peer resume {peer.endpoint}`")
-    if peer.blocked_for > 0:
+    if peer.failures:
+        when = f"again in {spell(peer.blocked_for)}" if peer.blocked_for > 0 else "next"
         text = (
-            f"{peer.endpoint} can't be reached, {peer.failures} times in a row; it is tried again "
-            f"in {spell(peer.blocked_for)}"
+            f"{peer.endpoint} can't be reached, {peer.failures} times in a row; it is tried {when}"
         )
         return Why(Reason.PEER_UNREACHABLE, text, f"`dapd peer probe {peer.endpoint}` says why")
     return None

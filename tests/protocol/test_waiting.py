@@ -17,6 +17,7 @@ AROUND = Surroundings(NOW, "6Xf", TaskState.ACTIVE, PEER, computing=0, slots=2, 
 LATER = NOW + 300_000
 PAUSED = replace(PEER, paused=True)
 AWAY = replace(PEER, failures=3, blocked_for=5000, free=0)
+PROBED = replace(AWAY, blocked_for=0, free=1)
 FULL = replace(PEER, free=0)
 
 
@@ -32,6 +33,12 @@ FULL = replace(PEER, free=0)
         ({}, {"task_state": TaskState.PURGED}, Reason.TASK_NOT_SERVED, "deleted"),
         ({"run_at": LATER}, {"peer": PAUSED}, Reason.PEER_PAUSED, "paused by an operator"),
         ({}, {"peer": AWAY}, Reason.PEER_UNREACHABLE, "3 times in a row; it is tried again in 5 s"),
+        (
+            {"run_at": LATER, "last_error": "no connection"},
+            {"peer": PROBED},
+            Reason.PEER_UNREACHABLE,
+            "3 times in a row; it is tried next",
+        ),
         ({"run_at": LATER, "crashes": 2}, {}, Reason.CRASHED, "ended 2 times"),
         ({"run_at": LATER, "last_error": "HTTP 401"}, {}, Reason.FAILED, "HTTP 401; again in 5 m"),
         ({"run_at": LATER, "state": "polling"}, {}, Reason.HELPER_WORKS, "asked again in 5 m"),
