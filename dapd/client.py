@@ -326,7 +326,7 @@ def _batches(
 def _failed(outcome: Refused | Unknown, who: str, url: str) -> UploadFailed:
     match outcome:
         case Unknown(reason):
-            return UploadFailed(f"{who} can't be reached: {reason}; try again later")
+            return UploadFailed(f"{who} does not serve: {reason}; try again later")
         case Refused(413):
             return UploadFailed(f"{url}: too large for {who}; use a smaller batch_size")
         case Refused(type="unrecognizedTask"):

@@ -147,6 +147,19 @@ async def test_a10_another_media_type_is_unknown(
 
 
 @pytest.mark.parametrize(
+    ("refused", "said"),
+    [
+        (Refused(401, None, "a token"), "HTTP 401: a token"),
+        (Refused(404, "unrecognizedTask", ""), "HTTP 404 unrecognizedTask"),
+        (Refused(400, "batchOverlap", "taken"), "HTTP 400 batchOverlap: taken"),
+    ],
+)
+def test_a_refusal_has_one_wording(refused: Refused, said: str) -> None:
+    """In the log, in the status and in a job's last error."""
+    assert refused.reason == said
+
+
+@pytest.mark.parametrize(
     ("body", "refused"),
     [
         (

@@ -159,8 +159,7 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
                 "operator",
             )
             _ended(context, job)
-        case Refused(status, error, detail):
-            reason = f"HTTP {status} {error or ''}: {detail}"
+        case Refused(status, error, reason=reason):
             _log.error(
                 "job_waits",
                 sends=job.sends,

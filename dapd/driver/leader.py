@@ -199,7 +199,7 @@ async def _finish(context: Context, desk: Desk, job: Job, response: bytes) -> No
 async def _refused(context: Context, desk: Desk, job: Job, refused: Refused) -> None:
     """Halve the job after a final refusal; after any other send the same bytes again (D4, D5)."""
     standing = job.standing(desk.lease)
-    reason = f"HTTP {refused.status} {refused.type or ''}: {refused.detail}"
+    reason = refused.reason
     cause = rules.likely_cause(refused.status, refused.type)
     if not rules.refusal_is_final(refused.status, refused.type, job.sends):
         _alarm(job, reason, cause)

@@ -93,6 +93,12 @@ class Refused:
     type: str | None
     detail: str
 
+    @property
+    def reason(self) -> str:
+        """All of it in words, as an ``Unknown`` has them."""
+        status = f"HTTP {self.status} {self.type}" if self.type else f"HTTP {self.status}"
+        return f"{status}: {self.detail}" if self.detail else status
+
 
 @dataclass(frozen=True, slots=True)
 class Unknown:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import structlog
 import trio
 
 from dapd.errors import Abort
+
+_log = structlog.get_logger()
 
 _LOOK_EVERY = 1.0
 _RETRY_AFTER = "60"
@@ -27,7 +30,7 @@ class Disk:
         if trio.current_time() - self._looked_at >= _LOOK_EVERY:
             self._looked_at = trio.current_time()
             found = os.statvfs(self._directory)
-            self._low = found.f_bavail * found.f_frsize < self.min_free_bytes
+            self._note(found.f_bavail * found.f_frsize)
         return self._low
 
     def require_space(self) -> None:
@@ -35,7 +38,20 @@ class Disk:
         if self.low:
             raise Abort(
                 None,
-                "the disk is nearly full; try again later",
+                "the disk is nearly full",
                 status=503,
                 headers={"Retry-After": _RETRY_AFTER},
             )
+
+    def _note(self, free: int) -> None:
+        was_low, self._low = self._low, free < self.min_free_bytes
+        if self._low and not was_low:
+            _log.error(
+                "disk_low",
+                free_bytes=free,
+                refused_below_bytes=self.min_free_bytes,
+                effect="uploads and new jobs are refused; what runs goes on",
+                remedy="make room, or lower [disk] min_free_bytes and `dapd reload`",
+            )
+        elif was_low and not self._low:
+            _log.info("disk_has_room", free_bytes=free, effect="uploads and new jobs are taken")

@@ -149,8 +149,8 @@ def _judged(outcome: Ready | Refused | Unknown) -> tuple[int | None, str, int]:
             except DecodeError as error:
                 return 200, f"an answer that is no HpkeConfigList: {error}", 0
             return 200, "answered" if keys else "it publishes no HPKE key", keys
-        case Refused(status, type_, detail):
-            return status, f"HTTP {status} {type_ or ''}: {detail}".strip(" :"), 0
+        case Refused(status, reason=reason):
+            return status, reason, 0
         case Unknown(reason, status):
             return status, reason, 0
 
