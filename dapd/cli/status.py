@@ -79,6 +79,8 @@ def _tasks(found: StatusView) -> Iterator[str]:
         yield f"{len(names)} {state}: {', '.join(names[:_NAMED])}{more}"
     if not by_state:
         yield "none: dapd task add FILE"
+    if found.quarantined_tasks:
+        yield f"a restore has closed batches of {found.quarantined_tasks}: dapd restore status"
 
 
 def _jobs(found: StatusView) -> Iterator[str]:

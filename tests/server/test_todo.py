@@ -33,6 +33,7 @@ WELL = StatusView(
     uptime_seconds=1.0,
     stopping=False,
     tasks=(),
+    quarantined_tasks=0,
     jobs=(),
     uploads=Uploads(0, 1000),
     peers=(),

@@ -18,7 +18,7 @@ from dapd import __version__
 from dapd.commits.delete_task import standing
 from dapd.commits.key_moves import key_times
 from dapd.config import Config
-from dapd.datastore import Tx, jobs, keys
+from dapd.datastore import Tx, batches, jobs, keys
 from dapd.datastore.backup import last_backup
 from dapd.datastore.jobs import JobRow
 from dapd.datastore.leases import Kind
@@ -105,6 +105,7 @@ class StatusView(msgspec.Struct, frozen=True):
 
     ``roles`` are those of its tasks. ``backup_of`` is the time of what the last backup holds, and
     ``certificate_until`` when a listener's certificate expires; ``null`` if there is none.
+    ``quarantined_tasks`` counts those with batches that a restore has closed.
     ``restart_for`` are the keys of the configuration that wait for a restart since a reload.
     ``to_do`` lists what a person must do, the most urgent first.
     """
@@ -115,6 +116,7 @@ class StatusView(msgspec.Struct, frozen=True):
     uptime_seconds: float
     stopping: bool
     tasks: tuple[TaskLine, ...]
+    quarantined_tasks: int
     jobs: tuple[JobsLine, ...]
     uploads: Uploads
     peers: tuple[PeerView, ...]
@@ -134,6 +136,7 @@ class _Read:
     oldest: dict[tuple[Kind, str], JobRow]
     look: Look
     collect_before: dict[int, int]
+    quarantined_tasks: int
     keys: list[StoredKey]
     times: KeyTimes
 
@@ -154,6 +157,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
         uptime_seconds=round(time.monotonic() - _BEGAN, 1),
         stopping=context.draining.is_set(),
         tasks=tasks,
+        quarantined_tasks=read.quarantined_tasks,
         jobs=tuple(_jobs_lines(context, read)),
         uploads=Uploads(context.lane.waiting, context.config.leader.upload_queue),
         peers=all_peers(context),
@@ -187,6 +191,7 @@ def _read(tx: Tx, config: Config, at: Instant) -> _Read:
         oldest,
         look,
         _collect_before(tx, look, at),
+        batches.quarantined_tasks(tx),
         keys.all_keys(tx),
         key_times(tx, config),
     )
