@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import click
+from click.exceptions import NoSuchCommand
 
 from dapd import __version__
 from dapd.errors import DatastoreError, PeerError, UsageError
@@ -47,6 +48,14 @@ class _Commands(click.Group):
         command = getattr(importlib.import_module(f"dapd.cli.{cmd_name}"), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except NoSuchCommand as error:  # click would compare with commands that it has loaded
+            raise NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
 
 @click.group(

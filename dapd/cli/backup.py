@@ -48,8 +48,8 @@ def backup() -> None:
 
     \b
     Every night:
-      dapd --config dapd.toml backup /mnt/backups/dapd
-      dapd --config dapd.toml backup verify /mnt/backups/dapd/dapd-...sqlite
+      dapd backup /mnt/backups/dapd
+      dapd backup verify /mnt/backups/dapd/dapd-...sqlite
     """
 
 
@@ -103,7 +103,7 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml backup verify /mnt/backups/dapd/dapd-...sqlite
+      dapd backup verify /mnt/backups/dapd/dapd-...sqlite
     """
     import msgspec
 

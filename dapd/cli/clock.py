@@ -37,7 +37,7 @@ def show(config: Path | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml clock show
+      dapd clock show
     """
     from dapd.cli.daemon import ask
     from dapd.datastore import safe_clock
@@ -62,7 +62,7 @@ def accept(config: Path | None) -> None:
 
     \b
     Example:
-      timedatectl && dapd --config dapd.toml clock accept
+      timedatectl && dapd clock accept
     """
     from dapd.cli.daemon import ask
     from dapd.server.admin.clock import ACCEPT

@@ -44,7 +44,7 @@ def datastore() -> None:
     To replace the sealing key:
       dapd datastore new-key keys/sealing-2.key   add it last to [datastore] sealing_keys, restart
       put it first in the list, restart           all is sealed again in the background
-      dapd --config dapd.toml datastore keys      once the old key seals nothing, take it out
+      dapd datastore keys                         once the old key seals nothing, take it out
     """
 
 
@@ -79,7 +79,7 @@ def keys(config: Path | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml datastore keys
+      dapd datastore keys
     """
     from dapd.datastore import sealed
 
@@ -120,7 +120,7 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml datastore forget-key 630dcd2966c43366
+      dapd datastore forget-key 630dcd2966c43366
     """
     from dapd.commits import forget_key as commits
     from dapd.datastore import safe_clock
@@ -167,7 +167,7 @@ def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml datastore check
+      dapd datastore check
     """
     from dapd.datastore.check import check as find
 

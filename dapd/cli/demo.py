@@ -64,6 +64,10 @@ def demo(clients: int, seed: int, keep: Path | None) -> None:
     Starts both on this machine, as processes with databases of their own, uploads what a thousand
     people answer to two questions, collects both results and compares them with the truth. The exit
     status is 1 if anything differs.
+
+    \b
+    Example:
+      dapd demo --clients 100000 --keep demo
     """
     from rich.console import Console
 

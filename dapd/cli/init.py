@@ -62,9 +62,14 @@ def layout(directory: Path | None, *, root: bool) -> Layout:
 
 
 @click.command()
-@click.option("--role", type=click.Choice(["leader", "helper"]), required=True)
+@click.option(
+    "--role",
+    type=click.Choice(["leader", "helper"]),
+    required=True,
+    help="What it is made for; tasks of the other role work too.",
+)
 @click.option("--url", required=True, help="Where others reach this Aggregator.")
-@click.option("--listen", metavar="HOST:PORT", help="Where the proxy in front reaches it.")
+@click.option("--listen", metavar="HOST:PORT", help="Where it serves a proxy in front.")
 @click.option(
     "--dir",
     "directory",

@@ -40,7 +40,7 @@ def list_keys(config: Path | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml key list
+      dapd key list
     """
     from dapd.commits.key_moves import report_lifetimes
     from dapd.datastore import keys
@@ -83,7 +83,7 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml key add --suite p256-aes128
+      dapd key add --suite p256-aes128
     """
     from dapd.commits import key_moves
 
@@ -103,7 +103,7 @@ def promote(config: Path | None, config_id: int) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml key promote 4
+      dapd key promote 4
     """
     from dapd.commits import key_moves
 
@@ -122,7 +122,7 @@ def expire(config: Path | None, config_id: int) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml key expire 3
+      dapd key expire 3
     """
     from dapd.commits import key_moves
 
@@ -140,8 +140,8 @@ def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
 
     \b
     Example, if others may know the key:
-      dapd --config dapd.toml key add --active
-      dapd --config dapd.toml key remove 3 --compromised
+      dapd key add --active
+      dapd key remove 3 --compromised
     """
     from dapd.commits import key_moves
 

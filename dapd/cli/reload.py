@@ -21,7 +21,7 @@ def reload(config: Path | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml reload
+      dapd reload
     """
     from dapd.cli.daemon import call
     from dapd.runtime.logs import complain

@@ -47,9 +47,11 @@ def restore() -> None:
     A snapshot of a whole machine rolls everything back, and no daemon can notice: before it starts,
     restore with the database's own path as FILE.
 
+    It asks before it does anything; with --yes after FILE it does not.
+
     \b
     Example:
-      dapd --config dapd.toml restore backups/dapd-20270131T020000Z-81723.sqlite
+      dapd restore backups/dapd-20270131T020000Z-81723.sqlite
     """
 
 
@@ -116,7 +118,7 @@ def status(config: Path | None, task_id: str | None, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml restore status --task 5WeO
+      dapd restore status --task 5WeO
     """
     import json
 
@@ -150,7 +152,7 @@ def accept(
 
     \b
     Example:
-      dapd --config dapd.toml restore accept --task 5WeO --from 2027-01-30 --until 2027-01-31
+      dapd restore accept --task 5WeO --from 2027-01-30 --until 2027-01-31
     """
     from dapd.cli.daemon import ask
     from dapd.server.admin.restore import ACCEPT, Accept

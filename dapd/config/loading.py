@@ -41,6 +41,8 @@ def read_toml(path: Path, type: type[T], hint: str) -> T:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
         return msgspec.convert(document, type, dec_hook=_path_below(path.absolute().parent))
+    except IsADirectoryError:
+        raise UsageError(f"{path}: a directory; name the file in it") from None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; let this user read it") from error
     except UnicodeDecodeError as error:

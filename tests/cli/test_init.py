@@ -183,9 +183,9 @@ def test_help_and_version_answer(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """click's own errors keep their exit code."""
+    """click's own errors keep their exit code, and name what was meant."""
     assert run("colect") == 2
-    assert "No such command" in capsys.readouterr().err
+    assert "No such command 'colect'. Did you mean 'collect'?" in capsys.readouterr().err
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -21,7 +21,7 @@ def counters(config: Path | None, prefix: str, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task counters 6Xf
+      dapd task counters 6Xf
     """
     from dapd.datastore import counters as table
 

@@ -25,9 +25,17 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--vdaf", help="Such as count, sum:max_measurement=100 or histogram:length=10.")
 @click.option("--leader", metavar="URL", help="Where the Leader is reached.")
 @click.option("--helper", metavar="URL", help="Where the Helper is reached.")
-@click.option("--batch-mode", type=click.Choice(["time-interval", "leader-selected"]))
-@click.option("--time-precision", type=int, metavar="SECONDS")
-@click.option("--min-batch-size", type=int, metavar="REPORTS")
+@click.option(
+    "--batch-mode",
+    type=click.Choice(["time-interval", "leader-selected"]),
+    help="What a batch is: reports of a time, or those that the Leader selects.",
+)
+@click.option(
+    "--time-precision", type=int, metavar="SECONDS", help="Reports' times are rounded down to it."
+)
+@click.option(
+    "--min-batch-size", type=int, metavar="REPORTS", help="The fewest that a result is made of."
+)
 @click.option("--task-info", metavar="TEXT", help="Tells tasks of the same parameters apart.")
 @click.option(
     "--task-interval",
@@ -91,7 +99,7 @@ def add(
 
     \b
     Example:
-      dapd --config dapd.toml task add leader.toml
+      dapd task add leader.toml
     """
     from dapd.commits.add_task import add_task
     from dapd.datastore import tasks
@@ -135,7 +143,7 @@ def rekey(config: Path | None, file: Path) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task rekey leader.toml
+      dapd task rekey leader.toml
     """
     from dapd.commits.rekey_task import rekey_task
     from dapd.protocol.task import TaskSettings

@@ -37,7 +37,7 @@ def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task list
+      dapd task list
     """
     from dapd.datastore import tasks
     from dapd.protocol.task import TaskState
@@ -71,7 +71,7 @@ def show(config: Path | None, prefix: str, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task show 6Xf
+      dapd task show 6Xf
     """
     from dapd.datastore import counters
 

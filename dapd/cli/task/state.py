@@ -47,7 +47,7 @@ def set_task(
 
     \b
     Example:
-      dapd --config dapd.toml task set 6Xf --report-expiry-age 1209600
+      dapd task set 6Xf --report-expiry-age 1209600
     """
     from dapd.datastore import tasks
 
@@ -81,7 +81,7 @@ def drain(config: Path | None, prefix: str) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task drain 6Xf
+      dapd task drain 6Xf
     """
     from dapd.protocol.task import TaskState
 
@@ -99,7 +99,7 @@ def disable(config: Path | None, prefix: str) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task disable 6Xf
+      dapd task disable 6Xf
     """
     from dapd.protocol.task import TaskState
 
@@ -114,7 +114,7 @@ def enable(config: Path | None, prefix: str) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task enable 6Xf
+      dapd task enable 6Xf
     """
     from dapd.protocol.task import TaskState
 
@@ -134,7 +134,7 @@ def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task delete 6Xf
+      dapd task delete 6Xf
     """
     from dapd.commits.delete_task import delete_task
 

@@ -27,9 +27,9 @@ def token() -> None:
 
     \b
     The Helper receives from the Leader:
-      at the Helper   dapd --config FILE task token add TASK_ID
-      at the Leader   dapd --config FILE task token use TASK_ID --file TOKEN
-      at the Helper   dapd --config FILE task token remove TASK_ID
+      at the Helper   dapd task token add TASK_ID
+      at the Leader   dapd task token use TASK_ID --file TOKEN
+      at the Helper   dapd task token remove TASK_ID
 
     The Leader receives from the Collector in the same way: add at the Leader, put the token into
     collector.toml as collector_auth_token, remove at the Leader. Both tokens let in meanwhile.
@@ -46,7 +46,7 @@ def add(config: Path | None, prefix: str) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task token add 6Xf > token
+      dapd task token add 6Xf > token
     """
     from dapd.commits.tokens import add_token
     from dapd.crypto import hash_token
@@ -81,7 +81,7 @@ def use(config: Path | None, prefix: str, file: Path | None) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task token use 6Xf --file token
+      dapd task token use 6Xf --file token
     """
     from dapd.commits.tokens import use_token
     from dapd.taskfile.values import Fault, token_of
@@ -105,7 +105,7 @@ def remove(config: Path | None, prefix: str) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task token remove 6Xf
+      dapd task token remove 6Xf
     """
     from dapd.commits.tokens import remove_token
 
@@ -124,7 +124,7 @@ def list_tokens(config: Path | None, prefix: str, *, as_json: bool) -> None:
 
     \b
     Example:
-      dapd --config dapd.toml task token list 6Xf
+      dapd task token list 6Xf
     """
     from dapd.commits.task_state import require_task
     from dapd.crypto import hash_token
