@@ -47,6 +47,8 @@ _KEEP_ALIVE_SECONDS = 75.0
 _ENDLESS = 2**31
 _LONGEST_UNIX_PATH = 107
 _UNIX_MODE = 0o660
+_PIECE = 1 << 16
+"""Of an answer, sent within the time that a pause of a body may take."""
 
 
 _TlsStream = trio.SSLStream[trio.SocketStream]
@@ -211,14 +213,19 @@ class _Connection(TCPServer):
         await super().protocol_send(event)
 
     async def _send(self, data: bytes) -> None:
-        """Unlike hypercorn's, it ends with the grace period if the peer doesn't read (I8)."""
+        """Unlike hypercorn's, it gives up a peer that doesn't read, at the latest with the grace
+        period (I8).
+        """
         async with self.send_lock:
             try:
-                await self.stream.send_all(data)
+                for start in range(0, len(data), _PIECE):
+                    with trio.fail_after(self.config.read_timeout or 0):
+                        await self.stream.send_all(data[start : start + _PIECE])
             except trio.Cancelled:
                 await trio.aclose_forcefully(self.stream)  # after half an answer nothing may follow
                 raise
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                await trio.aclose_forcefully(self.stream)
                 await self.protocol.handle(Closed())
 
 

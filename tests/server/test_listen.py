@@ -88,11 +88,12 @@ async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> No
         assert await raw.read_all(stream) == b""
 
 
+@pytest.mark.parametrize("end", ["grace", "patience"])
 @pytest.mark.parametrize("secure", [False, True])
 async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
-    tmp_path: Path, *, secure: bool
+    tmp_path: Path, end: str, *, secure: bool
 ) -> None:
-    """The grace period ends what is being sent, too."""
+    """The grace period ends what is being sent, too; so does the time that a pause may take."""
     authority = Authority(tmp_path)
     issued = authority.issue()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -106,15 +107,20 @@ async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
         sending.set()
         await send({"type": "http.response.body", "body": body})
 
-    async def serve(listeners: list[trio.SocketListener], grace: trio.CancelScope) -> None:
-        tls = (lambda: context) if secure else clear_text
-        with grace:
-            await Server(app, listeners, lambda: 3600.0, SystemClock(), tls).run()
-        stopped.set()
+    def read_timeout() -> float:
+        return 0.01 if end == "patience" and sending.is_set() else 3600.0
 
     grace = trio.CancelScope()
     async with listening(("127.0.0.1", 0), "server") as listeners, trio.open_nursery() as nursery:
-        nursery.start_soon(serve, listeners, grace)
+        tls = (lambda: context) if secure else clear_text
+        server = Server(app, listeners, read_timeout, SystemClock(), tls)
+
+        async def serve() -> None:
+            with grace:
+                await server.run()
+            stopped.set()
+
+        nursery.start_soon(serve)
         plain = await trio.open_tcp_stream(*listeners[0].socket.getsockname()[:2])
         stream: trio.abc.Stream = plain
         if secure:
@@ -124,8 +130,12 @@ async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
             await stream.send_all(raw.request("GET", "/"))
             await stream.receive_some(1)
             await sending.wait()
-            await trio.testing.wait_all_tasks_blocked()
-            grace.cancel()
+            if end == "grace":
+                await trio.testing.wait_all_tasks_blocked()
+                grace.cancel()
+            else:
+                await server.close_listeners()
             with trio.move_on_after(60):
                 await stopped.wait()
             assert stopped.is_set()
+            nursery.cancel_scope.cancel()
