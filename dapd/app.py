@@ -181,7 +181,8 @@ def _servers(
 
     def admin_tls() -> ssl.SSLContext | None:
         identity = context.certificates.admin
-        return identity.tls if identity else None
+        # A reload may bring one for a listener that only a restart moves away from loopback.
+        return identity.tls if identity and context.config.admin.is_remote else None
 
     watched = monitoring.documents(context)
     socket = admin_app.control(context, watched)

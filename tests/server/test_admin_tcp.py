@@ -367,6 +367,17 @@ async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path:
         assert b"nothing in clear text" in answer
 
 
+async def test_what_moves_away_from_loopback_has_no_tls_before_the_restart(tmp_path: Path) -> None:
+    """Else whoever gathers the metrics would get none from the reload to the restart."""
+    authority = Authority(tmp_path / "tls").issue()
+    async with daemon(write(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')) as running:
+        write(tmp_path, remote(authority, line("read", READ)))
+        assert "admin.listen" in (await reload.reload(running.context)).restart
+        async with httpx2.AsyncClient() as client:
+            answer = await client.get(f"http://127.0.0.1:{running.admin_port}/healthz")
+    assert answer.status_code == 200
+
+
 async def test_a_renewed_certificate_is_shown_by_this_listener_too(tmp_path: Path) -> None:
     """As the public one does it: by a look at the files."""
     old = Authority(tmp_path / "tls").issue()
