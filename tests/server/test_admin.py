@@ -210,6 +210,30 @@ async def test_a_change_is_one_audit_event_with_its_caller(tmp_path: Path) -> No
     assert changes[0]["uid"] == os.getuid()
 
 
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_change_that_is_refused_or_fails_halfway_is_an_audit_event_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
+) -> None:
+    """The clock is accepted in memory before the database is told, which may fail then."""
+    async with leader_of(tmp_path) as (leader, client):
+        path, request = "/api/v1/job/retry", {"job": "a7"}
+        status, error = 409, "UsageError: no job a7; `dapd jobs list --all` shows them"
+        if fails:
+            path, request, status, error = ACCEPT, {}, 503, "DatastoreError: the disk is gone"
+
+            async def broken(*_: Any) -> None:
+                raise DatastoreError("the disk is gone")
+
+            monkeypatch.setattr(leader.context, "run", broken)
+        with structlog.testing.capture_logs() as logs:
+            answer = await client.post(path, json=request)
+        monkeypatch.undo()
+    assert answer.status_code == status
+    [change] = [entry for entry in logs if entry["event"].startswith("admin_")]
+    assert (change["event"], change["request"]) == ("admin_change_failed", request)
+    assert (change["error"], change["uid"]) == (error, os.getuid())
+
+
 async def test_a_change_is_logged_whatever_the_level_is(tmp_path: Path) -> None:
     """Who sets it to "error" first leaves a trace of that, and of all that follows."""
     before = logs.level()

@@ -1,20 +1,22 @@
 """The admin interface's ASGI application: routes, decodes, runs, audits and answers operations.
 
 JSON in, JSON out, errors as problem documents (RFC 9457). Every change is one ``admin_changed``
-event that says what was asked and by whom: a user of this machine, or a token. Left out: who may
-(``dapd.server.admin.access``), and which listeners there are (``dapd.app``).
+event that says what was asked and by whom: a user of this machine, or a token. If it is refused or
+fails, it is ``admin_change_failed``. Left out: who may (``dapd.server.admin.access``), and which
+listeners there are (``dapd.app``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 import structlog
 
 from dapd.config.loading import explain
-from dapd.errors import Abort, DatastoreError, UsageError
+from dapd.errors import Abort, DatastoreError, UsageError, describe
 from dapd.runtime.context import Context
 from dapd.runtime.log_context import begin_request
 from dapd.server.admin import OPERATIONS, monitoring, openapi, page
@@ -107,15 +109,28 @@ async def _answer(
     elif body:
         raise Abort(None, "a GET has no content; its fields are in the query", status=400)
     request = operation.decode(scope["query_string"], body)
-    response = await operation.run(context, request)
-    if operation.method == "POST":
+    if operation.method == "GET":
+        return msgspec.json.encode(await operation.run(context, request))
+    with _audited(operation.name, operation.described(request), caller):
+        response = await operation.run(context, request)
+    return msgspec.json.encode(response)
+
+
+@contextmanager
+def _audited(name: str, request: dict[str, Any], caller: dict[str, Any]) -> Iterator[None]:
+    """The event of a change. What ends in an error, or with the daemon, may be done in part."""
+    try:
+        yield
+    except BaseException as error:
         _audit.info(
-            "admin_changed",
-            operation=operation.name,
-            request=operation.described(request),
+            "admin_change_failed",
+            operation=name,
+            request=request,
+            error=describe(error),
             **caller,
         )
-    return msgspec.json.encode(response)
+        raise
+    _audit.info("admin_changed", operation=name, request=request, **caller)
 
 
 def _routed(routes: dict[str, dict[str, Operation[Any, Any]]], scope: Scope) -> Operation[Any, Any]:

@@ -38,7 +38,7 @@ class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[Q, R]):
     """A GET takes its request from the query string and changes nothing; a POST takes it as JSON,
-    and one that has succeeded is logged under ``name``.
+    and is logged under ``name``.
 
     ``run`` raises ``UsageError`` where the state refuses (409), ``Abort`` for another status.
     """
