@@ -149,6 +149,7 @@ def test_a_listen_that_is_no_address_is_refused(listen: str, tmp_path: Path) -> 
         (DATASTORE + "[defaults]\nreport_expiry_age = 'none'", "defaults.report_expiry_age"),
         (DATASTORE + "[log\n", "line 4"),
         ("[datastore]\npath = 1\nsealing_keys = ['k']", "datastore.path: expected the path"),
+        (DATASTORE + '[leader]\npeer_ca = "\\u0000"', "leader.peer_ca: expected the path"),
         ("[datastore]\npath = 'd'\nsealing_keys = []", "datastore.sealing_keys"),
         ("[datastore]\npath = 'd'\nsealing_keys = ['k', 'k']", "datastore.sealing_keys"),
     ],

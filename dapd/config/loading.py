@@ -83,7 +83,7 @@ def _path_below(directory: Path) -> Any:
     def decode(type: type[Any], value: Any) -> Any:
         if type is not Path:
             raise NotImplementedError(type)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise ValueError("Expected the path of a file")
         return directory / value
 
