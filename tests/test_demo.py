@@ -35,6 +35,8 @@ def test_two_real_processes_collect_the_truth(tmp_path: Path) -> None:
     assert run.stderr == ""
     assert run.stdout.count(f"equal: {_CLIENTS} reports") == 2
     assert "\x1b" not in run.stdout, "plain where no terminal is"
+    shown = re.findall(r"^  (?:leader|helper) [\d:.]+ .*$", run.stdout, re.MULTILINE)
+    assert max(map(len, shown)) <= 80, "no ids, which tell nobody anything here"
     jobs, processing, polls = (
         tuple(map(int, re.findall(rf"^  {name} +(\d+) +(\d+)", run.stdout, re.MULTILINE)[0]))
         for name in ("aggregation jobs", 'answered "processing"', "polls")

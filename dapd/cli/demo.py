@@ -40,7 +40,19 @@ _SHOWN = frozenset(
 )
 """Events of a job's life and a collection's; of each the first line of a question is shown."""
 _COLOURS = {"leader": "blue", "helper": "magenta"}
-_UNSAID = frozenset({"timestamp", "level", "event", "task_id", "job", "host", "version"})
+_UNSAID = frozenset(
+    {
+        "timestamp",
+        "level",
+        "event",
+        "task_id",
+        "job_id",
+        "kind",
+        "request_id",
+        "host",
+        "version",
+    }
+)
 
 
 @click.command()

@@ -1,8 +1,8 @@
 """One step of a Leader's aggregation job: start it, or exchange with the Helper and commit.
 
-Sections "Leader Initialization" and "Asynchronous Request Handling"; design section 4, rules A5,
-A7, B5, B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the
-peer's permit. Left out: what an answer means (``dapd.protocol.leader``).
+Sections "Leader Initialization" and "Asynchronous Request Handling"; rules A5, A7, B5,
+B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the peer's
+permit. Left out: what an answer means (``dapd.protocol.leader``).
 """
 
 from __future__ import annotations

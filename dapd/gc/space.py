@@ -1,7 +1,7 @@
 """Gives the space of deleted rows back to the file system, in steps that hold up nobody.
 
 Some free pages stay in the file: new rows use them before it grows. Left out: what makes them free
-(``dapd.gc``), and PostgreSQL, which does this by itself.
+(``dapd.gc.sweep``).
 """
 
 from __future__ import annotations

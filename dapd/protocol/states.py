@@ -1,8 +1,8 @@
 """The states of a Leader's aggregation job and the moves between them, as one table; and what the
 next step of a job in any state needs.
 
-Sections "Leader Initialization", "Asynchronous Request Handling"; design section 4. The commits in
-``dapd.commits`` make the moves, and each names the state it moves from (rule D1).
+Sections "Leader Initialization", "Asynchronous Request Handling". The commits in ``dapd.commits``
+make the moves, and each names the state it moves from (rule D1).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A Helper's aggregation job: created, verified, committed, looked at (design section 4).
+"""A Helper's aggregation job: created, verified, committed, looked at.
 
 Shared by the handlers and by the driver of stored jobs. Sections "Helper Initialization" and
 "Asynchronous Request Handling". Left out: HTTP (``dapd.server.aggregation_jobs``), the rules

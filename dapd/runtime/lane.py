@@ -1,8 +1,8 @@
 """The upload lane: whatever has queued while the last commit ran is opened and stored together.
 
-Section "Upload Request"; design section 6. Two stages: the next group is opened while the last one
-waits for the disk. A thread hop or a commit per request would cost more than its cryptography.
-Left out: HTTP (``dapd.server.reports``) and the transaction (``dapd.commits.upload_group``).
+Section "Upload Request". Two stages: the next group is opened while the last one waits for the
+disk. A thread hop or a commit per request would cost more than its cryptography. Left out: HTTP
+(``dapd.server.reports``) and the transaction (``dapd.commits.upload_group``).
 """
 
 from __future__ import annotations

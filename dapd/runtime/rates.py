@@ -1,7 +1,7 @@
 """How long the Helper's work takes and how much lies ahead, for ``auto`` and Retry-After.
 
-Section 4 of the design: estimate = count x seconds per report of the task, as measured in this
-process; before the first measurement, by the length of the encoded measurement.
+The estimate is count x seconds per report of the task, as measured in this process; before the
+first measurement, by the length of the encoded measurement.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def test_d2_the_ids_outlive_a_restart(leader: Leader) -> None:
 
 
 def test_chunks_are_never_larger_than_a_job_may_be(leader: Leader) -> None:
-    """Section 5 of the design: a chunk is never more than a job may hold."""
+    """A chunk is never more than a job may hold."""
     leader.store(leader.opened(b"".join(make_reports(leader.pair, [1] * 7))), max_rows=3)
     assert sorted(leader.chunk_sizes()) == [1, 3, 3]
 

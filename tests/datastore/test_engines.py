@@ -64,7 +64,7 @@ async def test_d3_the_index_is_undone_even_if_the_statement_itself_failed(tmp_pa
 
 
 async def test_a_cancellation_waits_for_the_transaction(tmp_path: Path) -> None:
-    """Nobody is told "cancelled" about something that committed (design, "Datastore")."""
+    """Nobody is told "cancelled" about something that committed."""
     datastore = open_new(tmp_path)
     with trio.CancelScope() as scope:
 

@@ -17,7 +17,7 @@ def silent(_: Pair, __: Request) -> bytes:
 
 
 async def test_an_upload_wakes_the_creator_which_ends_when_draining(tmp_path: Path) -> None:
-    """Section 4 of the design: driven by events; I8: draining ends the loop."""
+    """Driven by events; draining ends the loop (I8)."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:

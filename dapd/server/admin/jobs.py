@@ -1,6 +1,6 @@
 """The jobs' operations: what waits and why, a job made due now, a job given up (rule D4).
 
-A job's name is ``a12`` or ``c3``: aggregation or collection, and the number that log lines have.
+A job's name is ``a12`` or ``c3``: aggregation or collection, and the number of its row.
 """
 
 from __future__ import annotations
