@@ -129,7 +129,7 @@ def init(
         click.echo(f"{'Made' if made else 'Was there, and is left as it is:'} {path}")
     if done.get(where.key):
         click.echo(f"Keep a copy of {where.key} elsewhere: only it opens the database.")
-    for line in _next(where, usual=directory is None, serviced=serviced):
+    for line in _next(where, role, usual=directory is None, serviced=serviced):
         click.echo(line)
 
 
@@ -190,17 +190,16 @@ def _give(directory: Path, user: str) -> None:
     os.chown(directory, found.pw_uid, found.pw_gid)
 
 
-def _next(where: Layout, *, usual: bool, serviced: bool) -> list[str]:
+def _next(where: Layout, role: str, *, usual: bool, serviced: bool) -> list[str]:
     """The commands that come next, as they work from here."""
     named = f"dapd --config {shlex.quote(str(where.config))}"
     start = "systemctl enable --now dapd" if serviced else named
     command = "dapd" if usual else named
-    file = "FILE, the task's leader.toml or helper.toml"
     return [
         "Next:",
         f"  {start}",
         f"  {command} status",
-        f"  {command} task add {file}",
+        f"  {command} task add {role}.toml",
         f"  {command} doctor",
     ]
 
