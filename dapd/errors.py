@@ -61,6 +61,16 @@ class NotYet(UsageError):
     """The input may be right and only too early: a later start may succeed with it."""
 
 
+def printable(text: str, *, keep: str = "") -> str:
+    """Foreign text for a terminal or a page: what can't be seen, or turns the direction of what
+    follows, is written as an escape, but for the characters in ``keep``.
+    """
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
+        for each in text
+    )
+
+
 def describe(error: BaseException) -> str:
     """An exception in one line, for the log. Not its ``repr``, which may show what was worked on,
     as that of a ``UnicodeDecodeError`` does.

@@ -23,7 +23,7 @@ from typing import Any, TextIO
 import structlog
 import trio
 
-from dapd.errors import describe
+from dapd.errors import describe, printable
 from dapd.runtime.log_context import add_request_id
 
 _log = structlog.get_logger()
@@ -218,16 +218,10 @@ def _log_thread(arguments: threading.ExceptHookArgs) -> None:
 def _make_printable(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    return {name: _printable(value) for name, value in event.items()}
-
-
-def _printable(value: object) -> object:
-    if not isinstance(value, str):
-        return value  # written as its repr
-    return "".join(
-        each if each.isprintable() or each == "\n" else each.encode("unicode_escape").decode()
-        for each in value
-    )
+    return {  # what is no text is written as its repr
+        name: printable(value, keep="\n") if isinstance(value, str) else value
+        for name, value in event.items()
+    }
 
 
 def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -> str:

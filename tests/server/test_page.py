@@ -240,7 +240,7 @@ async def test_foreign_text_is_text(tmp_path: Path) -> None:
         page = await read(client)
     heads = [row["head"] for row in page.rows if "Accepted" in row]
     for name, head in zip(names, heads, strict=False):
-        assert head.startswith(str(words.printable(name))), name
+        assert head.startswith(str(words.shown(name))), name
     assert heads[3].startswith("\\u202egnp.exe\\u2066 ")
     assert heads[-1].startswith("\\xff\\xfexxx")
 

@@ -66,7 +66,7 @@ def _template() -> Template:
         loader=PackageLoader("dapd.server.admin.page", ""),
         autoescape=True,
         undefined=StrictUndefined,
-        finalize=words.printable,
+        finalize=words.shown,
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,

@@ -7,25 +7,20 @@ from datetime import UTC, datetime, timedelta
 
 from markupsafe import Markup
 
+from dapd.errors import printable
 from dapd.protocol.waiting import spell
 
 _CODE = re.compile(r"`([^`]*)`")
 
 
-def printable(value: object) -> object:
-    """What the template shows, with whatever in it can't be seen, or turns the direction of what
-    follows, written as an escape.
-    """
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in value
-    )
+def shown(value: object) -> object:
+    """What the template shows: text is made printable, unless it is markup of ours."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def coded(text: str) -> Markup:
     """A sentence in which what stands in backticks is a command."""
-    parts = _CODE.split(str(printable(text)))
+    parts = _CODE.split(printable(text))
     return Markup().join(
         Markup("<code>{}</code>").format(part) if place % 2 else part
         for place, part in enumerate(parts)
