@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from dapd.crypto import hash_token
 from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.reports import ReportError
@@ -156,11 +157,20 @@ async def test_a_pair_over_tls_with_an_authority_of_its_own(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Peers are judged by [leader] peer_ca, the own URL by what Clients trust; a certificate that
-    was renewed and is not shown yet is a warning.
+    was renewed and is not shown yet is a warning; that the admin listener's goes first is none.
     """
     authority = Authority(tmp_path / "tls").issue()
     lines = "\n".join(f'{name} = "{path}"' for name, path in authority.server.items())
     settings = QUICK.replace("[leader]", f'[leader]\npeer_ca = "{authority.file}"')
+    admin = Authority(tmp_path / "admin").issue(expires=datetime.now(UTC) + timedelta(days=60))
+    settings += f'''
+[admin]
+listen = "0.0.0.0:0"
+hosts = ["127.0.0.1"]
+tls_certificate = "{admin.chain}"
+tls_key = "{admin.key}"
+tokens = ["read:{b64url_encode(hash_token("t"))}"]
+'''
     with trio.fail_after(SECONDS):
         daemons = await start_pair(tmp_path, nursery, settings, lines)
         urls = {role: each.wire.url.replace("http:", "https:") for role, each in daemons.items()}
@@ -178,7 +188,7 @@ async def test_a_pair_over_tls_with_an_authority_of_its_own(
             found = await doctor(daemon)
             assert failures(found) == []
             assert {level for level, _ in of(found, "certificate")} == {"ok"}
-        authority.issue(expires=datetime.now(UTC) + timedelta(days=90))
+        authority.issue(expires=datetime.now(UTC) + timedelta(days=50))
         (renewed,) = [
             each for each in await doctor(leader, "--offline")
             if each["check"] == "certificate" and each["level"] == "warning"

@@ -22,8 +22,11 @@ def public(config: Config, running: Running | None) -> Steps[None]:
         yield skipped("[server]", "TLS ends in front of the daemon, if it does")
         return
     yield from _dates(identity)
+    others = read_identity(config.admin)
+    # The daemon tells of its certificates when the first of them expires.
+    first = min(each.not_after for each in (identity, others) if each is not None)
     status = running and running.status
-    if status and status.certificate_until != rfc3339(identity.not_after):
+    if status and status.certificate_until != rfc3339(first):
         yield warning(identity.certificate, "the daemon shows another one", "dapd reload")
 
 
