@@ -29,7 +29,7 @@ from common import PRECISION, Connection, daemon, hpke_config, make_task, peak_m
 from upload import prepare
 
 from dapd.datastore import Tx, open_for_command
-from dapd.datastore.engines import Pages
+from dapd.datastore.sqlite import Pages
 from dapd.gc.space import surplus
 from dapd.http import DapHttp
 from dapd.messages.common import MediaType, b64url_encode

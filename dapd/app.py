@@ -1,9 +1,10 @@
 """The daemon: what runs in one nursery, and in which order it starts and stops (I8).
 
 The tree is the list ``LOOPS``. On SIGTERM or SIGINT: draining (no new leases, held requests
-answered "not ready"), the listener closed, the lane and the work under way finished within the
-grace period, the rest cancelled between transactions, leases released, the datastore closed last.
-The service manager is told each of these (``dapd.runtime.notify``).
+answered "not ready"), the listener closed, the upload queue and the work under way finished within
+the grace period, the rest cancelled between transactions, leases released, the datastore closed
+last.
+The service manager is told each of these (``dapd.process.notify``).
 """
 
 from __future__ import annotations
@@ -24,32 +25,35 @@ import structlog
 import trio
 
 from dapd import __version__
-from dapd.commits.key_moves import ensure_active_key
-from dapd.commits.quarantine import quarantine
-from dapd.commits.take_over import check_sealing_keys
+from dapd.admin import app as admin_app
+from dapd.admin import monitoring
+from dapd.commits.hpke_keys import ensure_active_key
+from dapd.commits.restore import quarantine
+from dapd.commits.sealing_keys import check_sealing_keys
 from dapd.config import Config
 from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
-from dapd.driver import collection, creator, helper, leader
+from dapd.driver import aggregation, collection, creator, helper_job, uploads
 from dapd.driver.dispatcher import Dispatcher
 from dapd.errors import DatastoreError, NotYet, UnfitDatastore, UsageError
 from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
+from dapd.process import notify, reload
+from dapd.process.notify import Notifier, status_line
+from dapd.process.owner import become_owner, provide
 from dapd.protocol.task import Instant
-from dapd.runtime import clock_watch, history, lag, logs, notify, reload, watch
 from dapd.runtime.certificates import Certificates, read_certificates
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
 from dapd.runtime.context import Context, Outside, make_context
-from dapd.runtime.notify import Notifier, status_line
-from dapd.runtime.owner import become_owner, provide
 from dapd.server import quart_app
-from dapd.server.admin import app as admin_app
-from dapd.server.admin import monitoring
 from dapd.server.front import front
-from dapd.server.listen import Server, listening, unix_listener
+from dapd.server.listener import Server
+from dapd.server.sockets import listening, unix_listener
+from dapd.telemetry import logs
+from dapd.upkeep import clock_watch, history, lag, refresh
 
 _log = structlog.get_logger()
 _LONGEST_OPERATION = 3600.0
@@ -63,9 +67,9 @@ The unit doesn't restart it after the latter.
 """
 
 STEPS = {
-    ("aggregation", "leader"): leader.step,
-    ("aggregation", "helper"): helper.step,
-    ("collection", "leader"): collection.step,
+    ("aggregation", "leader"): aggregation.run,
+    ("aggregation", "helper"): helper_job.run,
+    ("collection", "leader"): collection.run,
 }
 
 
@@ -76,7 +80,7 @@ async def dispatch(context: Context) -> None:
 
 LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     clock_watch.run,
-    watch.run,
+    refresh.run,
     notify.run,
     lag.run,
     history.run,
@@ -244,9 +248,9 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
             context.certificates = certificates
             await context.tasks.refresh()
             await context.keyrings.refresh()
-            nursery.start_soon(context.lane.run, context)
+            nursery.start_soon(uploads.run, context)
             yield context
-            context.lane.close()
+            context.uploads.close()
     finally:
         opened.close()
 

@@ -193,7 +193,7 @@ def leader_chunks(pair: Pair, reports: Sequence[bytes], max_rows: int = 1000) ->
 
 
 @dataclass(frozen=True)
-class LeaderJob:
+class LeaderJobState:
     """A Leader's aggregation job as it is sent: ``body`` is the ``AggregationJobInitReq``."""
 
     pair: Pair
@@ -221,7 +221,7 @@ def leader_job(
     *,
     batch_id: bytes | None = None,
     head: AggregationJobInitHead | None = None,
-) -> LeaderJob:
+) -> LeaderJobState:
     """One job over these reports; with a head of its own if the test wants one."""
     job_id = secrets.token_bytes(16)
     columns = [chunk[3:] for chunk in leader_chunks(pair, reports)]
@@ -229,7 +229,7 @@ def leader_job(
     if head is None:
         head = AggregationJobInitHead(extensions=batch_extension(batch_id))
     body = head.encode() + started.verify_inits
-    return LeaderJob(pair, job_id, batch_id, started.state, body)
+    return LeaderJobState(pair, job_id, batch_id, started.state, body)
 
 
 def batch_extension(batch_id: bytes | None) -> tuple[Extension, ...]:

@@ -11,9 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dapd.commits import aggregate_share
-from dapd.commits.aggregate_share import ShareRequest
-from dapd.commits.collection_create import collection_create
+from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
+from dapd.commits.collections import create_collection
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreConfig
 from dapd.config import Disk as DiskConfig
@@ -138,7 +137,7 @@ class Aggregators:
 
     def query_bytes(self, body: bytes) -> CollectionJob:
         return self.store.run_sync(
-            collection_create,
+            create_collection,
             self.leader,
             body,
             secrets.token_bytes(16),
@@ -166,7 +165,7 @@ class Aggregators:
         """What dapd's Helper answers to an AggregateShareReq."""
         message = AggregateShareReq.decode(request.body)
         share = self.helper_store.run_sync(
-            aggregate_share.serve,
+            serve_aggregate_share,
             ShareRequest(
                 self.helper,
                 secrets.token_bytes(16),

@@ -17,11 +17,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 import trio
 
 from dapd.collector import Query
-from dapd.commits.rekey_task import rekey_task
+from dapd.commits.tasks import rekey_task
 from dapd.config import Config
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Tx, sealed
-from dapd.datastore.engines import Row
+from dapd.datastore.sqlite import Row
 from dapd.messages.common import b64url_decode, b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.context import Context

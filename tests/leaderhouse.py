@@ -15,11 +15,11 @@ from dapd.config import Datastore as DatastoreSection
 from dapd.config import Disk as DiskSection
 from dapd.crypto import Keyring
 from dapd.datastore import Tx, leases
-from dapd.datastore.engines import Row
 from dapd.datastore.leases import Due, Lease
-from dapd.driver import creator, leader
-from dapd.driver.desk import Desk
+from dapd.datastore.sqlite import Row
+from dapd.driver import aggregation, creator, uploads
 from dapd.driver.dispatcher import Dispatcher
+from dapd.driver.step import Step
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
@@ -71,9 +71,9 @@ class House:
     slots: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     async def upload(self, count: int, **how: object) -> list[bytes]:
-        """Upload ``count`` reports of a Count task through the lane; the reports."""
+        """Upload ``count`` reports of a Count task through the upload queue; the reports."""
         reports = make_reports(self.pair, [1] * count, **how)  # type: ignore[arg-type]
-        result = await self.context.lane.submit(self.task, b"".join(reports))
+        result = await self.context.uploads.submit(self.task, b"".join(reports))
         assert result.upload_errors == b""
         return reports
 
@@ -90,10 +90,10 @@ class House:
         leased = await self.lease()
         peer = self.context.peers.at(self.task.configuration.helper_aggregator_endpoint)
         for lease in leased:
-            desk = Desk(lease, self.context.tasks.by_pk(self.task.task_pk), self.slots, peer)
-            await leader.step(self.context, desk)
-            if desk.has_permit:
-                desk.peer.release()
+            step = Step(lease, self.context.tasks.by_pk(self.task.task_pk), self.slots, peer)
+            await aggregation.run(self.context, step)
+            if step.has_permit:
+                step.peer.release()
         return len(leased)
 
     def later(self, seconds: float = 1000) -> None:
@@ -117,7 +117,7 @@ class House:
 
     async def dispatch(self, until: Callable[[], Awaitable[bool]]) -> None:
         """Run the real dispatcher with one slot until the condition holds."""
-        dispatcher = Dispatcher(self.context, {("aggregation", "leader"): leader.step}, 1)
+        dispatcher = Dispatcher(self.context, {("aggregation", "leader"): aggregation.run}, 1)
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(dispatcher.run)
@@ -151,9 +151,9 @@ async def open_house(
                 disk=DiskSection(min_free_bytes=0),
             )
             async with context_around(settings, datastore, pair.sealer, clock) as context:
-                nursery.start_soon(context.lane.run, context)
+                nursery.start_soon(uploads.run, context)
                 yield House(context, task, pair, helper, handclock)
-                context.lane.close()
+                context.uploads.close()
             nursery.cancel_scope.cancel()
     finally:
         opened.close()

@@ -21,7 +21,7 @@ import pytest
 from dapd.cli import root
 from dapd.config.minimal import minimal_config
 from dapd.messages.common import HpkeConfig, b64url_decode
-from dapd.runtime.reload import RESTART
+from dapd.process.reload import RESTART
 from dapd.taskfile import read_task_file
 from dapd.taskfile.values import check_pair
 

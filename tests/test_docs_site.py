@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from dapd.config.loading import load
-from dapd.runtime.reload import keys_of
+from dapd.process.reload import keys_of
 
 ROOT = Path(__file__).parent.parent
 SOURCES = (

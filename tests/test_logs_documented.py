@@ -103,7 +103,7 @@ def test_nothing_is_logged_by_another_name() -> None:
         for node in ast.walk(module):
             match node:
                 case ast.Call(func=ast.Attribute(attr="get_logger" | "wrap_logger")):
-                    assert node in named or path == Path("dapd/runtime/logs.py"), path
+                    assert node in named or path == Path("dapd/telemetry/logs.py"), path
                 case ast.Attribute(value=ast.Call(func=ast.Attribute(attr="getLogger")), attr=used):
                     assert used == "setLevel", f"{path}:{node.lineno}"
                 case ast.Call(func=ast.Attribute(value=ast.Name("warnings"))):

@@ -118,7 +118,7 @@ def _run(arguments: list[str] | None) -> int:
     except click.Abort:
         return 130
     except (UsageError, DatastoreError, PeerError) as error:
-        from dapd.runtime.logs import complain
+        from dapd.telemetry.logs import complain
 
         complain(error)
         return 2 if isinstance(error, UsageError) else 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import load_config
+from dapd.cli.output import load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def make(config: Path | None, directory: Path, *, keep: float | None, as_json: b
     import msgspec
 
     from dapd.datastore import backup as copies
-    from dapd.runtime.owner import become_owner
+    from dapd.process.owner import become_owner
 
     loaded = load_config(config)
     database = loaded.datastore.path

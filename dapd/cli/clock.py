@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config, tell
+from dapd.cli.output import AS_JSON, load_config, tell
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from dapd.admin.clock import ClockView
     from dapd.config import Config
     from dapd.datastore import Datastore
     from dapd.datastore.safe_clock import StoredClock
-    from dapd.server.admin.clock import ClockView
 
 
 @click.group()
@@ -39,10 +39,10 @@ def show(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd clock show
     """
+    from dapd.admin.clock import SHOW
+    from dapd.admin.operation import Nothing
     from dapd.cli.daemon import ask
     from dapd.datastore import safe_clock
-    from dapd.server.admin.clock import SHOW
-    from dapd.server.admin.operation import Nothing
 
     loaded = load_config(config)
     found = ask(
@@ -64,9 +64,9 @@ def accept(config: Path | None) -> None:
     Example:
       timedatectl && dapd clock accept
     """
+    from dapd.admin.clock import ACCEPT
+    from dapd.admin.operation import Nothing
     from dapd.cli.daemon import ask
-    from dapd.server.admin.clock import ACCEPT
-    from dapd.server.admin.operation import Nothing
 
     accepted = ask(load_config(config), ACCEPT, Nothing(), _accept_alone)
     click.echo(f"Accepted: {_text(accepted.now)}.")
@@ -74,16 +74,16 @@ def accept(config: Path | None) -> None:
 
 def at_next_start(config: Config, stored: StoredClock | None) -> ClockView:
     """What a daemon would find if it started now."""
+    from dapd.admin.clock import view
     from dapd.runtime.clock import SafeClock, SystemClock
-    from dapd.server.admin.clock import view
 
     return view(SafeClock(SystemClock(), stored, int(config.clock.longest_stop * 1000)).look())
 
 
 def _accept_alone(datastore: Datastore) -> ClockView:
+    from dapd.admin.clock import view
     from dapd.datastore import safe_clock
     from dapd.runtime.clock import ClockState
-    from dapd.server.admin.clock import view
 
     now = time.time_ns() // 1_000_000
     accepted = safe_clock.StoredClock(now)

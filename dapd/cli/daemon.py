@@ -19,9 +19,9 @@ import msgspec
 from dapd.errors import DatastoreError, UsageError
 
 if TYPE_CHECKING:
+    from dapd.admin.operation import Operation
     from dapd.config import Config
     from dapd.datastore import Datastore
-    from dapd.server.admin.operation import Operation
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config
+from dapd.cli.output import AS_JSON, load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -122,7 +122,14 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
     Example:
       dapd datastore forget-key 630dcd2966c43366
     """
-    from dapd.commits import forget_key as commits
+    from dapd.commits.sealing_keys import (
+        ORDER,
+        Forgetting,
+        forget_id,
+        forget_page,
+        key_usage,
+        require_lost,
+    )
     from dapd.datastore import safe_clock
     from dapd.datastore.lock import holder_of
     from dapd.protocol.task import Instant
@@ -133,8 +140,8 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
             path = loaded.datastore.path
             raise UsageError(f"{path} is held by {holder_of(path)}; stop it first")
         store = opened.datastore
-        store.read_sync(commits.require_lost, lost, configured)
-        usage = store.read_sync(commits.usage, lost)
+        store.read_sync(require_lost, lost, configured)
+        usage = store.read_sync(key_usage, lost)
         for name, n in usage.items():
             if n:
                 click.echo(f"{n:8} {_LOST[name]}")
@@ -143,14 +150,14 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
         now = time.time_ns() // 1_000_000
         # By the later of the two clocks, as `dapd key` dates what it does (rule F1).
         safe = max(store.read_sync(safe_clock.instant, now))
-        forgetting = commits.Forgetting(lost, Instant(now, safe))
+        forgetting = Forgetting(lost, Instant(now, safe))
         dropped: Counter[str] = Counter()
-        for column in commits.ORDER:
+        for column in ORDER:
             after: int | None = -1
             while after is not None:
-                after, counted = store.run_sync(commits.forget_page, column, after, forgetting)
+                after, counted = store.run_sync(forget_page, column, after, forgetting)
                 dropped += counted
-        store.run_sync(commits.forget_id, lost)
+        store.run_sync(forget_id, lost)
     for name, n in sorted(dropped.items()):
         click.echo(f"{n:8} reports counted as {name}")
     click.echo(f"Key {key_id} is forgotten; the daemon starts without it.")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from dapd.cli.telling import AS_JSON, age, load_config, moment, tell
+from dapd.cli.output import AS_JSON, age, load_config, moment, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dapd.server.admin.job_view import JobDetail, JobView
+    from dapd.admin.job_view import JobDetail, JobView
 
 _JOB = click.argument("job", metavar="JOB")
 # The id of a resource may begin with a dash, like an option.
@@ -44,9 +44,9 @@ def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | b
     """
     import msgspec
 
+    from dapd.admin.jobs import LIST, JobsRequest, State
     from dapd.cli.daemon import call
     from dapd.errors import UsageError
-    from dapd.server.admin.jobs import LIST, JobsRequest, State
 
     try:
         request = msgspec.convert(filters, JobsRequest)
@@ -74,8 +74,8 @@ def show(config: Path | None, job: str, *, as_json: bool) -> None:
     Example:
       dapd jobs show a12
     """
+    from dapd.admin.jobs import SHOW, JobRequest
     from dapd.cli.daemon import call
-    from dapd.server.admin.jobs import SHOW, JobRequest
 
     found = call(load_config(config), SHOW, JobRequest(job))
     tell(found, _details(found), as_json=as_json)
@@ -95,8 +95,8 @@ def retry(config: Path | None, job: str, *, as_json: bool) -> None:
     Example:
       dapd jobs retry a12
     """
+    from dapd.admin.jobs import RETRY, JobRequest
     from dapd.cli.daemon import call
-    from dapd.server.admin.jobs import RETRY, JobRequest
 
     found = call(load_config(config), RETRY, JobRequest(job))
     tell(found, _details(found), as_json=as_json)
@@ -119,8 +119,8 @@ def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool
     Example:
       dapd jobs abandon a12 --confirm a12
     """
+    from dapd.admin.jobs import ABANDON, SHOW, AbandonRequest, JobRequest
     from dapd.cli.daemon import call
-    from dapd.server.admin.jobs import ABANDON, SHOW, AbandonRequest, JobRequest
 
     loaded = load_config(config)
     if confirm is None:

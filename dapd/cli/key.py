@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dapd.cli.output import AS_JSON
 from dapd.cli.store import command_store
-from dapd.cli.telling import AS_JSON
 from dapd.protocol.keys import SUITES
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def list_keys(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd key list
     """
-    from dapd.commits.key_moves import report_lifetimes
+    from dapd.commits.hpke_keys import report_lifetimes
     from dapd.datastore import keys
 
     with command_store(config, "key") as (settings, datastore, _):
@@ -85,11 +85,11 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
     Example:
       dapd key add --suite p256-aes128
     """
-    from dapd.commits import key_moves
+    from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
         now = max(_instant(datastore))
-        made = datastore.run_sync(key_moves.add, sealer, SUITES[suite], now, active=active)
+        made = datastore.run_sync(hpke_keys.add, sealer, SUITES[suite], now, active=active)
     click.echo(f"Key {made.config_id} ({suite}) made, {made.to}. {_FOLLOWS}")
     if active:
         click.echo("Make a backup now: reports sealed to this key are lost without it.")
@@ -105,10 +105,10 @@ def promote(config: Path | None, config_id: int) -> None:
     Example:
       dapd key promote 4
     """
-    from dapd.commits import key_moves
+    from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
-        moves = datastore.run_sync(key_moves.promote, sealer, config_id, max(_instant(datastore)))
+        moves = datastore.run_sync(hpke_keys.promote, sealer, config_id, max(_instant(datastore)))
     expired = " and ".join(f"key {move.config_id}" for move in moves[1:])
     click.echo(f"Key {config_id} is active{', ' + expired + ' expired' if expired else ''}.")
     click.echo(_FOLLOWS)
@@ -124,10 +124,10 @@ def expire(config: Path | None, config_id: int) -> None:
     Example:
       dapd key expire 3
     """
-    from dapd.commits import key_moves
+    from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
-        datastore.run_sync(key_moves.expire, sealer, config_id, max(_instant(datastore)))
+        datastore.run_sync(hpke_keys.expire, sealer, config_id, max(_instant(datastore)))
     click.echo(f"Key {config_id} is expired; it opens reports until it is deleted. {_FOLLOWS}")
 
 
@@ -143,12 +143,12 @@ def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
       dapd key add --active
       dapd key remove 3 --compromised
     """
-    from dapd.commits import key_moves
+    from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (settings, datastore, _):
         waiting = _sealed_to(datastore, config_id) if compromised else 0
         datastore.run_sync(
-            key_moves.remove,
+            hpke_keys.remove,
             config_id,
             _instant(datastore),
             _times(datastore, settings),
@@ -161,7 +161,7 @@ def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
 
 
 def _times(datastore: Datastore, config: Config) -> KeyTimes:
-    from dapd.commits.key_moves import key_times
+    from dapd.commits.hpke_keys import key_times
 
     return datastore.read_sync(key_times, config)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config, tell
+from dapd.cli.output import AS_JSON, load_config, tell
 
 
 @click.group()
@@ -27,10 +27,10 @@ def level(config: Path | None, wanted: str | None, *, as_json: bool) -> None:
     Example:
       dapd log level debug
     """
+    from dapd.admin import log as operations
+    from dapd.admin.operation import Nothing
     from dapd.cli.daemon import call
     from dapd.errors import UsageError
-    from dapd.server.admin import log as operations
-    from dapd.server.admin.operation import Nothing
 
     loaded = load_config(config)
     match wanted:

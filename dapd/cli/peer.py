@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config, tell
+from dapd.cli.output import AS_JSON, load_config, tell
 
 if TYPE_CHECKING:
-    from dapd.server.admin.operation import Operation
-    from dapd.server.admin.peers import PeerRequest, PeerView
+    from dapd.admin.operation import Operation
+    from dapd.admin.peers import PeerRequest, PeerView
 
 _URL = click.argument("url", metavar="URL")
 
@@ -35,9 +35,9 @@ def list_peers(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd peer list
     """
+    from dapd.admin.operation import Nothing
+    from dapd.admin.peers import LIST
     from dapd.cli.daemon import call
-    from dapd.server.admin.operation import Nothing
-    from dapd.server.admin.peers import LIST
 
     found = call(load_config(config), LIST, Nothing())
     lines = [line(each) for each in found.peers]
@@ -56,7 +56,7 @@ def show(config: Path | None, url: str, *, as_json: bool) -> None:
     Example:
       dapd peer show https://helper.example/
     """
-    from dapd.server.admin.peers import SHOW
+    from dapd.admin.peers import SHOW
 
     found = _ask(config, SHOW, url)
     lines = [
@@ -81,7 +81,7 @@ def pause(config: Path | None, url: str, *, as_json: bool) -> None:
     Example:
       dapd peer pause https://helper.example/
     """
-    from dapd.server.admin.peers import PAUSE
+    from dapd.admin.peers import PAUSE
 
     found = _ask(config, PAUSE, url)
     lines = [
@@ -102,7 +102,7 @@ def resume(config: Path | None, url: str, *, as_json: bool) -> None:
     Example:
       dapd peer resume https://helper.example/
     """
-    from dapd.server.admin.peers import RESUME
+    from dapd.admin.peers import RESUME
 
     found = _ask(config, RESUME, url)
     tell(found, [line(found)], as_json=as_json)
@@ -122,8 +122,8 @@ def probe(config: Path | None, url: str, *, as_json: bool) -> None:
     Example:
       dapd peer probe https://helper.example/
     """
+    from dapd.admin.peers import PROBE, PeerRequest
     from dapd.cli.daemon import call
-    from dapd.server.admin.peers import PROBE, PeerRequest
 
     found = call(load_config(config), PROBE, PeerRequest(url))
     if found.ok:
@@ -154,7 +154,7 @@ def line(view: PeerView) -> str:
 
 
 def _ask(config: Path | None, operation: Operation[PeerRequest, PeerView], url: str) -> PeerView:
+    from dapd.admin.peers import PeerRequest
     from dapd.cli.daemon import call
-    from dapd.server.admin.peers import PeerRequest
 
     return call(load_config(config), operation, PeerRequest(url))

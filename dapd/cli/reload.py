@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config, tell
+from dapd.cli.output import AS_JSON, load_config, tell
 from dapd.errors import UsageError
 
 
@@ -23,10 +23,10 @@ def reload(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd reload
     """
+    from dapd.admin.operation import Nothing
+    from dapd.admin.reload import RELOAD
     from dapd.cli.daemon import call
-    from dapd.runtime.logs import complain
-    from dapd.server.admin.operation import Nothing
-    from dapd.server.admin.reload import RELOAD
+    from dapd.telemetry.logs import complain
 
     try:
         done = call(load_config(config), RELOAD, Nothing())

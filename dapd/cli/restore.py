@@ -1,7 +1,7 @@
 """``dapd restore``: put a backup in the database's place, and reopen what that has closed.
 
 A restored database has forgotten which reports were admitted and which batches were collected since
-the backup was made, so it comes up quarantined (``dapd.commits.quarantine``, ADR 0020).
+the backup was made, so it comes up quarantined (``dapd.commits.restore``, ADR 0020).
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dapd.cli.telling import AS_JSON, load_config
+from dapd.cli.output import AS_JSON, load_config
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
-    from dapd.commits.restore_accept import Quarantine
+    from dapd.commits.restore import Quarantine
     from dapd.config import Config
     from dapd.datastore import Datastore, Tx
     from dapd.datastore.tasks import Outline
@@ -67,9 +67,9 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     """
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
-    from dapd.datastore.restoring import put_in_place
+    from dapd.datastore.replace import put_in_place
     from dapd.datastore.verify import verify
-    from dapd.runtime.owner import become_owner, owner_name
+    from dapd.process.owner import become_owner, owner_name
 
     loaded = load_config(config)
     keys = read_sealing_keys(loaded)
@@ -154,9 +154,9 @@ def accept(
     Example:
       dapd restore accept --task 5WeO --from 2027-01-30 --until 2027-01-31
     """
+    from dapd.admin.restore import ACCEPT, Accept
+    from dapd.admin.restore import accept as accept_alone
     from dapd.cli.daemon import ask
-    from dapd.server.admin.restore import ACCEPT, Accept
-    from dapd.server.admin.restore import accept as accept_alone
 
     loaded = load_config(config)
     request = Accept(task_id, _seconds("--from", since), _seconds("--until", until), batch)
@@ -171,7 +171,7 @@ def accept(
 
 def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
     """Quarantine the copy."""
-    from dapd.commits.quarantine import quarantine
+    from dapd.commits.restore import quarantine
     from dapd.datastore import safe_clock
 
     at = datastore.read_sync(safe_clock.instant, now)
@@ -179,7 +179,7 @@ def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
 
 
 def _inspect(tx: Tx, task_id: str | None) -> list[Quarantine]:
-    from dapd.commits.restore_accept import inspect
+    from dapd.commits.restore import inspect
     from dapd.datastore import tasks
 
     if task_id is not None:
@@ -191,8 +191,8 @@ def _inspect(tx: Tx, task_id: str | None) -> list[Quarantine]:
 
 def _described(found: Quarantine) -> dict[str, Any]:
     """As ``--json`` says it; times in seconds."""
+    from dapd.admin.restore import seconds
     from dapd.messages.common import b64url_encode
-    from dapd.server.admin.restore import seconds
 
     task = found.task
     precision = task.configuration.time_precision

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON, age, load_config, moment, tell
+from dapd.cli.output import AS_JSON, age, load_config, moment, tell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from dapd.server.admin.status import StatusView
+    from dapd.admin.status import StatusView
 
 _NOT_RUNNING = 3
 """As `systemctl status` exits for a service that doesn't run."""
@@ -33,9 +33,9 @@ def status(config: Path | None, *, as_json: bool) -> None:
     Example:
       dapd status
     """
+    from dapd.admin.operation import Nothing
+    from dapd.admin.status import SHOW
     from dapd.cli.daemon import NoDaemon, call
-    from dapd.server.admin.operation import Nothing
-    from dapd.server.admin.status import SHOW
 
     try:
         found = call(load_config(config), SHOW, Nothing())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import load_config
+from dapd.cli.output import load_config
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @contextmanager
 def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, Datastore, Sealer]]:
     """For the short transactions of ``dapd COMMAND``, such as "task" or "key"."""
-    from dapd.commits.take_over import check_sealing_keys
+    from dapd.commits.sealing_keys import check_sealing_keys
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
 
@@ -44,7 +44,7 @@ def open_as_owner(config: Config, command: str) -> Opened:
     only root may read must have been read before.
     """
     from dapd.datastore import open_for_command
-    from dapd.runtime.owner import become_owner
+    from dapd.process.owner import become_owner
 
     path = config.datastore.path
     become_owner(path.parent)

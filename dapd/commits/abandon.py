@@ -7,14 +7,14 @@ Helper may have been asked for stays collected.
 
 from __future__ import annotations
 
-from dapd.commits.collection_delete import collection_delete
-from dapd.commits.give_up import give_up
+from dapd.commits.collections import delete_collection
+from dapd.commits.leader_jobs import give_up_job
 from dapd.datastore import tasks
-from dapd.datastore.engines import Tx
 from dapd.datastore.jobs import JobRow
+from dapd.datastore.sqlite import Tx
 from dapd.datastore.tasks import UnreadableTask
 from dapd.errors import UsageError
-from dapd.protocol.states import UNFINISHED, LeaderJob
+from dapd.protocol.states import UNFINISHED, LeaderJobState
 from dapd.protocol.task import Instant
 
 _REASON = "given up by an operator"
@@ -32,11 +32,11 @@ def abandon(tx: Tx, job: JobRow, at: Instant) -> int:
             f"job {job.name} is the Leader's to give up: this Helper would only be sent it again"
         )
     if job.kind == "aggregation":
-        return give_up(tx, job.pk, LeaderJob.LOST, _REASON, at.now)
+        return give_up_job(tx, job.pk, LeaderJobState.LOST, _REASON, at.now)
     (sealed,) = (each for each in tasks.all_tasks(tx) if each.task_pk == job.task_pk)
     try:
         task = sealed.public()
     except UnreadableTask as error:
         raise UsageError(f"its task can't be read: {error}; {error.remedy}") from error
-    collection_delete(tx, task, job.id, at)
+    delete_collection(tx, task, job.id, at)
     return 0

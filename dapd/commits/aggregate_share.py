@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from dapd.commits.batch_total import BatchTotal, batch_total
 from dapd.crypto import Sealer
-from dapd.datastore import batches, marks, share_jobs
-from dapd.datastore.engines import Tx
+from dapd.datastore import batches, share_jobs, watermarks
 from dapd.datastore.share_jobs import StoredShare
+from dapd.datastore.sqlite import Tx
 from dapd.errors import Abort
 from dapd.messages.collection import AggregateShare, AggregateShareReq
 from dapd.protocol.batches import (
@@ -35,13 +35,15 @@ class ShareRequest:
     message: AggregateShareReq
 
 
-def serve(tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant) -> StoredShare:
+def serve_aggregate_share(
+    tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant
+) -> StoredShare:
     """The aggregate share that this request made, now or before (rule A1).
 
     Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
     """
     task, message = request.task, request.message
-    mark = task.mark_of(marks.expired_before(tx, task, at), at)
+    mark = task.mark_of(watermarks.expired_before(tx, task, at), at)
     identity = task.task_pk, request.id, request.request_hash
     if not share_jobs.claim(tx, *identity, at.safe, mark.ms):  # D1
         existing = share_jobs.by_identity(tx, task.task_pk, request.request_hash, mark.ms)
@@ -89,3 +91,8 @@ def _check_agreement(message: AggregateShareReq, total: BatchTotal) -> None:
             f"the batch has {total.n} reports here, the request says {message.report_count}, "
             f"and the checksums {'differ' if message.checksum != total.checksum else 'agree'}",
         )
+
+
+def delete_aggregate_share(tx: Tx, task_pk: int, share_id: bytes) -> bool:
+    """Forget the response and its identity; whether there was one."""
+    return share_jobs.delete(tx, task_pk, share_id)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dapd.crypto import Sealer, batch_share_aad
 from dapd.datastore import batches
 from dapd.datastore.batches import Contribution
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
 from dapd.protocol.task import Task

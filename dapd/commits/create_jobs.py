@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore import chunks, collections, counters, leader_jobs, marks, outstanding
+from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding, watermarks
 from dapd.datastore.chunks import Place
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.messages.common import BATCH_ID_SIZE
 from dapd.protocol.packing import Asked, Limits, Packed, Piece, fill, pack
 from dapd.protocol.task import Instant, Task
@@ -49,7 +49,7 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
         batch_ids: list[bytes] = []
     else:
         target = task.batch_target_size
-        mark = marks.expired_before(tx, task, at)
+        mark = watermarks.expired_before(tx, task, at)
         batches = outstanding.open_batches(tx, task.task_pk, mark)
         batch_ids = [batch.batch_id for batch in batches]
         rooms = [batch.room(target) for batch in batches]

@@ -4,7 +4,7 @@ A transaction is a plain synchronous function of a ``Tx``; ``commits`` combines 
 into the transactions that carry a promise.
 """
 
-from dapd.datastore.engines import Datastore, Tx
 from dapd.datastore.opening import Opened, open_for_command, open_for_daemon
+from dapd.datastore.sqlite import Datastore, Tx
 
 __all__ = ["Datastore", "Opened", "Tx", "open_for_command", "open_for_daemon"]

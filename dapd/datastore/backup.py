@@ -3,7 +3,7 @@
 ``VACUUM INTO`` copies one snapshot beside a running daemon, into a file that takes its name only
 once it is checked and on the disk. A copy holds no sealing key. Its time is the safe clock's of the
 snapshot (rule D6), so that a minute in 2036 deletes no backups. ADR 0019. Left out: putting one
-back (``dapd.datastore.restoring``) and looking into one (``dapd.datastore.verify``).
+back (``dapd.datastore.replace``) and looking into one (``dapd.datastore.verify``).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 import msgspec
 
 from dapd.datastore import files, safe_clock
-from dapd.datastore.engines import APPLICATION_ID, Tx, commit_sequence, connect
 from dapd.datastore.migrate import check_version
+from dapd.datastore.sqlite import APPLICATION_ID, Tx, commit_sequence, connect
 from dapd.errors import DatastoreError
 from dapd.reports import ReplayIndex
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
 from dapd.reports import BucketTotal

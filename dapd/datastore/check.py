@@ -1,9 +1,8 @@
 """Does the file hold together? SQLite's own integrity, then what must hold between dapd's rows.
 
 Read-only, in one snapshot, beside a running daemon or without one; large columns are read in pages.
-``dapd.datastore.rules`` says row by row what must never be found; here stands what SQL can't say.
-Left out: whether sealed values open, which needs the keys
-(``dapd.datastore.sealed.open_every_value``).
+``dapd.datastore.invariants`` has what SQL can say of each row, this module the rest. Left out:
+whether sealed values open, which needs the keys (``dapd.datastore.sealed.open_every_value``).
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dapd.datastore import sealed
-from dapd.datastore.engines import Tx
+from dapd.datastore.invariants import REPORT, RESTORE, RULES, Rule
 from dapd.datastore.replay import id_pages
-from dapd.datastore.rules import REPORT, RESTORE, RULES, Rule
+from dapd.datastore.sqlite import Tx
 from dapd.messages.task import TaskConfiguration
 from dapd.reports import ReplayIndex
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dapd.datastore import expiry
-from dapd.datastore.engines import Tx
 from dapd.datastore.expiry import Found
+from dapd.datastore.sqlite import Tx
 from dapd.protocol.collect import Backlog
 from dapd.protocol.packing import Waiting
 from dapd.reports import Chunk, cut_chunk

@@ -11,9 +11,10 @@ import hashlib
 from dataclasses import dataclass, field
 
 from dapd.datastore import expiry
-from dapd.datastore.engines import Tx
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
+from dapd.datastore.sqlite import Row, Tx
+from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Instant, Mark
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
@@ -109,7 +110,7 @@ class CollectionJob:
     pk: int
     id: bytes
     task_pk: int
-    state: str
+    state: CollectionState
     lo: bytes
     hi: bytes
     cut: int | None
@@ -192,7 +193,7 @@ def identical(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> CollectionJob | 
         expired_before=mark.before,
         expired_ms=mark.ms,
     )
-    return CollectionJob(*row) if row else None
+    return _job(row)
 
 
 def by_id(tx: Tx, task_pk: int, job_id: bytes, mark: Mark) -> CollectionJob | None:
@@ -200,14 +201,14 @@ def by_id(tx: Tx, task_pk: int, job_id: bytes, mark: Mark) -> CollectionJob | No
     row = tx.one(
         _Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=mark.before, expired_ms=mark.ms
     )
-    return CollectionJob(*row) if row else None
+    return _job(row)
 
 
 def by_pk(tx: Tx, pk: int) -> CollectionJob:
     """A job that a lease refers to; rows of jobs are never deleted while it may hold."""
-    row = tx.one(_Q_BY_PK, pk=pk)
-    assert row is not None
-    return CollectionJob(*row)
+    job = _job(tx.one(_Q_BY_PK, pk=pk))
+    assert job is not None
+    return job
 
 
 def insert(
@@ -367,3 +368,10 @@ def _end(
             detail=detail,
         )
     )
+
+
+def _job(row: Row | None) -> CollectionJob | None:
+    if row is None:
+        return None
+    pk, job_id, task_pk, state, *rest = row
+    return CollectionJob(pk, job_id, task_pk, CollectionState(state), *rest)

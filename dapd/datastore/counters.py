@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 
 _Q_ADD = """
 INSERT INTO task_counters (task_pk, name, value) VALUES (:task_pk, :name, :value)

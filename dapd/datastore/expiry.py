@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 
 PAGE = 500
 

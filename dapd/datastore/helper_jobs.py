@@ -7,23 +7,20 @@ no bodies any more (rule A6).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from dapd.datastore import expiry
-from dapd.datastore.engines import Row, Tx
 from dapd.datastore.expiry import Found
+from dapd.datastore.sqlite import Row, Tx
+from dapd.protocol.states import HelperJobState
 from dapd.reports import HelperFinish
-
-State = Literal["received", "finished", "deleted"]
 
 _SELECT = """
 SELECT id, state, n, response FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk)
 WHERE task_pk = :task_pk AND (newest >= :expired_before OR state = 'received')"""
 _Q_BY_IDENTITY = f"{_SELECT} AND request_hash = :request_hash"
 _Q_BY_ID = f"{_SELECT} AND id = :id"
-_Q_REQUEST = """
-SELECT id, request_hash, n, bucket, newest, request
-FROM aggregation_jobs JOIN job_bodies USING (job_pk)
+_Q_LEASED = """
+SELECT id, request_hash, n, bucket, newest FROM aggregation_jobs
 WHERE job_pk = :job_pk AND state = 'received' AND lease_token = :lease_token"""
 _Q_WAITING = """
 SELECT job_pk, n FROM aggregation_jobs
@@ -107,7 +104,7 @@ class StoredJob:
     """A job as its resource shows it; ``response`` is the ``AggregationJobResp`` once finished."""
 
     id: bytes
-    state: State
+    state: HelperJobState
     n: int
     response: bytes | None
 
@@ -129,15 +126,13 @@ def by_id(tx: Tx, task_pk: int, job_id: bytes, expired_before: int) -> StoredJob
     return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=expired_before))
 
 
-def leased_request(
-    tx: Tx, task_pk: int, job_pk: int, lease_token: bytes
-) -> tuple[JobKey, bytes] | None:
-    """A received job and its request, while the lease holds."""
-    row = tx.one(_Q_REQUEST, job_pk=job_pk, lease_token=lease_token)
+def leased(tx: Tx, task_pk: int, job_pk: int, lease_token: bytes) -> JobKey | None:
+    """A received job, while the lease holds."""
+    row = tx.one(_Q_LEASED, job_pk=job_pk, lease_token=lease_token)
     if row is None:
         return None
-    job_id, request_hash, n, bucket, made_at, request = row
-    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, made_at), request
+    job_id, request_hash, n, bucket, made_at = row
+    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, made_at)
 
 
 def waiting(tx: Tx) -> list[tuple[int, int]]:
@@ -151,7 +146,9 @@ def request_of(tx: Tx, job_pk: int) -> bytes | None:
     return row[0] if row else None
 
 
-def insert(tx: Tx, key: JobKey, state: State, now: int, lease_until: int | None) -> int | None:
+def insert(
+    tx: Tx, key: JobKey, state: HelperJobState, now: int, lease_until: int | None
+) -> int | None:
     """A new row, leased if ``lease_until`` (ms) is given; ``None`` if identity or id is taken."""
     expired = tx.one(
         _Q_EXPIRED_IDENTITY,
@@ -255,7 +252,7 @@ def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
         return None
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
     job_id, state, n, admitted_ids = row
-    return Dropped(job_id, n if state == "received" else 0, admitted_ids or b"")
+    return Dropped(job_id, n if state == HelperJobState.RECEIVED else 0, admitted_ids or b"")
 
 
 def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:
@@ -273,4 +270,7 @@ def forget(tx: Tx, job_pk: int) -> bool:
 
 
 def _stored(row: Row | None) -> StoredJob | None:
-    return None if row is None else StoredJob(*row)
+    if row is None:
+        return None
+    job_id, state, n, response = row
+    return StoredJob(job_id, HelperJobState(state), n, response)

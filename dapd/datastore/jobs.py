@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Tx
 from dapd.datastore.leases import Kind
+from dapd.datastore.sqlite import Tx
 
 _AGGREGATION = """
 SELECT 'aggregation' AS kind, job_pk AS pk, id, task_pk, role, state, n, created_at, run_at,

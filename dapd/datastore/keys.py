@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapd.crypto import HpkeKeypair, Sealer, hpke_private_key_aad
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.protocol.keys import KeyState, StoredKey, Suite
 
 _Q_ALL = """

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dapd.datastore import expiry
-from dapd.datastore.engines import Tx
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
+from dapd.datastore.sqlite import Tx
 from dapd.protocol.leader import Later, Standing
-from dapd.protocol.states import LeaderJob, require_move
+from dapd.protocol.states import LeaderJobState, require_move
 
 _Q_INSERT = """
 INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, newest,
@@ -79,7 +79,7 @@ class Job:
     job_pk: int
     id: bytes
     task_pk: int
-    state: LeaderJob
+    state: LeaderJobState
     n: int
     batch_id: bytes
     newest: int
@@ -134,10 +134,12 @@ def load(tx: Tx, lease: Lease) -> Job:
     if row is None:
         raise LeaseLost(f"job {lease.pk} is not under this lease")
     job_pk, job_id, task_pk, state, *rest = row
-    return Job(job_pk, job_id, task_pk, LeaderJob(state), *rest)
+    return Job(job_pk, job_id, task_pk, LeaderJobState(state), *rest)
 
 
-def move(tx: Tx, lease: Lease, old: LeaderJob, later: Later, *, keep_lease: bool = False) -> None:
+def move(
+    tx: Tx, lease: Lease, old: LeaderJobState, later: Later, *, keep_lease: bool = False
+) -> None:
     """Claim the job in state ``old`` and let it go on as ``later`` says. Raises ``LeaseLost``."""
     require_move(old, later.state)
     claimed = tx.execute(
@@ -157,14 +159,14 @@ def move(tx: Tx, lease: Lease, old: LeaderJob, later: Later, *, keep_lease: bool
         raise LeaseLost(f"job {lease.pk} is not {old} under this lease")
 
 
-def end(tx: Tx, lease: Lease, job: Job, state: LeaderJob, error: str | None = None) -> None:
+def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None = None) -> None:
     """Claim the job and end it; its bodies go. Raises ``LeaseLost``."""
     later = Later(state, 0, job.attempts, job.sends, job.location, error)
     move(tx, lease, job.state, later)
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
 
 
-def give_up(tx: Tx, job_pk: int, state: LeaderJob, error: str) -> tuple[int, int, int] | None:
+def give_up(tx: Tx, job_pk: int, state: LeaderJobState, error: str) -> tuple[int, int, int] | None:
     """End an unfinished job, whoever has it leased; its (task_pk, n, sends), or ``None``."""
     row = tx.one(_Q_GIVE_UP, job_pk=job_pk, state=state, error=error)
     if row is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 
 Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000

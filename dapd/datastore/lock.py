@@ -5,7 +5,7 @@ The lock is never on the database file: opening and closing that by hand drops S
 locks. Its file holds two lines: the commit sequence, ever as wide, and who the holder is, so that a
 second one can say it. A database whose own sequence is below the recorded one has forgotten
 commits: somebody put an older copy there. Left out: where a sequence comes from
-(``dapd.datastore.engines``) and what is done about a file that is behind.
+(``dapd.datastore.sqlite``) and what is done about a file that is behind.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from dapd.datastore.engines import APPLICATION_ID, Tx, commit_sequence
+from dapd.datastore.sqlite import APPLICATION_ID, Tx, commit_sequence
 from dapd.errors import DatastoreError, UnfitDatastore
 from dapd.reports import ReplayIndex
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dapd.datastore import lock, replay
 from dapd.datastore.backup import before_upgrade
-from dapd.datastore.engines import Datastore, commit_sequence, connect
 from dapd.datastore.files import create_private
 from dapd.datastore.migrate import check_version, migrate, pending, schema_of
 from dapd.datastore.mounts import refuse_network
+from dapd.datastore.sqlite import Datastore, commit_sequence, connect
 from dapd.errors import DatastoreError
 
 

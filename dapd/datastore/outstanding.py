@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.protocol.batches import OpenBatch
 
 _Q_OPEN = """

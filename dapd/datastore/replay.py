@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from dapd.datastore.engines import Row, Tx
+from dapd.datastore.sqlite import Row, Tx
 
 _Q_CHUNKS = """
 SELECT chunk_pk, task_pk, ids FROM report_chunks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.protocol.task import Instant
 
 _Q_LOAD = "SELECT safe_now, doubted FROM safe_clock WHERE one = 1"

@@ -25,7 +25,7 @@ from dapd.crypto import (
     token_aad,
     verify_key_aad,
 )
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 from dapd.errors import DatastoreError
 
 PAGE_CELLS = 256

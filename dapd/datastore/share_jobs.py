@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Row, Tx
+from dapd.datastore.sqlite import Row, Tx
 
 _SELECT = """
 SELECT id, response FROM aggregate_share_jobs

@@ -1,6 +1,6 @@
 """The table of tasks: keys and outbound tokens sealed, inbound tokens hashed (I9).
 
-Left out: the marks below which a task's reports are refused (``dapd.datastore.marks``).
+Left out: the marks below which a task's reports are refused (``dapd.datastore.watermarks``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
-from dapd.datastore.engines import Row, Tx
+from dapd.datastore.sqlite import Row, Tx
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
 from dapd.messages.task import TaskConfiguration

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.engines import Row, Tx
+from dapd.datastore.sqlite import Row, Tx
 
 # Undecided chunks are few beside those whose ids are kept; an assigned one counts until its job
 # has ended, because no expiry takes that away before (rule D6).

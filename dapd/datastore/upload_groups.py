@@ -5,7 +5,7 @@ The latest are kept, so that one whose connection was lost in COMMIT finds out t
 
 from __future__ import annotations
 
-from dapd.datastore.engines import Tx
+from dapd.datastore.sqlite import Tx
 
 KEPT = 1_000
 

@@ -15,8 +15,8 @@ from dapd.crypto import Sealer
 from dapd.datastore import safe_clock, sealed
 from dapd.datastore.backup import connect_read_only
 from dapd.datastore.check import check
-from dapd.datastore.engines import Tx, commit_sequence
 from dapd.datastore.migrate import check_version, schema_of
+from dapd.datastore.sqlite import Tx, commit_sequence
 from dapd.errors import DatastoreError
 from dapd.reports import ReplayIndex
 

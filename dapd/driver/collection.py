@@ -13,13 +13,18 @@ from typing import assert_never
 import structlog
 
 from dapd.commits.batch_total import BatchTotal, batch_total
-from dapd.commits.collection_finish import collection_finish, collection_refused
-from dapd.commits.cut import Failed, advance
-from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.commits.collections import (
+    BatchChangedError,
+    Failed,
+    advance_collection,
+    finish_collection,
+    freeze_collection,
+    refuse_collection,
+)
 from dapd.crypto import Sealer, collection_share_aad
 from dapd.datastore import collections, leases
 from dapd.datastore.collections import CollectionJob, FrozenBatch, NextExchange
-from dapd.driver.desk import Desk
+from dapd.driver.step import Step
 from dapd.errors import DecodeError
 from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
 from dapd.messages.collection import (
@@ -47,23 +52,23 @@ _log = structlog.get_logger()
 _LOOK_AGAIN_MS = 60_000
 
 
-async def step(context: Context, desk: Desk) -> None:
+async def run(context: Context, step: Step) -> None:
     """Step a collection job once, and on to its exchange if the peer has a permit free."""
-    if desk.lease.due.state != "waiting":
-        await _exchange(context, desk)
-    elif await _advance(context, desk):
-        if desk.try_permit():
-            await _exchange(context, desk)
+    if step.lease.due.state != "waiting":
+        await _exchange(context, step)
+    elif await _advance(context, step):
+        if step.try_permit():
+            await _exchange(context, step)
         else:
-            await context.run(leases.release, desk.lease, context.now(), reset_attempts=True)
+            await context.run(leases.release, step.lease, context.now(), reset_attempts=True)
 
 
-async def _advance(context: Context, desk: Desk) -> bool:
+async def _advance(context: Context, step: Step) -> bool:
     """Make the next move of a waiting job; whether it is frozen now, and still leased."""
-    async with desk.slots:
+    async with step.slots:
         at = context.instant()
         look_again = at.now + _LOOK_AGAIN_MS
-        move = await context.run(advance, desk.lease, desk.task, at, look_again)
+        move = await context.run(advance_collection, step.lease, step.task, at, look_again)
         match move:
             case None | Wait():
                 return False
@@ -71,22 +76,24 @@ async def _advance(context: Context, desk: Desk) -> bool:
                 context.chunks.ring()  # the creator flushes what stands up to the cut (C3, C6)
                 return False
             case Failed(job_id):
-                context.finished.announce(("collection", job_id))
+                context.job_ended(("collection", job_id))
                 return False
             case Freeze(batch):
-                return await _freeze(context, desk, batch)
+                return await _freeze(context, step, batch)
             case _:
                 assert_never(move)
 
 
-async def _freeze(context: Context, desk: Desk, batch: BucketRange) -> bool:
-    lease, task = desk.lease, desk.task
+async def _freeze(context: Context, step: Step, batch: BucketRange) -> bool:
+    lease, task = step.lease, step.task
     # Summed in a reader, so that the writer goes on; the freeze sees that nothing was added since.
     total = await context.read(batch_total, task, context.sealer, batch)
     job = await context.read(collections.by_pk, lease.pk)
     frozen = frozen_batch(task, context.sealer, job, batch, total)
     try:
-        held = await context.run(freeze, lease, task, frozen, total.extent, context.instant())
+        held = await context.run(
+            freeze_collection, lease, task, frozen, total.extent, context.instant()
+        )
     except BatchChangedError:
         await context.run(leases.release, lease, context.now())
         return False
@@ -112,8 +119,8 @@ def frozen_batch(
     )
 
 
-async def _exchange(context: Context, desk: Desk) -> None:
-    lease, task = desk.lease, desk.task
+async def _exchange(context: Context, step: Step) -> None:
+    lease, task = step.lease, step.task
     job = await context.read(collections.by_pk, lease.pk)
     assert task.aggregator_token is not None
     if job.location is not None:
@@ -135,21 +142,21 @@ async def _exchange(context: Context, desk: Desk) -> None:
         )
     else:
         return
-    desk.note_peer(context, outcome)
-    await _take(context, desk, job, outcome)
+    step.note_peer(context, outcome)
+    await _take(context, step, job, outcome)
 
 
-async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outcome) -> None:
+async def _take(context: Context, step: Step, job: CollectionJob, outcome: Outcome) -> None:
     match outcome:
         case Ready(body):
-            await _finish(context, desk, job, body)
+            await _finish(context, step, job, body)
         case Processing(location, retry_after):
-            attempts = desk.lease.due.attempts + 1 if retry_after is None else 0
+            attempts = step.lease.due.attempts + 1 if retry_after is None else 0
             wait = _wait_ms(context, attempts, retry_after)
-            await _ask_later(context, desk, _Later(location, wait, attempts))
+            await _ask_later(context, step, _Later(location, wait, attempts))
         case Refused(type=str() as error, detail=detail) if error in FINAL_REFUSALS:  # D4
-            async with desk.slots:
-                await context.run(collection_refused, desk.lease, desk.task, error, detail)
+            async with step.slots:
+                await context.run(refuse_collection, step.lease, step.task, error, detail)
             context.metrics.collections_refused.labels(error).inc()
             _log.error(
                 "collection_refused",
@@ -167,30 +174,30 @@ async def _take(context: Context, desk: Desk, job: CollectionJob, outcome: Outco
                 likely_cause=likely_cause(status, error),
                 remedy="mend that with the Helper's operator, then `dapd jobs retry`",
             )
-            attempts = desk.lease.due.attempts + 1
+            attempts = step.lease.due.attempts + 1
             wait = _wait_ms(context, attempts, None)
             # Whatever the Location stood for, the stored bytes find the share by its identity.
-            await _ask_later(context, desk, _Later(None, wait, attempts, reason))
+            await _ask_later(context, step, _Later(None, wait, attempts, reason))
         case Unknown(reason, status, retry_after):
             _log.warning("exchange_failed", status=status, error=reason)
-            attempts = desk.lease.due.attempts + (0 if outcome.busy else 1)  # E1
+            attempts = step.lease.due.attempts + (0 if outcome.busy else 1)  # E1
             wait = _wait_ms(context, max(attempts, 1), retry_after)
-            await _ask_later(context, desk, _Later(job.location, wait, attempts, reason))
+            await _ask_later(context, step, _Later(job.location, wait, attempts, reason))
         case _:
             assert_never(outcome)
 
 
-async def _finish(context: Context, desk: Desk, job: CollectionJob, body: bytes) -> None:
+async def _finish(context: Context, step: Step, job: CollectionJob, body: bytes) -> None:
     try:
         helper_share = AggregateShare.decode(body).encrypted_aggregate_share
     except DecodeError as error:
-        await _take(context, desk, job, Unknown(f"the answer is no AggregateShare: {error}", 200))
+        await _take(context, step, job, Unknown(f"the answer is no AggregateShare: {error}", 200))
         return
-    async with desk.slots:
+    async with step.slots:
         response = await context.compute(
-            collection_response, desk.task, context.sealer, job, helper_share
+            collection_response, step.task, context.sealer, job, helper_share
         )
-        if not await context.run(collection_finish, desk.lease, response):
+        if not await context.run(finish_collection, step.lease, response):
             context.metrics.leases_lost.inc()
             return
     context.metrics.succeeded("collection")
@@ -225,10 +232,10 @@ class _Later:
     error: str | None = None
 
 
-async def _ask_later(context: Context, desk: Desk, later: _Later) -> None:
+async def _ask_later(context: Context, step: Step, later: _Later) -> None:
     run_at = context.now() + later.wait_ms
     following = NextExchange(later.location, run_at, later.attempts, later.error)
-    await context.run(collections.ask_later, desk.lease, following)
+    await context.run(collections.ask_later, step.lease, following)
 
 
 def _wait_ms(context: Context, attempts: int, retry_after: float | None) -> int:
@@ -239,5 +246,5 @@ def _wait_ms(context: Context, attempts: int, retry_after: float | None) -> int:
 
 
 def _ended(context: Context, job: CollectionJob) -> None:
-    context.finished.announce(("collection", job.id))
+    context.job_ended(("collection", job.id))
     context.chunks.ring()  # its batch is collected or open again: later chunks move on (C2)

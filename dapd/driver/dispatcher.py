@@ -16,7 +16,7 @@ from structlog.contextvars import bound_contextvars
 
 from dapd.datastore import leases
 from dapd.datastore.leases import LEASE_MS, LONGEST_CRASH_WAIT_MS, Due, Lease
-from dapd.driver.desk import Desk, Step
+from dapd.driver.step import RunStep, Step
 from dapd.errors import describe
 from dapd.messages.common import b64url_encode
 from dapd.protocol.retry import backoff_ms
@@ -32,7 +32,9 @@ _LEASED_AHEAD = 2  # per slot, so that a slot never waits for the leasing commit
 class Dispatcher:
     """``steps`` says which step works on (kind, role), such as ("aggregation", "leader")."""
 
-    def __init__(self, context: Context, steps: Mapping[tuple[str, str], Step], slots: int) -> None:
+    def __init__(
+        self, context: Context, steps: Mapping[tuple[str, str], RunStep], slots: int
+    ) -> None:
         self._context = context
         self._steps = steps
         self._slots = trio.CapacityLimiter(slots)
@@ -99,28 +101,28 @@ class Dispatcher:
     async def _step(self, lease: Lease) -> None:
         context, due = self._context, lease.due
         task = context.tasks.by_pk(due.task_pk)
-        desk = Desk(lease, task, self._slots, self._peer(due.task_pk))
-        step = self._steps[due.kind, "leader" if task.is_leader else "helper"]
+        step = Step(lease, task, self._slots, self._peer(due.task_pk))
+        run = self._steps[due.kind, "leader" if task.is_leader else "helper"]
         try:
             with bound_contextvars(
                 task_id=task.id_text, job_id=b64url_encode(due.id), kind=due.kind
             ):
-                if due.state in EXCHANGING and not desk.try_permit():
+                if due.state in EXCHANGING and not step.try_permit():
                     await context.run(leases.release, lease, context.now())
                     return
-                await self._guarded(step, desk)
+                await self._guarded(run, step)
         finally:
-            if desk.has_permit:
-                desk.peer.release()
+            if step.has_permit:
+                step.peer.release()
             del self._held[lease.token]
             context.jobs.ring()
 
-    async def _guarded(self, step: Step, desk: Desk) -> None:
+    async def _guarded(self, run: RunStep, step: Step) -> None:
         """The one edge at which a step's failure becomes a log line and a back-off."""
-        context, lease = self._context, desk.lease
+        context, lease = self._context, step.lease
         begun = time.perf_counter()
         try:
-            await step(context, desk)
+            await run(context, step)
         except Exception as error:  # noqa: BLE001
             context.metrics.steps_failed.labels(lease.due.kind).inc()
             _log.exception(

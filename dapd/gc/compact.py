@@ -2,7 +2,7 @@
 
 A busy bucket gets one for each job and may stay open for weeks; the sum that a collection needs is
 to stay quick, and the database small. Reading and adding up happen beside the writer. Left out: the
-transaction (``dapd.commits.compact``) and batches that are closed, whose contributions are summed
+transaction (``dapd.commits.garbage``) and batches that are closed, whose contributions are summed
 once or will be deleted.
 """
 
@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from dapd.commits.batch_total import added, nothing
-from dapd.commits.compact import ContributionsChangedError, compact
+from dapd.commits.garbage import ContributionsChangedError, compact_bucket
 from dapd.crypto import Sealer, batch_share_aad
 from dapd.datastore import Tx, batches
 from dapd.datastore.batches import Contribution
@@ -58,7 +58,9 @@ async def _compact_bucket(context: Context, task: Task, bucket: bytes) -> None:
             return
         try:
             merged = await context.compute(merge_contributions, task, context.sealer, parts)
-            await context.run(compact, task.task_pk, [part.share_pk for part in parts], merged)
+            await context.run(
+                compact_bucket, task.task_pk, [part.share_pk for part in parts], merged
+            )
         except ContributionsChangedError:
             return  # the next round looks again
         except ValueError as error:

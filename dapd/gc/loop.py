@@ -17,7 +17,7 @@ import structlog
 import trio
 from structlog.contextvars import bound_contextvars
 
-from dapd.datastore import Tx, batches, helper_jobs, marks
+from dapd.datastore import Tx, batches, helper_jobs, watermarks
 from dapd.datastore import tasks as task_table
 from dapd.datastore.expiry import PAGE
 from dapd.datastore.tasks import UnreadableTask
@@ -156,7 +156,7 @@ class GarbageCollector:
 def raise_marks(tx: Tx, raised: Mapping[int, int]) -> None:
     """Raise the watermark of each task (task_pk: mark), which never falls (rule D6)."""
     for task_pk, mark in raised.items():
-        marks.raise_expired_before(tx, task_pk, mark)
+        watermarks.raise_expired_before(tx, task_pk, mark)
 
 
 def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import trio
 
-from dapd.datastore.engines import Pages, Tx
+from dapd.datastore.sqlite import Pages, Tx
 from dapd.runtime.context import Context
 
 _SPARE_PAGES = 1000

@@ -1,6 +1,6 @@
 """Takes away what of one task lies below its stored watermark, kind by kind, in bounded steps.
 
-Rule D6. What may go is looked for beside the writer; each step of ``dapd.commits.collect_garbage``
+Rule D6. What may go is looked for beside the writer; each step of ``dapd.commits.garbage``
 sees for itself whether it still may. The order of the kinds matters: jobs that wait for the Helper
 end before their chunks go, chunks before their jobs, frozen collections before their batches.
 """
@@ -12,9 +12,17 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from dapd.commits import collect_garbage as commits
-from dapd.commits.collect_garbage import DroppedBatches, Freed
-from dapd.commits.expire import expire_collection, expire_job
+from dapd.commits.collections import expire_collection
+from dapd.commits.garbage import (
+    DroppedBatches,
+    Freed,
+    drop_batches,
+    drop_chunks,
+    drop_helper_jobs,
+    drop_leader_jobs,
+    forget_answers,
+)
+from dapd.commits.leader_jobs import expire_job
 from dapd.datastore import (
     Tx,
     batches,
@@ -26,10 +34,10 @@ from dapd.datastore import (
     share_jobs,
 )
 from dapd.datastore.expiry import PAGE, START, Found
+from dapd.datastore.leases import Kind
 from dapd.gc.pace import Pace
 from dapd.protocol.batches import BucketRange, time_bucket
 from dapd.protocol.task import MAX_INTEGER, Mark, Task
-from dapd.runtime import helper
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
@@ -72,7 +80,7 @@ class Sweep:
     async def forget_answers(self, job_pks: Sequence[int]) -> None:
         """Take away what a Helper keeps of jobs for its Leader alone (rule A7)."""
         found = [Found(pk, pk, 0) for pk in job_pks]
-        await self._take("answers", Pace(self._context), found, commits.forget_answers)
+        await self._take("answers", Pace(self._context), found, forget_answers)
 
     async def _leaders_work(self) -> None:
         """End what has waited for the Helper until now; it is counted, and its rows go later."""
@@ -84,7 +92,9 @@ class Sweep:
 
         def expire_collections(tx: Tx, pks: Sequence[int]) -> Freed:
             ended = [expire_collection(tx, task_pk, pk, before, safe) for pk in pks]
-            jobs = tuple(("collection", job_id) for job_id in ended if job_id is not None)
+            jobs: tuple[tuple[Kind, bytes], ...] = tuple(
+                ("collection", job_id) for job_id in ended if job_id is not None
+            )
             return Freed(len(jobs), waited_for=jobs)
 
         await self._page("expired_jobs", leader_jobs.expiring, expire_jobs)
@@ -101,16 +111,16 @@ class Sweep:
     async def _leader_rows(self) -> None:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()
 
-        def drop_chunks(tx: Tx, pks: Sequence[int]) -> Freed:
-            return commits.drop_chunks(tx, task_pk, pks, mark.before, now)
+        def drop_past_chunks(tx: Tx, pks: Sequence[int]) -> Freed:
+            return drop_chunks(tx, task_pk, pks, mark.before, now)
 
         def drop_jobs(tx: Tx, pks: Sequence[int]) -> Freed:
-            return commits.drop_leader_jobs(tx, task_pk, pks)
+            return drop_leader_jobs(tx, task_pk, pks)
 
         def drop_collections(tx: Tx, most: int) -> int:
             return collections.drop(tx, task_pk, mark, most)
 
-        await self._page("chunks", chunks.past, drop_chunks)
+        await self._page("chunks", chunks.past, drop_past_chunks)
         await self._page("jobs", leader_jobs.past, drop_jobs)
         await self._repeat("collections", drop_collections)
 
@@ -118,7 +128,7 @@ class Sweep:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()
 
         def drop_jobs(tx: Tx, pks: Sequence[int]) -> Freed:
-            return commits.drop_helper_jobs(tx, task_pk, pks, mark.before, now)
+            return drop_helper_jobs(tx, task_pk, pks, mark.before, now)
 
         def drop_shares(tx: Tx, most: int) -> int:
             return share_jobs.drop(tx, task_pk, mark.ms, most)
@@ -157,7 +167,7 @@ class Sweep:
                 await pace.pause()
 
     def _drop_batches(self, tx: Tx, batch_ids: Sequence[bytes], most: int) -> DroppedBatches:
-        return commits.drop_batches(tx, self._task.task_pk, batch_ids, self._mark.before, most)
+        return drop_batches(tx, self._task.task_pk, batch_ids, self._mark.before, most)
 
     async def _remains(self) -> None:
         """What of a deleted task has no time by which it would expire."""
@@ -212,11 +222,8 @@ class Sweep:
         if freed.ids:
             replay = self._context.datastore.replay
             await self._context.compute(replay.forget, self._task.task_pk, freed.ids)
-        for kind, job_id in freed.waited_for:
-            if kind == "aggregation":
-                helper.ended(self._context, job_id)
-            else:
-                self._context.finished.announce((kind, job_id))
+        for name in freed.waited_for:
+            self._context.job_ended(name)
 
     def _stopped(self) -> bool:
         return self._context.draining.is_set()

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from dapd.commits import reseal as commits
-from dapd.commits.reseal import Standing
+from dapd.commits.sealing_keys import ResealStanding, finish_reseal, replace_values, reseal_standing
 from dapd.crypto import Sealer
 from dapd.datastore import sealed
 from dapd.datastore.sealed import COLUMNS, Cell, Column
@@ -44,7 +43,7 @@ async def run(context: Context) -> None:
 async def reseal(context: Context) -> None:
     """Passes over all columns until one finds nothing to do; then the old keys may go."""
     key_id = context.sealer.key_ids[0]
-    standing = await context.read(commits.standing, key_id)
+    standing = await context.read(reseal_standing, key_id)
     if not standing.others:
         return
     old = [other.hex() for other in standing.others]
@@ -106,7 +105,7 @@ class Pass:
         if resealed.values:
             self.found += len(resealed.values)
             began = trio.current_time()
-            await context.run(commits.replace, column, resealed.values, self._key_id, after)
+            await context.run(replace_values, column, resealed.values, self._key_id, after)
             self.took = trio.current_time() - began
         if context.seldom.due("reseal_progress", _REPORT_EVERY):
             _log.info("reseal_progress", column=column.name, row=after, resealed=self.found)
@@ -131,8 +130,8 @@ def _resealed(sealer: Sealer, column: Column, cells: Sequence[Cell], key_id: byt
     return resealed
 
 
-async def _finish(context: Context, key_id: bytes, standing: Standing) -> bool:
-    if not await context.run(commits.finish, key_id, standing.others):
+async def _finish(context: Context, key_id: bytes, standing: ResealStanding) -> bool:
+    if not await context.run(finish_reseal, key_id, standing.others):
         return False
     _log.info(
         "reseal_finished",

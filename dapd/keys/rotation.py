@@ -1,6 +1,6 @@
 """HPKE keys follow each other without anybody's help (rule F1).
 
-Left out: when (``dapd.protocol.keys``), and the transaction (``dapd.commits.key_moves``).
+Left out: when (``dapd.protocol.keys``), and the transaction (``dapd.commits.hpke_keys``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from dapd.commits import key_moves
+from dapd.commits import hpke_keys
 from dapd.config import Config
 from dapd.datastore import Tx, keys
 from dapd.protocol.keys import KeyState, Move, free_ids, plan
@@ -51,7 +51,7 @@ async def rotate(context: Context) -> list[Move]:
         )
     if not due:
         return []
-    moves = await context.run(key_moves.rotate, context.sealer, state.safe, context.config)
+    moves = await context.run(hpke_keys.rotate, context.sealer, state.safe, context.config)
     await context.keyrings.reload()
     log_moves(moves)
     return moves
@@ -70,4 +70,4 @@ def log_moves(moves: Sequence[Move]) -> None:
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:
     """Whether a move is due, and whether a new key would find an id."""
     stored = keys.all_keys(tx)
-    return bool(plan(stored, now, key_moves.key_times(tx, config))), bool(free_ids(stored))
+    return bool(plan(stored, now, hpke_keys.key_times(tx, config))), bool(free_ids(stored))

@@ -3,7 +3,7 @@
 Sections "Helper Initialization", "Helper Continuation", "Recovering from Aggregation Step Skew",
 and "Leader-selected Batch Mode" for its extension. Left out: the reports one by one, which the Rust
 extension judges, and what the database decides, replay and collected batches
-(``dapd.commits.helper_commit``).
+(``dapd.commits.helper_jobs``).
 """
 
 from __future__ import annotations

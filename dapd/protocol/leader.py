@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dapd.messages.aggregation import AggregationJobInitHead, leader_selected_batch_id_extension
 from dapd.protocol.retry import backoff_ms
-from dapd.protocol.states import LeaderJob
+from dapd.protocol.states import LeaderJobState
 
 _LONG = 4
 """Doublings ahead, where trying again soon would not help: a configuration must change first."""
@@ -22,7 +22,7 @@ _COME_AGAIN = (408, 425)
 class Standing:
     """A job before its exchange; ``attempts`` are those that failed since the last success."""
 
-    state: LeaderJob
+    state: LeaderJobState
     attempts: int
     sends: int
     location: str | None = None
@@ -35,7 +35,7 @@ class Later:
     ``sends`` are those whose outcome is not settled: a final refusal settles them (rule D4).
     """
 
-    state: LeaderJob
+    state: LeaderJobState
     run_at: int
     attempts: int
     sends: int
@@ -79,10 +79,10 @@ def processing(
     """The Helper works on it: poll as it says, or ever more slowly (I5)."""
     if retry_after is not None:
         run_at = moment.as_told(retry_after, moment.poll_min, moment.poll_max)
-        return Later(LeaderJob.POLLING, run_at, 0, standing.sends, location)
-    polls = (standing.attempts if standing.state is LeaderJob.POLLING else 0) + 1
+        return Later(LeaderJobState.POLLING, run_at, 0, standing.sends, location)
+    polls = (standing.attempts if standing.state is LeaderJobState.POLLING else 0) + 1
     run_at = min(moment.backoff(polls), moment.now + int(1000 * moment.poll_max))
-    return Later(LeaderJob.POLLING, run_at, polls, standing.sends, location)
+    return Later(LeaderJobState.POLLING, run_at, polls, standing.sends, location)
 
 
 def unknown(
@@ -99,16 +99,18 @@ def unknown(
     else:
         attempts += 1
         run_at = moment.backoff(attempts)
-    if standing.state is LeaderJob.POLLING and _may_poll_again(status):
-        return Later(LeaderJob.POLLING, run_at, attempts, standing.sends, standing.location, reason)
-    return Later(LeaderJob.STORED, run_at, attempts, standing.sends, error=reason)
+    if standing.state is LeaderJobState.POLLING and _may_poll_again(status):
+        return Later(
+            LeaderJobState.POLLING, run_at, attempts, standing.sends, standing.location, reason
+        )
+    return Later(LeaderJobState.STORED, run_at, attempts, standing.sends, error=reason)
 
 
 def misfit(standing: Standing, reason: str, moment: Moment) -> Later:
     """An answer that can't be right, or a refusal that isn't final: the same bytes, much later."""
     attempts = standing.attempts + 1
     run_at = moment.backoff(attempts + _LONG)
-    return Later(LeaderJob.STORED, run_at, attempts, standing.sends, error=reason)
+    return Later(LeaderJobState.STORED, run_at, attempts, standing.sends, error=reason)
 
 
 def settled(standing: Standing, reason: str, moment: Moment) -> Later:
@@ -118,7 +120,7 @@ def settled(standing: Standing, reason: str, moment: Moment) -> Later:
     so its next send is its first again.
     """
     attempts = standing.attempts + 1
-    return Later(LeaderJob.STORED, moment.backoff(attempts + _LONG), attempts, 0, error=reason)
+    return Later(LeaderJobState.STORED, moment.backoff(attempts + _LONG), attempts, 0, error=reason)
 
 
 def likely_cause(status: int | None, type: str | None) -> str:

@@ -1,22 +1,17 @@
-"""The states of a Leader's aggregation job and the moves between them, as one table; and what the
-next step of a job in any state needs.
+"""The state machines of jobs and chunks: their states, and every legal move in one table each.
 
-Sections "Leader Initialization", "Asynchronous Request Handling". The commits in ``dapd.commits``
-make the moves, and each names the state it moves from (rule D1).
+Sections "Leader Initialization", "Helper Initialization", "Asynchronous Request Handling" and
+"Collection Job Initialization". The transactions in ``dapd.commits`` make the moves, and each names
+the state that it moves from (rule D1). SQL has the states as plain literals, since a bound
+parameter can't use a partial index; Python has them from here alone.
 """
 
 from __future__ import annotations
 
 from enum import StrEnum
 
-COMPUTING = frozenset({"assigned", "received", "waiting"})
-"""States of unfinished jobs of either kind whose next step needs a computing slot (rule E1)."""
-EXCHANGING = frozenset({"stored", "polling", "frozen"})
-"""States whose next step asks the peer, and needs its permit."""
-UNFINISHED = COMPUTING | EXCHANGING
 
-
-class LeaderJob(StrEnum):
+class LeaderJobState(StrEnum):
     """A Leader's aggregation job."""
 
     ASSIGNED = "assigned"
@@ -37,38 +32,116 @@ class LeaderJob(StrEnum):
     """
 
 
-LEADER_MOVES: dict[LeaderJob, frozenset[LeaderJob]] = {
-    LeaderJob.ASSIGNED: frozenset(
-        {LeaderJob.STORED, LeaderJob.FINISHED, LeaderJob.EXPIRED, LeaderJob.LOST}
-    ),
-    LeaderJob.STORED: frozenset(
+class HelperJobState(StrEnum):
+    """A Helper's aggregation job."""
+
+    RECEIVED = "received"
+    """The exact request is stored; to be verified."""
+    FINISHED = "finished"
+    """Its response, its contributions and the ids that it admitted are stored."""
+    DELETED = "deleted"
+    """Only a tombstone is left, with the ids that it admitted (A6)."""
+
+
+class CollectionState(StrEnum):
+    """A Leader's collection job."""
+
+    WAITING = "waiting"
+    """For reports, or for jobs that hold them (C3)."""
+    FROZEN = "frozen"
+    """Its batch is closed, and the exact AggregateShareReq is stored; to be sent (C2, I3)."""
+    POLLING = "polling"
+    """The Helper works on the aggregate share at a known Location."""
+    FINISHED = "finished"
+    """Its CollectionJobResp is stored."""
+    FAILED = "failed"
+    """It ended with an error, which its resource shows."""
+    DELETED = "deleted"
+    """The Collector, or an operator, has deleted it."""
+
+
+class ChunkState(StrEnum):
+    """A chunk of a Leader's reports."""
+
+    WAITING = "waiting"
+    """For a job that takes it."""
+    ASSIGNED = "assigned"
+    """To an unfinished job."""
+    DECIDED = "decided"
+    """Each of its reports is aggregated, or rejected and counted."""
+
+
+COMPUTING: frozenset[str] = frozenset(
+    {LeaderJobState.ASSIGNED, HelperJobState.RECEIVED, CollectionState.WAITING}
+)
+"""States of unfinished jobs of any kind whose next step needs a computing slot (rule E1)."""
+EXCHANGING: frozenset[str] = frozenset(
+    {
+        LeaderJobState.STORED,
+        LeaderJobState.POLLING,
+        CollectionState.FROZEN,
+        CollectionState.POLLING,
+    }
+)
+"""States whose next step asks the peer, and needs its permit."""
+UNFINISHED = COMPUTING | EXCHANGING
+
+
+_LEADER_ENDS = frozenset(
+    {
+        LeaderJobState.FINISHED,
+        LeaderJobState.ABANDONED,
+        LeaderJobState.EXPIRED,
+        LeaderJobState.LOST,
+    }
+)
+
+LEADER_JOB_MOVES: dict[LeaderJobState, frozenset[LeaderJobState]] = {
+    LeaderJobState.ASSIGNED: frozenset(
         {
-            LeaderJob.STORED,
-            LeaderJob.POLLING,
-            LeaderJob.FINISHED,
-            LeaderJob.ABANDONED,
-            LeaderJob.EXPIRED,
-            LeaderJob.LOST,
+            LeaderJobState.STORED,
+            LeaderJobState.FINISHED,
+            LeaderJobState.EXPIRED,
+            LeaderJobState.LOST,
         }
     ),
-    LeaderJob.POLLING: frozenset(
-        {
-            LeaderJob.POLLING,
-            LeaderJob.STORED,
-            LeaderJob.FINISHED,
-            LeaderJob.ABANDONED,
-            LeaderJob.EXPIRED,
-            LeaderJob.LOST,
-        }
+    LeaderJobState.STORED: _LEADER_ENDS | {LeaderJobState.STORED, LeaderJobState.POLLING},
+    LeaderJobState.POLLING: _LEADER_ENDS | {LeaderJobState.STORED, LeaderJobState.POLLING},
+    LeaderJobState.FINISHED: frozenset(),
+    LeaderJobState.ABANDONED: frozenset(),
+    LeaderJobState.EXPIRED: frozenset(),
+    LeaderJobState.LOST: frozenset(),
+}
+
+HELPER_JOB_MOVES: dict[HelperJobState, frozenset[HelperJobState]] = {
+    HelperJobState.RECEIVED: frozenset({HelperJobState.FINISHED, HelperJobState.DELETED}),
+    HelperJobState.FINISHED: frozenset({HelperJobState.DELETED}),
+    HelperJobState.DELETED: frozenset(),
+}
+
+_COLLECTION_ENDS = frozenset(
+    {CollectionState.FINISHED, CollectionState.FAILED, CollectionState.DELETED}
+)
+
+COLLECTION_MOVES: dict[CollectionState, frozenset[CollectionState]] = {
+    CollectionState.WAITING: frozenset(
+        {CollectionState.FROZEN, CollectionState.FAILED, CollectionState.DELETED}
     ),
-    LeaderJob.FINISHED: frozenset(),
-    LeaderJob.ABANDONED: frozenset(),
-    LeaderJob.EXPIRED: frozenset(),
-    LeaderJob.LOST: frozenset(),
+    CollectionState.FROZEN: _COLLECTION_ENDS | {CollectionState.FROZEN, CollectionState.POLLING},
+    CollectionState.POLLING: _COLLECTION_ENDS | {CollectionState.FROZEN, CollectionState.POLLING},
+    CollectionState.FINISHED: frozenset({CollectionState.DELETED}),
+    CollectionState.FAILED: frozenset({CollectionState.DELETED}),
+    CollectionState.DELETED: frozenset(),
+}
+
+CHUNK_MOVES: dict[ChunkState, frozenset[ChunkState]] = {
+    ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.DECIDED}),
+    ChunkState.ASSIGNED: frozenset({ChunkState.ASSIGNED, ChunkState.WAITING, ChunkState.DECIDED}),
+    ChunkState.DECIDED: frozenset(),
 }
 
 
-def require_move(old: LeaderJob, new: LeaderJob) -> None:
+def require_move(old: LeaderJobState, new: LeaderJobState) -> None:
     """Raise ``ValueError`` for a move that the table lacks: a fault of this program."""
-    if new not in LEADER_MOVES[old]:
+    if new not in LEADER_JOB_MOVES[old]:
         raise ValueError(f"an aggregation job can't go from {old} to {new}")

@@ -3,7 +3,7 @@
 A certificate is tried in a handshake in memory, in a context of its own, before any connection
 meets it: that finds a key of another certificate, a chain that can't be sent and a certificate for
 another purpose, and tells when it expires. Left out: when the files are read again
-(``dapd.runtime.reload``), and the connections (``dapd.server.listen``).
+(``dapd.process.reload``), and the connections (``dapd.server.listener``).
 """
 
 from __future__ import annotations

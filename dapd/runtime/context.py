@@ -21,15 +21,16 @@ from dapd.runtime.certificates import Certificates
 from dapd.runtime.clock import Clock, SafeClock
 from dapd.runtime.disk import Disk
 from dapd.runtime.history import History
+from dapd.runtime.judged import JudgedRequests
 from dapd.runtime.keyrings import Keyrings
-from dapd.runtime.lane import Lane
-from dapd.runtime.logs import Seldom
-from dapd.runtime.metrics import Metrics
 from dapd.runtime.peers import Peers
 from dapd.runtime.rates import Rates
 from dapd.runtime.tasks import Tasks
-from dapd.runtime.wake import Finished, Wake
+from dapd.runtime.upload_queue import UploadQueue
+from dapd.runtime.wake import Finished, JobName, Wake
 from dapd.runtime.work import Work
+from dapd.telemetry.logs import Seldom
+from dapd.telemetry.metrics import Metrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class Outside:
 class Context:
     """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8).
 
-    ``config`` is frozen, but another one may take its place (``dapd.runtime.reload``): what reads
+    ``config`` is frozen, but another one may take its place (``dapd.process.reload``): what reads
     it here, whenever it needs it, follows. ``config_path`` is where it came from, ``restart_for``
     the keys in it that wait for a restart, as of the last reload.
     """
@@ -64,12 +65,13 @@ class Context:
     http: DapHttp
     work: Work
     disk: Disk
-    lane: Lane
+    uploads: UploadQueue
     rates: Rates
     jitter: Callable[[], float]
     jobs: Wake = field(default_factory=Wake)
     chunks: Wake = field(default_factory=Wake)
     finished: Finished = field(default_factory=Finished)
+    judged: JudgedRequests = field(default_factory=JudgedRequests)
     seldom: Seldom = field(default_factory=Seldom)
     metrics: Metrics = field(default_factory=Metrics)
     history: History = field(default_factory=History)
@@ -118,6 +120,14 @@ class Context:
         """The bounds that a report of ``task`` must keep now."""
         return task.rules_at(self.instant(), self.config.reports.early_leeway)
 
+    def job_ended(self, name: JobName) -> None:
+        """The job neither waits nor runs any more: answer the requests that are held for it."""
+        _, job_id = name
+        if job_id is not None:
+            self.rates.end(job_id)
+            self.judged.drop(job_id)
+        self.finished.announce(name)
+
     def drain(self) -> None:
         """Begin to stop (I8): no new leases, held requests are answered "not ready" now."""
         self.draining.set()
@@ -134,8 +144,8 @@ def make_context(
     http: DapHttp,
     nursery: trio.Nursery,
 ) -> Context:
-    """A context whose work runs in ``nursery``; its lane, tasks and keys are still to be started
-    and read.
+    """A context whose work runs in ``nursery``; the caller still has to read its tasks and keys,
+    and to start the loop that empties its upload queue.
     """
     leader = config.leader
     disk = Disk(datastore.path, config.disk.min_free_bytes)
@@ -151,7 +161,7 @@ def make_context(
         http=http,
         work=Work(nursery, config.helper.max_running),
         disk=disk,
-        lane=Lane(
+        uploads=UploadQueue(
             leader.upload_queue, leader.upload_group_requests, leader.upload_group_bytes, disk
         ),
         rates=Rates(),

@@ -1,29 +1,17 @@
-"""The last hour in a few numbers, for a person who looks: what came, what was done, what waits.
+"""The last hour in a few numbers, for a person to look at: arrivals, work done, work waiting.
 
-Twice a minute one reading transaction and a look at the metrics become a point of each series. An
-hour is kept, in memory, and goes with the process. Left out: more than an hour, which is for who
-gathers the metrics (``dapd.runtime.metrics``).
+An hour is kept, in memory, and ends with the process. Left out: taking the points
+(``dapd.upkeep.history``), and more than an hour, which Prometheus keeps
+(``dapd.telemetry.metrics``).
 """
 
 from __future__ import annotations
 
 from array import array
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-import trio
-
-from dapd.datastore import Tx, counters
 from dapd.datastore.counters import TaskTotals
-from dapd.datastore.overview import overview
-from dapd.errors import DatastoreError
 
-if TYPE_CHECKING:
-    from dapd.runtime.context import Context
-    from dapd.runtime.metrics import Metrics
-
-EVERY = 30.0
 POINTS = 120
 RECENT = 10
 """Points, five minutes, over which a present rate is measured."""
@@ -59,16 +47,14 @@ class History:
     queued: array[float] = field(default_factory=_series)
     late: array[float] = field(default_factory=_series)
     tasks: dict[bytes, TaskHistory] = field(default_factory=dict)
-    _before: _Totals | None = None
+    _before: Totals | None = None
 
-    async def take(self, context: Context) -> None:
-        """Add a point; the first call only sees from where to count. Raises ``DatastoreError``."""
-        tasks, unfinished = await context.read(_read)
-        now = _totals(tasks, context.metrics)
+    def add(self, now: Totals, *, unfinished: int, queued: int) -> None:
+        """Add a point; the first call only sets from where to count."""
         before, self._before = self._before, now
         if before is None:
             return
-        self._add_tasks(before.tasks, tasks)
+        self._add_tasks(before.tasks, now.tasks)
         slept = now.sleeps - before.sleeps
         for series, value in (
             (self.seconds, now.at - before.at),
@@ -76,10 +62,10 @@ class History:
             (self.aggregated, sum(task.aggregated[-1] for task in self.tasks.values())),
             (self.errors, now.errors - before.errors),
             (self.unfinished, unfinished),
-            (self.queued, context.lane.waiting),
+            (self.queued, queued),
             (self.late, (now.late - before.late) / slept if slept else 0.0),
         ):
-            _add(series, value)
+            _append(series, value)
 
     def rates(self, counts: array[float]) -> list[float]:
         """``counts`` per second, of each of its points."""
@@ -95,13 +81,17 @@ class History:
         self.tasks = {task_id: self.tasks.get(task_id) or TaskHistory() for task_id in now}
         for task_id, task in self.tasks.items():
             old, new = before.get(task_id, TaskTotals()), now[task_id]
-            _add(task.accepted, new.accepted - old.accepted)
-            _add(task.aggregated, new.aggregated - old.aggregated)
+            _append(task.accepted, new.accepted - old.accepted)
+            _append(task.aggregated, new.aggregated - old.aggregated)
 
 
 @dataclass(frozen=True, slots=True)
-class _Totals:
-    """What only grows, at one moment of Trio's clock."""
+class Totals:
+    """Numbers that only grow, at one moment of Trio's clock (s).
+
+    ``errors`` are answers with a status from 500 on, ``late`` the seconds by which the event loop
+    was late in all its ``sleeps``.
+    """
 
     at: float
     tasks: dict[bytes, TaskTotals]
@@ -110,39 +100,6 @@ class _Totals:
     sleeps: float
 
 
-async def run(context: Context) -> None:
-    """Until draining."""
-    while True:
-        # The next point spans this time too, and whoever needs the database says more.
-        with suppress(DatastoreError):
-            await context.history.take(context)
-        with trio.move_on_after(EVERY):
-            await context.draining.wait()
-            return
-
-
-def _read(tx: Tx) -> tuple[dict[bytes, TaskTotals], int]:
-    found = overview(tx)
-    jobs = sum(row.jobs for row in (*found.aggregation_jobs, *found.collection_jobs))
-    return counters.by_task(tx), jobs
-
-
-def _totals(tasks: dict[bytes, TaskTotals], metrics: Metrics) -> _Totals:
-    errors = sum(
-        sample.value
-        for family in metrics.http_requests.collect()
-        for sample in family.samples
-        if sample.labels["status"].startswith("5")
-    )
-    lateness = {
-        sample.name: sample.value
-        for family in metrics.loop_lag.collect()
-        for sample in family.samples
-    }
-    late, sleeps = (lateness[f"dapd_event_loop_lag_seconds_{end}"] for end in ("sum", "count"))
-    return _Totals(trio.current_time(), tasks, errors, late, sleeps)
-
-
-def _add(series: array[float], value: float) -> None:
+def _append(series: array[float], value: float) -> None:
     series.append(value)
     del series[:-POINTS]

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
 
 import trio
+
+from dapd.datastore.leases import Kind
+
+JobName = tuple[Kind, bytes | None]
+"""A job's kind and its id; ``None`` stands for any id that no job has."""
 
 
 class Wake:
@@ -28,24 +32,24 @@ class Finished:
     """Tells those who wait for a certain job in this process that its state has changed."""
 
     def __init__(self) -> None:
-        self._events: defaultdict[Hashable, trio.Event] = defaultdict(trio.Event)
+        self._events: defaultdict[JobName, trio.Event] = defaultdict(trio.Event)
 
-    def listen(self, key: Hashable) -> trio.Event:
-        """Set at the next ``announce(key)``. Look at the state after this call, then wait."""
-        return self._events[key]
+    def listen(self, name: JobName) -> trio.Event:
+        """Set at the next ``announce(name)``. Look at the state after this call, then wait."""
+        return self._events[name]
 
-    def announce(self, key: Hashable) -> None:
-        event = self._events.pop(key, None)
+    def announce(self, name: JobName) -> None:
+        event = self._events.pop(name, None)
         if event is not None:
             event.set()
 
-    def forget(self, key: Hashable) -> None:
+    def forget(self, name: JobName) -> None:
         """Nobody waits any more; drops the event if it was never announced."""
-        event = self._events.get(key)
+        event = self._events.get(name)
         if event is not None and not event.statistics().tasks_waiting:
-            del self._events[key]
+            del self._events[name]
 
     def announce_all(self) -> None:
         """Draining: every held request is answered "not ready" now (I8)."""
-        for key in list(self._events):
-            self.announce(key)
+        for name in list(self._events):
+            self.announce(name)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from quart import Blueprint, Response, request
 
-from dapd.commits.delete import delete_aggregation_job
+from dapd.commits.helper_jobs import delete_aggregation_job
 from dapd.datastore.helper_jobs import StoredJob
+from dapd.driver import helper_job
 from dapd.messages.common import MediaType, b64url_encode
 from dapd.protocol.helper import judge_continue, unknown_job
 from dapd.protocol.task import Task
-from dapd.runtime import helper
 from dapd.runtime.context import Context
 from dapd.server.requests import body_of, done, processing, ready, resource_id, task_of
 
@@ -27,20 +27,20 @@ def blueprint(context: Context) -> Blueprint:
         """Create the job, or indicate the one that an identical request created."""
         task = task_of(request)
         body = await body_of(request, MediaType.AGGREGATION_JOB_INIT_REQ)
-        return _state(context, task, await helper.create(context, task, body))
+        return _state(context, task, await helper_job.create(context, task, body))
 
     @routes.get("/tasks/<_task>/aggregation_jobs/<job>")
     async def state(_task: str, job: str) -> Response:
         """The job's current state; ``step`` says where the Leader believes it to be."""
         task = task_of(request)
         step = request.args.get("step")
-        return _state(context, task, await helper.poll(context, task, resource_id(job), step))
+        return _state(context, task, await helper_job.poll(context, task, resource_id(job), step))
 
     @routes.post("/tasks/<_task>/aggregation_jobs/<job>")
     async def proceed(_task: str, job: str) -> Response:
         """Continue a job: of a VDAF of one round, none can be (rule A11)."""
         body = await body_of(request, MediaType.AGGREGATION_JOB_CONTINUE_REQ)
-        await helper.find(context, task_of(request), resource_id(job))
+        await helper_job.find(context, task_of(request), resource_id(job))
         judge_continue(body)
 
     @routes.delete("/tasks/<_task>/aggregation_jobs/<job>")
@@ -49,7 +49,7 @@ def blueprint(context: Context) -> Blueprint:
         task, job_id = task_of(request), resource_id(job)
         if job_id is None or not await context.run(delete_aggregation_job, task.task_pk, job_id):
             raise unknown_job()
-        helper.ended(context, job_id)
+        context.job_ended(("aggregation", job_id))
         return done()
 
     return routes
@@ -59,5 +59,5 @@ def _state(context: Context, task: Task, job: StoredJob) -> Response:
     """The representation where it is ready, else where and when to ask again (rule A4)."""
     location = task.url_path(f"aggregation_jobs/{b64url_encode(job.id)}")
     if job.response is None:
-        return processing(f"{location}?step=0", helper.retry_after(context))
+        return processing(f"{location}?step=0", helper_job.retry_after(context))
     return ready(job.response, MediaType.AGGREGATION_JOB_RESP, location)

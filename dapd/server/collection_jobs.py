@@ -7,22 +7,23 @@ or GET is held for a short while, so that a result that is nearly there is answe
 from __future__ import annotations
 
 import secrets
+from functools import partial
 
-import trio
 from quart import Blueprint, Response, request
 
-from dapd.commits.collection_create import collection_create
-from dapd.commits.collection_delete import collection_delete
+from dapd.commits.collections import create_collection, delete_collection
 from dapd.datastore import collections
 from dapd.datastore.collections import CollectionJob
+from dapd.driver.hold import hold
 from dapd.errors import Abort
 from dapd.messages.common import MediaType, b64url_encode
+from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.server.requests import body_of, done, processing, ready, resource_id, task_of
 
 _JOB_ID_SIZE = 16
-_UNSETTLED = frozenset({"waiting", "frozen", "polling"})
+_ENDED = frozenset({CollectionState.FINISHED, CollectionState.FAILED, CollectionState.DELETED})
 
 
 def blueprint(context: Context) -> Blueprint:
@@ -35,7 +36,7 @@ def blueprint(context: Context) -> Blueprint:
         task = task_of(request)
         body = await body_of(request, MediaType.COLLECTION_JOB_REQ)
         job = await context.run(
-            collection_create,
+            create_collection,
             task,
             body,
             secrets.token_bytes(_JOB_ID_SIZE),
@@ -58,9 +59,9 @@ def blueprint(context: Context) -> Blueprint:
         """The Collector needs the job no more; its batch stays collected (rule A6)."""
         wanted = resource_id(job_id)
         task, at = task_of(request), context.instant()
-        if wanted is None or not await context.run(collection_delete, task, wanted, at):
+        if wanted is None or not await context.run(delete_collection, task, wanted, at):
             raise _unknown_job()
-        context.finished.announce(("collection", wanted))
+        context.job_ended(("collection", wanted))
         context.chunks.ring()
         return done()
 
@@ -69,35 +70,26 @@ def blueprint(context: Context) -> Blueprint:
 
 async def _current(context: Context, task: Task, job: CollectionJob, *, created: bool) -> Response:
     """The job's state as its answer, alike for POST and GET (rule A4)."""
-    job = await _settled(context, task, job)
+    job = await hold(
+        context,
+        ("collection", job.id),
+        partial(_find, context, task, job.id),
+        lambda job: job.state in _ENDED,
+        context.config.collection.poll_hold,
+    )
     location = task.url_path(f"collection_jobs/{b64url_encode(job.id)}")
     match job.state:
-        case "finished":
+        case CollectionState.FINISHED:
             assert job.response is not None
             if job.served_at is None:
                 await context.run(collections.note_served, job.pk, context.now())  # A8
             return ready(job.response, MediaType.COLLECTION_JOB_RESP, location if created else None)
-        case "failed":
+        case CollectionState.FAILED:
             raise Abort(job.error, job.detail or "the collection job failed")
-        case "deleted":
+        case CollectionState.DELETED:
             raise _unknown_job()
         case _:
             return processing(location, context.config.collection.retry_after)
-
-
-async def _settled(context: Context, task: Task, job: CollectionJob) -> CollectionJob:
-    """The job once it has ended, or as it is when it has been waited for long enough."""
-    key = ("collection", job.id)
-    ended = context.finished.listen(key)
-    try:
-        job = await _find(context, task, job.id)  # it may have ended before the listening began
-        if job.state in _UNSETTLED and not context.draining.is_set():
-            with trio.move_on_after(context.config.collection.poll_hold):
-                await ended.wait()
-            job = await _find(context, task, job.id)
-    finally:
-        context.finished.forget(key)
-    return job
 
 
 async def _find(context: Context, task: Task, job_id: bytes | None) -> CollectionJob:

@@ -20,10 +20,10 @@ from dapd.errors import Abort
 from dapd.messages.common import b64url_decode
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
-from dapd.runtime.log_context import begin_request
-from dapd.runtime.metrics import Metrics
 from dapd.server import reports
 from dapd.server.problems import failure_document, problem_document
+from dapd.telemetry.log_context import begin_request
+from dapd.telemetry.metrics import Metrics
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from dapd.errors import Abort
-from dapd.runtime.log_context import request_id
+from dapd.telemetry.log_context import request_id
 
 _log = structlog.get_logger()
 _URN = "urn:ietf:params:ppm:dap:error:"

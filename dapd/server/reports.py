@@ -1,8 +1,8 @@
 """POST /tasks/{task-id}/reports, a plain ASGI function: it is the busiest route.
 
 Section "Upload Request", "Leader Behavior". Left out: what happens to the reports
-(``dapd.runtime.lane``) and the routing (``dapd.server.front``), which also makes a problem document
-of an ``Abort``.
+(``dapd.driver.uploads``) and the routing (``dapd.server.front``), which also makes a problem
+document of an ``Abort``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ async def upload(
     body = await read_body(headers, receive, context.config.server.max_body_bytes)
     if body is None:
         return
-    answer = await context.lane.submit(task, body)
+    answer = await context.uploads.submit(task, body)
     if answer.error is not None:
         offset, reason = answer.error
         raise Abort("invalidMessage", f"{reason} at byte {offset}")

@@ -23,7 +23,7 @@ import trio
 from dapd.app import Daemon, run_daemon
 from dapd.client import Client, Uploaded
 from dapd.collector import Collector, Query, Result
-from dapd.commits.add_task import add_task
+from dapd.commits.tasks import add_task
 from dapd.config import Config
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import TaskSettings

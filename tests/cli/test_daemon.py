@@ -12,13 +12,13 @@ import msgspec
 import pytest
 import trio
 
+from dapd.admin.clock import ACCEPT, SHOW, ClockView, view
+from dapd.admin.operation import Nothing
 from dapd.cli.daemon import NoDaemon, ask, call
 from dapd.config import Admin, Config
 from dapd.datastore import Datastore
 from dapd.errors import DatastoreError, UsageError
 from dapd.runtime.clock import SafeClock
-from dapd.server.admin.clock import ACCEPT, SHOW, ClockView, view
-from dapd.server.admin.operation import Nothing
 from tests.build import StillClock, make_config, open_store
 from tests.paths.hands import hand_pair
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dapd.cli import main
-from dapd.commits.add_task import add_task
-from dapd.commits.take_over import check_sealing_keys
+from dapd.commits.sealing_keys import check_sealing_keys
+from dapd.commits.tasks import add_task
 from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load
 from dapd.crypto import make_sealer, sealing_key_id

@@ -17,6 +17,7 @@ import msgspec
 import pytest
 import trio
 
+from dapd.admin.todo import BACKUP_AGE
 from dapd.cli import main, service
 from dapd.cli.doctor.daemon import daemon
 from dapd.cli.doctor.findings import Finding, Steps, check, ok
@@ -24,7 +25,6 @@ from dapd.datastore.backup import LastBackup, last_backup_path
 from dapd.datastore.migrate import migrations
 from dapd.errors import DatastoreError, UsageError
 from dapd.messages.common import b64url_encode
-from dapd.server.admin.todo import BACKUP_AGE
 from tests.certificates import Authority
 from tests.paths.hands import hand_pair
 

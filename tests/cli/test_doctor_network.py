@@ -15,9 +15,9 @@ import trio
 from trio.testing import MockClock
 
 from dapd.cli.doctor import answers
+from dapd.cli.doctor.diagnose import Trouble, trouble_at
 from dapd.cli.doctor.findings import Finding
 from dapd.cli.doctor.network import Heard, ask_all, clocks, own_urls, peers
-from dapd.cli.doctor.reaching import Trouble, trouble_at
 from dapd.crypto import HpkeKeypair
 from dapd.datastore.keys import SealedKeypair
 from dapd.http import trusting

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dapd.commits import helper_store, key_moves
+from dapd.commits import hpke_keys
+from dapd.commits.helper_jobs import store_job
 from dapd.config.loading import load
 from dapd.crypto import make_sealer
 from dapd.datastore import Datastore, Tx, keys, open_for_command, safe_clock
@@ -156,7 +157,7 @@ def test_remove_compromised_says_how_many_queued_reports_it_costs(run: Run, conf
             body = leader_job(pair, make_reports(pair, [1] * count)).body
             digest, lease = hashlib.sha256(body).digest(), secrets.token_bytes(16)
             key = JobKey(task.task_pk, secrets.token_bytes(16), digest, count, b"", lease, TIME)
-            store.run_sync(helper_store.store, key, body, NOW)
+            store.run_sync(store_job, key, body, NOW)
 
     in_datastore(config, fill)
     assert run("add", "--active")[0] == 0
@@ -188,6 +189,6 @@ def test_d6_a_command_dates_a_move_by_the_later_clock(run: Run, config: Path) ->
     assert listed(run)[1]["since"] > "2026"
     in_datastore(
         config,
-        lambda store: store.run_sync(key_moves.add, SEALER, MANDATORY_SUITE, LONG, active=False),
+        lambda store: store.run_sync(hpke_keys.add, SEALER, MANDATORY_SUITE, LONG, active=False),
     )
     assert run("promote", 2)[0] == 0

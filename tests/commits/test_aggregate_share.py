@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dapd.commits.aggregate_share import ShareRequest, serve
-from dapd.commits.delete import delete_aggregate_share
+from dapd.commits.aggregate_share import ShareRequest, delete_aggregate_share, serve_aggregate_share
 from dapd.crypto import Keyring, batch_share_aad
 from dapd.datastore import Datastore, batches
 from dapd.datastore.share_jobs import StoredShare
@@ -103,7 +102,9 @@ class Bench:
     def serve(self, message: AggregateShareReq) -> StoredShare:
         digest = hashlib.sha256(message.encode()).digest()
         request = ShareRequest(self.task, secrets.token_bytes(16), digest, message)
-        return self.store.run_sync(serve, request, self.pair.sealer, Instant(NOW, NOW))
+        return self.store.run_sync(
+            serve_aggregate_share, request, self.pair.sealer, Instant(NOW, NOW)
+        )
 
     def refusal(self, message: AggregateShareReq) -> str | None:
         with pytest.raises(Abort) as caught:

@@ -9,10 +9,15 @@ from pathlib import Path
 import pytest
 
 from dapd.commits.batch_total import batch_total
-from dapd.commits.collection_delete import collection_delete
-from dapd.commits.collection_finish import collection_finish, collection_refused
-from dapd.commits.cut import Failed, advance
-from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.commits.collections import (
+    BatchChangedError,
+    Failed,
+    advance_collection,
+    delete_collection,
+    finish_collection,
+    freeze_collection,
+    refuse_collection,
+)
 from dapd.datastore import collections, uncollected
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
@@ -42,22 +47,26 @@ async def selected(tmp_path: Path) -> AsyncIterator[Aggregators]:
 
 
 def move(who: Aggregators, job: CollectionJob) -> Move | Failed | None:
-    return who.store.run_sync(advance, who.lease(job), who.leader, who.clock.instant(), LATER)
+    return who.store.run_sync(
+        advance_collection, who.lease(job), who.leader, who.clock.instant(), LATER
+    )
 
 
 def frozen(who: Aggregators, job: CollectionJob) -> Lease:
     """Freeze a job whose batch is complete."""
     lease = who.lease(job)
-    made = who.store.run_sync(advance, lease, who.leader, who.clock.instant(), LATER)
+    made = who.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), LATER)
     assert isinstance(made, Freeze), made
     total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, made.batch)
     batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), made.batch, total)
-    assert who.store.run_sync(freeze, lease, who.leader, batch, total.extent, who.clock.instant())
+    assert who.store.run_sync(
+        freeze_collection, lease, who.leader, batch, total.extent, who.clock.instant()
+    )
     return lease
 
 
 def finished(who: Aggregators, job: CollectionJob, response: bytes = b"result") -> None:
-    assert who.store.run_sync(collection_finish, frozen(who, job), response)
+    assert who.store.run_sync(finish_collection, frozen(who, job), response)
 
 
 def error_of(who: Aggregators, request: CollectionJobReq) -> str | None:
@@ -83,7 +92,7 @@ async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
     job = pair.query(QUERY)
     pair.aggregate([1, 0, 1])
     pair.store.run_sync(
-        collection_refused, frozen(pair, job), pair.leader, "batchMismatch", "they differ"
+        refuse_collection, frozen(pair, job), pair.leader, "batchMismatch", "they differ"
     )
     assert pair.query(QUERY).id != job.id
     assert pair.job(job).error == "batchMismatch"
@@ -92,7 +101,7 @@ async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
 async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> None:
     """Before the freeze a job binds nothing, and a new one can be made."""
     job = pair.query(QUERY)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
+    assert pair.store.run_sync(delete_collection, pair.leader, job.id, pair.clock.instant())
     assert pair.state_of(time_bucket(TIME)) is None
     assert pair.query(QUERY).id != job.id
 
@@ -102,7 +111,7 @@ async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) ->
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     finished(pair, job)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
+    assert pair.store.run_sync(delete_collection, pair.leader, job.id, pair.clock.instant())
     assert pair.job(job).response is None
     assert error_of(pair, interval_query(TIME, 2)) == "batchOverlap"
     assert error_of(pair, QUERY) == "batchOverlap"
@@ -118,10 +127,10 @@ async def test_a6_deleting_a_frozen_job_collects_what_may_have_been_asked_for(
     lease = frozen(pair, job)
     if sent:
         assert pair.store.run_sync(collections.note_send, lease)
-    assert pair.store.run_sync(collection_delete, pair.leader, job.id, pair.clock.instant())
+    assert pair.store.run_sync(delete_collection, pair.leader, job.id, pair.clock.instant())
     assert pair.state_of(time_bucket(TIME)) == state
     assert not pair.store.run_sync(collections.note_send, lease)
-    assert not pair.store.run_sync(collection_finish, lease, b"too late")
+    assert not pair.store.run_sync(finish_collection, lease, b"too late")
 
 
 async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
@@ -139,7 +148,7 @@ async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
         assert (repeat.id, repeat.response) == (job.id, batch_id)
         seen.append(selected.job(job).lo)
         selected.store.run_sync(
-            collection_delete, selected.leader, job.id, selected.clock.instant()
+            delete_collection, selected.leader, job.id, selected.clock.instant()
         )
     assert seen == batches
     waits = selected.query(NEXT_BATCH)
@@ -170,12 +179,12 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
         selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
     refused = selected.query(NEXT_BATCH)
     selected.store.run_sync(
-        collection_refused, frozen(selected, refused), selected.leader, "batchMismatch", "x"
+        refuse_collection, frozen(selected, refused), selected.leader, "batchMismatch", "x"
     )
     deleted = selected.query(NEXT_BATCH)
     frozen(selected, deleted)
     selected.store.run_sync(
-        collection_delete, selected.leader, deleted.id, selected.clock.instant()
+        delete_collection, selected.leader, deleted.id, selected.clock.instant()
     )
     assert selected.job(deleted).lo != selected.job(refused).lo
     assert isinstance(move(selected, selected.query(NEXT_BATCH)), Wait)
@@ -230,13 +239,15 @@ async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggrega
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     lease = pair.lease(job)
-    made = pair.store.run_sync(advance, lease, pair.leader, Instant(NOW, NOW), LATER)
+    made = pair.store.run_sync(advance_collection, lease, pair.leader, Instant(NOW, NOW), LATER)
     assert isinstance(made, Freeze)
     total = pair.store.read_sync(batch_total, pair.leader, pair.pair.sealer, made.batch)
     batch = frozen_batch(pair.leader, pair.pair.sealer, job, made.batch, total)
     pair.aggregate([1])
     with pytest.raises(BatchChangedError):
-        pair.store.run_sync(freeze, lease, pair.leader, batch, total.extent, pair.clock.instant())
+        pair.store.run_sync(
+            freeze_collection, lease, pair.leader, batch, total.extent, pair.clock.instant()
+        )
     assert pair.job(job).state == "waiting"
     assert pair.state_of(time_bucket(TIME)) is None
 
@@ -250,7 +261,7 @@ async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
     """The interval is open again, except where the Helper has collected it."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
-    assert pair.store.run_sync(collection_refused, frozen(pair, job), pair.leader, error, "why")
+    assert pair.store.run_sync(refuse_collection, frozen(pair, job), pair.leader, error, "why")
     ended = pair.job(job)
     assert (ended.state, ended.error, ended.detail) == ("failed", error, "why")
     assert pair.state_of(time_bucket(TIME)) == state
@@ -376,10 +387,13 @@ async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     lease = frozen(pair, job)
-    assert pair.store.run_sync(collection_finish, lease, b"first")
-    assert not pair.store.run_sync(collection_finish, lease, b"second")
-    assert not pair.store.run_sync(collection_refused, lease, pair.leader, "batchMismatch", "")
-    assert pair.store.run_sync(advance, lease, pair.leader, Instant(NOW, NOW), LATER) is None
+    assert pair.store.run_sync(finish_collection, lease, b"first")
+    assert not pair.store.run_sync(finish_collection, lease, b"second")
+    assert not pair.store.run_sync(refuse_collection, lease, pair.leader, "batchMismatch", "")
+    assert (
+        pair.store.run_sync(advance_collection, lease, pair.leader, Instant(NOW, NOW), LATER)
+        is None
+    )
     assert pair.job(job).response == b"first"
     assert pair.state_of(time_bucket(TIME)) == "collected"
 

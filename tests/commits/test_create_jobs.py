@@ -13,7 +13,7 @@ from dapd.commits import create_jobs
 from dapd.commits.create_jobs import Created
 from dapd.datastore import Datastore, Tx, batches, chunks, counters
 from dapd.datastore.chunks import Place
-from dapd.datastore.engines import Row
+from dapd.datastore.sqlite import Row
 from dapd.messages.common import BatchMode
 from dapd.protocol.packing import Limits
 from dapd.protocol.task import Instant, Task, TaskSettings

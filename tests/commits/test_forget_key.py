@@ -10,13 +10,13 @@ import pytest
 import structlog
 
 from dapd.collector import CollectionFailed
-from dapd.commits import forget_key, rekey_task
-from dapd.commits.take_over import check_sealing_keys
+from dapd.commits.sealing_keys import ORDER, Forgetting, check_sealing_keys, forget_id, forget_page
+from dapd.commits.tasks import rekey_task
 from dapd.config.keyfiles import read_sealing_keys
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Tx, sealed
 from dapd.datastore.check import check
-from dapd.datastore.engines import Row
+from dapd.datastore.sqlite import Row
 from dapd.errors import UsageError
 from dapd.keys import reseal
 from dapd.protocol.task import Instant, TaskSettings
@@ -43,20 +43,20 @@ def counters(house: FullHouse) -> dict[str, int]:
 
 def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
     """Forget the old key, or only the first pages; what was counted as lost."""
-    forgetting = forget_key.Forgetting(sealing_key_id(house.key("sealing")), Instant(NOW, NOW))
+    forgetting = Forgetting(sealing_key_id(house.key("sealing")), Instant(NOW, NOW))
     total: dict[str, int] = {}
     opened = open_store(house.database)
     try:
         run = opened.datastore.run_sync
-        for column in forget_key.ORDER:
+        for column in ORDER:
             after: int | None = -1
             while after is not None:
                 if pages == 0:
                     return total
                 pages = None if pages is None else pages - 1
-                after, lost = run(forget_key.forget_page, column, after, forgetting)
+                after, lost = run(forget_page, column, after, forgetting)
                 total = {name: total.get(name, 0) + lost.get(name, 0) for name in {*total, *lost}}
-        run(forget_key.forget_id, forgetting.key_id)
+        run(forget_id, forgetting.key_id)
         return total
     finally:
         opened.close()
@@ -114,7 +114,7 @@ async def test_f2_the_daemon_starts_without_the_key_and_serves_a_task_once_it_is
         assert context.tasks.all() == []
         assert await context.tasks.find(hands.task.task_id) is None
         task = aggregator_task(hands.task.files.leader, TaskSettings())
-        await context.run(rekey_task.rekey_task, task, make_sealer(read_sealing_keys(config)))
+        await context.run(rekey_task, task, make_sealer(read_sealing_keys(config)))
         await context.tasks.reload()
 
         await pair.helper.start()
@@ -172,7 +172,7 @@ async def test_f2_interrupted_it_goes_on_and_counts_nothing_twice(tmp_path: Path
             pages += 1
             forget(house, pages=pages)
             assert {finding.table for finding in house.read(check)} <= {"tasks"}
-        assert pages > len(forget_key.ORDER)
+        assert pages > len(ORDER)
         house.rekey()
         assert counters(house) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dapd.commits import helper_commit, helper_store
-from dapd.commits.delete import delete_aggregation_job
-from dapd.commits.helper_commit import VerifyAgainError
+from dapd.commits.helper_jobs import VerifyAgainError, commit_job, delete_aggregation_job, store_job
 from dapd.crypto import Keyring, batch_share_aad
 from dapd.datastore import Datastore, batches, counters, helper_jobs
 from dapd.datastore.helper_jobs import JobKey, StoredJob
@@ -25,7 +23,7 @@ from tests.build import (
     ANY_TIME,
     NOW,
     TIME,
-    LeaderJob,
+    LeaderJobState,
     Pair,
     add_task,
     contributions,
@@ -57,7 +55,7 @@ def task(store: Datastore, pair: Pair) -> Task:
     return add_task(store, pair.helper, pair)
 
 
-def key_of(task: Task, job: LeaderJob) -> JobKey:
+def key_of(task: Task, job: LeaderJobState) -> JobKey:
     request = judge_init(task, job.body)
     return JobKey(
         task.task_pk,
@@ -71,7 +69,7 @@ def key_of(task: Task, job: LeaderJob) -> JobKey:
 
 
 def verify(
-    pair: Pair, task: Task, job: LeaderJob, key: JobKey, known: bytes | None = None
+    pair: Pair, task: Task, job: LeaderJobState, key: JobKey, known: bytes | None = None
 ) -> HelperVerified:
     request = judge_init(task, job.body)
     return request.rows.verify(
@@ -86,16 +84,14 @@ def verify(
 
 
 def commit(
-    store: Datastore, pair: Pair, task: Task, job: LeaderJob, key: JobKey | None = None
+    store: Datastore, pair: Pair, task: Task, job: LeaderJobState, key: JobKey | None = None
 ) -> StoredJob:
     """The whole sync path: verify, then commit a job that is not stored."""
     key = key or key_of(task, job)
-    return store.run_sync(
-        helper_commit.commit, key, verify(pair, task, job, key), NOW, stored=False
-    )
+    return store.run_sync(commit_job, key, verify(pair, task, job, key), NOW, stored=False)
 
 
-def outcomes(job: LeaderJob, stored: StoredJob) -> bytes:
+def outcomes(job: LeaderJobState, stored: StoredJob) -> bytes:
     assert stored.response is not None
     return job.finish(stored.response)
 
@@ -150,7 +146,7 @@ def test_a1_identical_requests_at_once_are_one_job(
 def test_a1_storing_a_finished_job_returns_it(store: Datastore, pair: Pair, task: Task) -> None:
     job = leader_job(pair, make_reports(pair, [1]))
     finished = commit(store, pair, task, job)
-    assert store.run_sync(helper_store.store, key_of(task, job), job.body, NOW) == finished
+    assert store.run_sync(store_job, key_of(task, job), job.body, NOW) == finished
 
 
 def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
@@ -160,9 +156,9 @@ def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
     job = leader_job(pair, make_reports(pair, [1, 1]))
     key = key_of(task, job)
     verified = verify(pair, task, job, key)
-    late = store.run_sync(helper_store.store, key, job.body, NOW, lease_until=NOW + 1)
+    late = store.run_sync(store_job, key, job.body, NOW, lease_until=NOW + 1)
     assert (late.id, late.state) == (key.id, "received")
-    finished = store.run_sync(helper_commit.commit, key, verified, NOW, stored=False)
+    finished = store.run_sync(commit_job, key, verified, NOW, stored=False)
     assert (finished.id, finished.state) == (key.id, "finished")
     assert aggregated(store, task) == 2
 
@@ -173,8 +169,8 @@ def test_d1_a_commit_without_its_lease_changes_nothing(
     """Another driver has the job: this one's verification is thrown away, the index clean."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
     key = key_of(task, job)
-    store.run_sync(helper_store.store, key, job.body, NOW)
-    seen = store.run_sync(helper_commit.commit, key, verify(pair, task, job, key), NOW, stored=True)
+    store.run_sync(store_job, key, job.body, NOW)
+    seen = store.run_sync(commit_job, key, verify(pair, task, job, key), NOW, stored=True)
     assert seen.state == "received"
     assert aggregated(store, task) == 0
     assert len(store.replay) == 0
@@ -202,7 +198,7 @@ def test_e3_rework_and_mask_give_the_same_share(
     key, key_of_only = key_of(task, job), key_of(task, only)
     known = bytes([REPLAYED, 0, 0]) if peeked else bytes(3)
     verified = verify(pair, task, job, key, known)
-    store.run_sync(helper_commit.commit, key, verified, NOW, stored=False)
+    store.run_sync(commit_job, key, verified, NOW, stored=False)
     (total,) = verify(pair, task, only, key_of_only).finish([], bytes(2)).buckets
     aad = batch_share_aad(task.task_id, key_of_only.id, total.bucket)
     assert plain_share(store, pair, task, key.id) == pair.sealer.open(aad, total.share)
@@ -216,11 +212,11 @@ def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
     key = key_of(task, job)
     mistaken = verify(pair, task, job, key, bytes([REPLAYED, 0]))
     with pytest.raises(VerifyAgainError) as caught:
-        store.run_sync(helper_commit.commit, key, mistaken, NOW, stored=False)
+        store.run_sync(commit_job, key, mistaken, NOW, stored=False)
     assert len(store.replay) == 0
     assert store.read_sync(helper_jobs.by_id, task.task_pk, key.id, 0) is None
     again = verify(pair, task, job, key, caught.value.known)
-    finished = store.run_sync(helper_commit.commit, key, again, NOW, stored=False)
+    finished = store.run_sync(commit_job, key, again, NOW, stored=False)
     assert outcomes(job, finished) == bytes(2)
 
 
@@ -257,12 +253,12 @@ def test_a6_a_job_deleted_before_its_commit_admits_nothing(
     reports = make_reports(pair, [1, 1])
     job = leader_job(pair, reports)
     key = key_of(task, job)
-    store.run_sync(helper_store.store, key, job.body, NOW, lease_until=NOW + 1)
+    store.run_sync(store_job, key, job.body, NOW, lease_until=NOW + 1)
     verified = verify(pair, task, job, key)
     assert store.run_sync(delete_aggregation_job, task.task_pk, key.id)
     for stored in (True, False):
         with pytest.raises(Abort, match="deleted") as caught:
-            store.run_sync(helper_commit.commit, key, verified, NOW, stored=stored)
+            store.run_sync(commit_job, key, verified, NOW, stored=stored)
         assert caught.value.type == "unrecognizedAggregationJob"
     assert (len(store.replay), aggregated(store, task)) == (0, 0)
     again = leader_job(pair, reports)
@@ -294,8 +290,8 @@ def test_d2_a_restart_knows_what_was_admitted_and_nothing_else(tmp_path: Path, p
     commit(store, pair, task, done)
     store.run_sync(delete_aggregation_job, task.task_pk, commit(store, pair, task, gone).id)
     key = key_of(task, pending)
-    store.run_sync(helper_store.store, key, pending.body, NOW, lease_until=NOW + 1)
-    deleted = store.run_sync(helper_store.store, key_of(task, aborted), aborted.body, NOW)
+    store.run_sync(store_job, key, pending.body, NOW, lease_until=NOW + 1)
+    deleted = store.run_sync(store_job, key_of(task, aborted), aborted.body, NOW)
     store.run_sync(delete_aggregation_job, task.task_pk, deleted.id)
     before.close()
 

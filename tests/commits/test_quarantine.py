@@ -11,17 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dapd.commits.add_task import add_task as add_task_commit
-from dapd.commits.collection_delete import collection_delete
-from dapd.commits.quarantine import quarantine
-from dapd.commits.restore_accept import accepted_range, inspect, restore_accept
+from dapd.admin.restore import Accept, accept
+from dapd.commits.collections import delete_collection
+from dapd.commits.restore import accepted_range, inspect, quarantine, restore_accept
+from dapd.commits.tasks import add_task as add_task_commit
 from dapd.datastore import Datastore, Tx, batches, collections, leader_jobs, outstanding, tasks
-from dapd.datastore.engines import Row
+from dapd.datastore.sqlite import Row
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, b64url_encode
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, merged, time_bucket
 from dapd.protocol.task import Instant, Task
-from dapd.server.admin.restore import Accept, accept
 from tests.build import NOW, PRECISION, TIME, add_task, open_store, task_pair
 
 AT = Instant(NOW, NOW)
@@ -151,7 +150,7 @@ def test_a_frozen_collection_counts_as_sent(store: Datastore) -> None:
 
     store.run_sync(freeze)
     store.run_sync(quarantine, AT, LEEWAY)
-    store.run_sync(collection_delete, task, job.id, AT)
+    store.run_sync(delete_collection, task, job.id, AT)
     assert store.read_sync(batches.bucket_state, task.task_pk, lo) == "collected"
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from dapd.commits.add_task import add_task
-from dapd.commits.delete_task import Standing, delete_task, standing
-from dapd.commits.rekey_task import rekey_task
-from dapd.commits.task_state import set_task_state
-from dapd.commits.tokens import add_token, remove_token, use_token
+from dapd.commits.tasks import (
+    TaskStanding,
+    add_task,
+    add_token,
+    delete_task,
+    rekey_task,
+    remove_token,
+    set_task_state,
+    task_standing,
+    use_token,
+)
 from dapd.crypto import hash_token, make_sealer
-from dapd.datastore import Datastore, Tx, batches, collections, marks, safe_clock, tasks
+from dapd.datastore import Datastore, Tx, batches, collections, safe_clock, tasks, watermarks
 from dapd.datastore.safe_clock import StoredClock
 from dapd.datastore.uncollected import Uncollected
 from dapd.errors import UsageError
@@ -131,7 +137,7 @@ class TestDelete:
         """D6: neither below itself nor below what a restore may have forgotten."""
         operator.add(operator.pair.leader)
         pk = operator.task().task_pk
-        operator.store.run_sync(marks.quarantine, pk, TIME + 5)
+        operator.store.run_sync(watermarks.quarantine, pk, TIME + 5)
         operator.delete()
         assert operator.stored().public().expired_before == TIME + 5
         operator.purge()
@@ -188,7 +194,7 @@ class TestDelete:
                 batches.close(tx, pk, bucket, after, state=state, collection_pk=job.pk)
 
             who.store.run_sync(shut)
-            left = who.store.read_sync(standing, who.leader, Instant(NOW, NOW)).uncollected
+            left = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW)).uncollected
             assert left.aggregated == (0 if state == "collected" else 3)
         who.store.run_sync(
             lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
@@ -211,7 +217,7 @@ class TestDelete:
             who.store.run_sync(safe_clock.store, StoredClock(safe))
             task = replace(who.leader, settings=AGED)
             at = who.store.read_sync(safe_clock.instant, NOW + 10**9)
-            found = who.store.read_sync(standing, task, at).uncollected
+            found = who.store.read_sync(task_standing, task, at).uncollected
             assert (found.waiting, found.aggregated) == left
 
     async def test_a_helpers_remedy_is_its_leader(self, who: Aggregators) -> None:
@@ -229,7 +235,7 @@ class TestCollectBefore:
         task = replace(who.leader, settings=AGED)
 
         def first() -> int | None:
-            return who.store.read_sync(standing, task, Instant(NOW, NOW)).collect_before
+            return who.store.read_sync(task_standing, task, Instant(NOW, NOW)).collect_before
 
         assert first() is None
         who.aggregate([1], time=TIME + 2)
@@ -246,8 +252,8 @@ class TestCollectBefore:
     async def test_without_an_age_there_is_no_such_time(self, who: Aggregators) -> None:
         """But what is uncollected is known."""
         who.aggregate([1], time=TIME)
-        found = who.store.read_sync(standing, who.leader, Instant(NOW, NOW))
-        assert found == Standing(Uncollected(0, 1, 0, 0, TIME), None)
+        found = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW))
+        assert found == TaskStanding(Uncollected(0, 1, 0, 0, TIME), None)
 
     async def test_c6_a_leader_selected_batch_goes_whole_by_its_newest(
         self, tmp_path: Path
@@ -261,7 +267,7 @@ class TestCollectBefore:
             task = replace(who.leader, settings=AGED)
 
             def first() -> int | None:
-                return who.store.read_sync(standing, task, Instant(NOW, NOW)).collect_before
+                return who.store.read_sync(task_standing, task, Instant(NOW, NOW)).collect_before
 
             assert first() == (TIME + 3 + 1) * PRECISION * 1000
             who.store.run_sync(
@@ -374,7 +380,7 @@ class TestRekey:
         task: Task = getattr(operator.pair, role)
         operator.add(task)
         pk = operator.task().task_pk
-        operator.store.run_sync(marks.quarantine, pk, TIME)
+        operator.store.run_sync(watermarks.quarantine, pk, TIME)
         operator.make(TaskState.DISABLED)
         before = operator.task()
         file = replace(task, settings=TaskSettings("async"))

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dapd.cli import main
-from dapd.datastore.engines import Datastore, Tx
+from dapd.datastore.sqlite import Datastore, Tx
 
 
 def arm(moment: str, function: str) -> None:

@@ -14,28 +14,28 @@ from tests.crash.load import House, Load, assert_counted_once, open_house
 from tests.processes.daemons import SECONDS, DaemonProcess, assert_calm, start
 
 LEADER = (
-    "commits.upload_group.store",
+    "commits.uploads.store_uploads",
     "commits.create_jobs.create",
-    "commits.leader_start.store",
-    "commits.collection_create.collection_create",
-    "commits.leader_finish.finish",
-    "commits.cut.advance",
-    "commits.leader_start.wait",
-    "commits.freeze.freeze",
-    "commits.leader_start.count_send",
+    "commits.leader_jobs.start_job",
+    "commits.collections.create_collection",
+    "commits.leader_jobs.finish_job",
+    "commits.collections.advance_collection",
+    "commits.leader_jobs.release_job",
+    "commits.collections.freeze_collection",
+    "commits.leader_jobs.count_send",
     "datastore.collections.note_send",
     "datastore.leases.lease_due",
-    "commits.collection_finish.collection_finish",
+    "commits.collections.finish_collection",
     "datastore.collections.note_served",
-    "commits.collection_delete.collection_delete",
+    "commits.collections.delete_collection",
 )
 """In an order in which no job is leased in many crashes in a row: it would back off (E2)."""
 HELPER = (
     "app._take_over",
-    "commits.helper_store.store",
-    "commits.helper_commit.commit",
-    "commits.delete.delete_aggregation_job",
-    "commits.aggregate_share.serve",
+    "commits.helper_jobs.store_job",
+    "commits.helper_jobs.commit_job",
+    "commits.helper_jobs.delete_aggregation_job",
+    "commits.aggregate_share.serve_aggregate_share",
 )
 
 
@@ -50,8 +50,8 @@ class Plan:
         self._victim = victim
         self._left: list[tuple[str, str]] = []
         for name in functions:
-            if name == "commits.leader_start.count_send":  # what it counts again was stored before
-                self._left.append(("after", "commits.leader_start.store"))
+            if name == "commits.leader_jobs.count_send":  # what it counts again was stored before
+                self._left.append(("after", "commits.leader_jobs.start_job"))
             self._left.append((moment, name))
         self.died: list[str] = []
 
@@ -116,7 +116,7 @@ async def test_d5_a_leader_killed_after_halving_a_job_counts_exactly_once(tmp_pa
             first = Load(task, random.Random(1), requests=1)
             await first.run(lambda: True)  # D5: only a Helper that accepted a job halves one
             await house.leader.stop()
-            plan = Plan(house.leader, "after", ["commits.leader_refused.halve"])
+            plan = Plan(house.leader, "after", ["commits.leader_jobs.halve_job"])
             second = Load(task, random.Random(2), requests=1, reports=20, earlier=10)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(plan.carry_out)

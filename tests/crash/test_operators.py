@@ -55,18 +55,18 @@ async def test_d1_a_restored_file_is_quarantined_refused_and_reopened_whoever_di
             await aggregated(leader, 10)
             await stop(leader, helper)
             helper.database.write_bytes(older)
-            await dies(helper, moment, ["commits.quarantine.quarantine"])
+            await dies(helper, moment, ["commits.restore.quarantine"])
             await start(helper)
             await helper.logged("restored_database")
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(refused, files, at, "batchInvalid")
-                await dies(leader, moment, ["commits.collection_finish.collection_refused"])
+                await dies(leader, moment, ["commits.collections.refuse_collection"])
                 await start(leader)
             task = f"--task={b64url_encode(files.client.task_id)}"
             accept = ("restore", "accept", task, "--from", at, "--until", at + PRECISION)
             await stop(helper)
-            await helper.start(dying.__file__, moment, "server.admin.restore.accept")
+            await helper.start(dying.__file__, moment, "admin.restore.accept")
             status, _ = await typed(helper, *accept)
             assert status == 1
             assert await helper.ended() == -9
@@ -87,7 +87,7 @@ async def test_d1_what_an_operator_does_is_done_once_whatever_dies(
             leader, helper = house.daemons
             files, at = house.new_task("sync", "time-interval"), an_hour_ago()
             await send_a_job(leader, helper, files, at)
-            await leader.start(dying.__file__, moment, "server.admin.jobs._abandon")
+            await leader.start(dying.__file__, moment, "admin.jobs._abandon")
             abandon = ("jobs", "abandon", "a2", "--confirm", "a2")
             assert (await typed(leader, *abandon))[0] == 1
             assert await leader.ended() == -9
@@ -99,7 +99,7 @@ async def test_d1_what_an_operator_does_is_done_once_whatever_dies(
 
             task_id = b64url_encode(files.client.task_id)
             delete = ("task", "delete", "--discard", "--", task_id)
-            await dying_command(leader, moment, "commits.delete_task.delete_task", *delete)
+            await dying_command(leader, moment, "commits.tasks.delete_task", *delete)
             await typed_again(leader, moment, f"task {task_id} is deleted", *delete)
             await dies(leader, moment, ["gc.loop._purge"])
             await start(leader)
@@ -127,7 +127,9 @@ async def test_a6_a_deleted_aggregate_share_stays_deleted_and_its_batch_collecte
             path = f"tasks/{b64url_encode(files.client.task_id)}/aggregate_shares"
             url = f"{helper.wire.url}{path}/{b64url_encode(share_id)}"
             token = files.leader.aggregator_auth_token
-            await helper.start(dying.__file__, moment, "commits.delete.delete_aggregate_share")
+            await helper.start(
+                dying.__file__, moment, "commits.aggregate_share.delete_aggregate_share"
+            )
             assert isinstance(await http.delete(url, token), Unknown)
             assert await helper.ended() == -9
             await start(helper)

@@ -37,11 +37,15 @@ from tests.crash.steps import (
 )
 from tests.processes.daemons import QUICK, SECONDS, assert_calm, start
 
-UPKEEP = ("commits.key_moves.rotate", "commits.reseal.replace", "commits.reseal.finish")
+UPKEEP = (
+    "commits.hpke_keys.rotate",
+    "commits.sealing_keys.replace_values",
+    "commits.sealing_keys.finish_reseal",
+)
 LEADERS_GARBAGE = (
     "gc.loop.raise_marks",
     "gc.pace.expire_collections",
-    "gc.pace.drop_chunks",
+    "gc.pace.drop_past_chunks",
     "gc.pace.drop_jobs",
     "gc.pace.drop_collections",
     "gc.pace.drop_contributions",
@@ -86,7 +90,7 @@ async def test_d1_keys_values_and_sums_outlive_a_kill(tmp_path: Path, moment: st
                 assert new_key not in old_keys
                 with daemon.config.open("a") as file:
                     file.write(OFTEN)
-                await dies(daemon, moment, ["commits.compact.compact"])
+                await dies(daemon, moment, ["commits.garbage.compact_bucket"])
             await start(*house.daemons)
             assert await collect(files, at) == (len(values), sum(values))
             await stop(*house.daemons)
@@ -117,7 +121,7 @@ async def test_d6_what_expires_is_counted_once_whenever_a_daemon_is_killed(
             await client.upload(range(5), time=at + 2 * PRECISION)
             await leader.logged("job_sent", 4)
             await stop(leader)
-            await leader.start(dying.__file__, "after", "commits.upload_group.store")
+            await leader.start(dying.__file__, "after", "commits.uploads.store_uploads")
             with pytest.raises(UploadFailed):
                 await client.upload(range(5), time=at + 3 * PRECISION)
             assert await leader.ended() == -9
@@ -125,7 +129,7 @@ async def test_d6_what_expires_is_counted_once_whenever_a_daemon_is_killed(
             for each in (files, selected):
                 for daemon in house.daemons:
                     await expires(daemon, each)
-            await dies(leader, moment, ["commits.leader_start.count_send"])
+            await dies(leader, moment, ["commits.leader_jobs.count_send"])
             for daemon, deaths in ((leader, LEADERS_GARBAGE), (helper, HELPERS_GARBAGE)):
                 with daemon.config.open("a") as file:
                     file.write(OFTEN)
@@ -148,7 +152,7 @@ async def test_d6_what_expires_is_counted_once_whenever_a_daemon_is_killed(
 
 
 @MOMENTS
-@pytest.mark.parametrize("ended_by", ["commits.expire.expire_job", "gc.pace.expire_jobs"])
+@pytest.mark.parametrize("ended_by", ["commits.leader_jobs.expire_job", "gc.pace.expire_jobs"])
 async def test_d6_a_job_that_was_sent_is_lost_once_whoever_ends_it(
     tmp_path: Path, moment: str, ended_by: str
 ) -> None:

@@ -17,8 +17,8 @@ import pytest
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Opened, backup, safe_clock, sealed
 from dapd.datastore.backup import Copy
-from dapd.datastore.engines import commit_sequence
 from dapd.datastore.safe_clock import StoredClock
+from dapd.datastore.sqlite import commit_sequence
 from dapd.datastore.verify import Verified, verify
 from dapd.errors import DatastoreError
 from dapd.protocol.task import TaskSettings

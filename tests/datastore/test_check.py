@@ -12,7 +12,7 @@ import trio
 
 from dapd.datastore import open_for_command
 from dapd.datastore.check import MOST, Finding, check
-from dapd.datastore.rules import RULES
+from dapd.datastore.invariants import RULES
 from tests.build import NOW
 from tests.fullhouse import full_house
 

@@ -8,7 +8,7 @@ import pytest
 
 from dapd.datastore import Datastore, Tx, leases
 from dapd.datastore.leases import LEASE_MS, Due, Lease
-from tests.datastore.test_engines import open_new
+from tests.datastore.test_sqlite import open_new
 
 NOW = 1_000_000_000
 

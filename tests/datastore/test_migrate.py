@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
-from dapd.datastore.engines import commit_sequence, connect
 from dapd.datastore.migrate import Migration, migrate, migrations, parse
+from dapd.datastore.sqlite import commit_sequence, connect
 from dapd.errors import DatastoreError
 from tests.build import NOW, add_task, task_pair
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import dapd.datastore
 from dapd.datastore import chunks, leases, sealed
-from dapd.datastore.engines import connect
 from dapd.datastore.migrate import migrate
+from dapd.datastore.sqlite import connect
 
 GROWING = (
     "report_chunks",

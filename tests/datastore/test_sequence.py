@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
-from dapd.datastore.engines import commit_sequence
 from dapd.datastore.lock import holder_of, lock_path
+from dapd.datastore.sqlite import commit_sequence
 from tests.build import NOW
 
 _ADD = "INSERT INTO upload_groups (group_key) VALUES (randomblob(16))"

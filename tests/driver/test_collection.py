@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from dapd.commits.collection_delete import collection_delete
+from dapd.commits.collections import delete_collection
 from dapd.datastore.collections import CollectionJob
 from dapd.driver import collection
-from dapd.driver.desk import Desk
+from dapd.driver.step import Step
 from dapd.messages.common import BatchMode, MediaType
 from dapd.protocol.batches import time_bucket
 from dapd.runtime.context import Context
@@ -44,11 +44,11 @@ class Scene:
         """Lease and step once, with the permit that the dispatcher would take."""
         lease = self.who.lease(job)
         at = self.context.peers.at(self.who.leader.configuration.helper_aggregator_endpoint)
-        desk = Desk(lease, self.who.leader, self.slots, at)
+        step = Step(lease, self.who.leader, self.slots, at)
         if lease.due.state != "waiting":
-            assert desk.try_permit()
-        await collection.step(self.context, desk)
-        if desk.has_permit:
+            assert step.try_permit()
+        await collection.run(self.context, step)
+        if step.has_permit:
             at.release()
         assert self.slots.borrowed_tokens == 0
         return self.who.job(job)
@@ -247,7 +247,7 @@ async def test_a6_a_job_deleted_while_it_is_asked_for_stays_deleted(tmp_path: Pa
     """The answer that comes after it finds no job to finish."""
 
     def deleted_meanwhile(request: Request) -> bytes:
-        it.who.store.run_sync(collection_delete, it.who.leader, made.id, it.who.clock.instant())
+        it.who.store.run_sync(delete_collection, it.who.leader, made.id, it.who.clock.instant())
         return it.who.helper_answer(request)
 
     async with scene(tmp_path, deleted_meanwhile) as it:

@@ -8,13 +8,13 @@ import trio
 
 from dapd.datastore import leases
 from dapd.datastore.leases import Due
-from dapd.driver.desk import Desk
 from dapd.driver.dispatcher import Dispatcher, _Chooser
+from dapd.driver.step import Step
 from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
 from tests.build import StillClock, make_config, open_context, task_pair
-from tests.datastore.test_engines import open_new
 from tests.datastore.test_leases import NOW, add_job
+from tests.datastore.test_sqlite import open_new
 
 
 def peer(permits: int = 8) -> Peer:
@@ -87,14 +87,14 @@ async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path
     held, all_started = trio.Event(), trio.Event()
     started: list[int] = []
 
-    async def start_then_hang(context: Context, desk: Desk) -> None:
-        async with desk.slots:
-            started.append(desk.lease.pk)
+    async def start_then_hang(context: Context, step: Step) -> None:
+        async with step.slots:
+            started.append(step.lease.pk)
         context.jobs.ring()
         if len(started) == 5:
             all_started.set()
         await held.wait()
-        await context.run(leases.release, desk.lease, NOW + leases.LEASE_MS)
+        await context.run(leases.release, step.lease, NOW + leases.LEASE_MS)
 
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         for _ in range(5):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dapd.datastore import Datastore, Tx, replay
-from dapd.datastore.engines import Datastore as Engine
+from dapd.datastore.sqlite import Datastore as Engine
 from dapd.reports import ReplayIndex
 
 GROWING = (

@@ -14,10 +14,14 @@ from pathlib import Path
 import pytest
 
 from dapd.commits.batch_total import batch_total
-from dapd.commits.collection_delete import collection_delete
-from dapd.commits.collection_finish import collection_finish
-from dapd.commits.cut import Failed, advance
-from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.commits.collections import (
+    BatchChangedError,
+    Failed,
+    advance_collection,
+    delete_collection,
+    finish_collection,
+    freeze_collection,
+)
 from dapd.datastore import Tx, collections, tasks
 from dapd.datastore.collections import CollectionJob, FrozenBatch
 from dapd.datastore.leases import Lease
@@ -66,7 +70,7 @@ class Side:
         """A job whose batch is complete and summed, not frozen yet."""
         who = self.who
         lease = who.lease(job)
-        move = who.store.run_sync(advance, lease, who.leader, who.clock.instant(), NOW)
+        move = who.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), NOW)
         assert isinstance(move, Freeze), move
         total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, move.batch)
         batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), move.batch, total)
@@ -78,7 +82,7 @@ class Side:
         job = who.query(request)
         lease, batch, extent = self.summed(job)
         at = who.clock.instant()
-        assert who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+        assert who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
         return job, lease
 
 
@@ -116,7 +120,7 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
         assert (ended.state, ended.error, ended.detail) == ("failed", "batchInvalid", "expired")
         assert ended.leader_share is None
         assert who.state_of(time_bucket(TIME + 5)) == ("collected" if sent else None)
-        assert not who.store.run_sync(collection_finish, lease, b"late")
+        assert not who.store.run_sync(finish_collection, lease, b"late")
 
         def counted(tx: Tx) -> object:
             return tx.one("SELECT value FROM task_counters WHERE name = 'collection_expired'")
@@ -137,8 +141,8 @@ async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Pa
         who.aggregate([1, 1, 1], time=TIME + 10)
         lease, batch, extent = side.summed(job)
         at = who.clock.instant()
-        assert who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
-        assert who.store.run_sync(collection_finish, lease, b"result")
+        assert who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
+        assert who.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
         assert await side.collect() == {}
         found = side.found(job)
@@ -155,7 +159,7 @@ async def test_d6_ended_jobs_without_reports_go_by_when_they_were_made(tmp_path:
     async with open_side(tmp_path) as side:
         who = side.who
         job = who.query(interval_query(TIME, 100))
-        who.store.run_sync(collection_delete, who.leader, job.id, who.clock.instant())
+        who.store.run_sync(delete_collection, who.leader, job.id, who.clock.instant())
         side.later(2)
         assert await side.collect() == {}
         assert side.found(job) is not None
@@ -174,7 +178,7 @@ async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_ex
         side.later(1)
         who.aggregate([1, 1, 1], time=TIME + 1)
         job, lease = side.frozen(interval_query(TIME, 2))
-        assert who.store.run_sync(collection_finish, lease, b"result")
+        assert who.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
         for _ in range(2):
             assert who.query(interval_query(TIME, 2)).id == job.id
@@ -197,7 +201,7 @@ async def test_a8_an_expired_result_gives_way_to_the_next_batch(
         who = side.who
         who.aggregate([1, 1, 1], batch_id=who.open_batch())
         job, lease = side.frozen(NEXT_BATCH)
-        assert who.store.run_sync(collection_finish, lease, b"result")
+        assert who.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
         assert who.query(NEXT_BATCH).id == job.id
         side.later(1)
@@ -218,9 +222,9 @@ async def test_d6_a_batch_that_expires_while_it_is_summed_is_not_frozen(tmp_path
         at = who.clock.instant()
         who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
         with pytest.raises(BatchChangedError):
-            who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+            who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
         assert who.job(job).state == "waiting"
-        failed = who.store.run_sync(advance, lease, who.leader, at, NOW)
+        failed = who.store.run_sync(advance_collection, lease, who.leader, at, NOW)
         assert isinstance(failed, Failed)
         assert who.job(job).detail == "expired"
 
@@ -235,9 +239,9 @@ async def test_c6_an_expired_batch_is_taken_by_no_collection(tmp_path: Path) -> 
         at = who.clock.instant()
         who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
         with pytest.raises(BatchChangedError):
-            who.store.run_sync(freeze, lease, who.leader, batch, extent, at)
+            who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
         for _ in range(2):
-            move = who.store.run_sync(advance, lease, who.leader, at, who.clock.at)
+            move = who.store.run_sync(advance_collection, lease, who.leader, at, who.clock.at)
             assert move == Wait()
             await side.collect()
             lease = who.lease(job)

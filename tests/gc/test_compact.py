@@ -16,12 +16,10 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapd.commits import aggregate_share
-from dapd.commits.aggregate_share import ShareRequest
+from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
 from dapd.commits.batch_total import BatchTotal, batch_total
-from dapd.commits.compact import ContributionsChangedError, compact
-from dapd.commits.cut import advance
-from dapd.commits.freeze import BatchChangedError, freeze
+from dapd.commits.collections import BatchChangedError, advance_collection, freeze_collection
+from dapd.commits.garbage import ContributionsChangedError, compact_bucket
 from dapd.config import Gc
 from dapd.crypto import batch_share_aad, make_sealer
 from dapd.datastore import Datastore, Tx, batches, collections
@@ -93,7 +91,7 @@ class Side:
         parts = self.store.read_sync(compaction.load, self.task, BUCKET, size)
         merged = compaction.merge_contributions(self.task, self.who.pair.sealer, parts)
         pks = [part.share_pk for part in parts]
-        return partial(self.store.run_sync, compact, self.task.task_pk, pks, merged)
+        return partial(self.store.run_sync, compact_bucket, self.task.task_pk, pks, merged)
 
 
 @asynccontextmanager
@@ -204,7 +202,7 @@ async def test_c2_a_collection_whose_batch_was_merged_while_it_was_summed_sums_a
     who = leader.who
     job = who.query(interval_query(TIME, 1))
     lease = who.lease(job)
-    move = leader.store.run_sync(advance, lease, who.leader, who.clock.instant(), NOW)
+    move = leader.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), NOW)
     assert isinstance(move, Freeze)
     for disturbed in (True, False):
         total = leader.total(move.batch)
@@ -215,9 +213,9 @@ async def test_c2_a_collection_whose_batch_was_merged_while_it_was_summed_sums_a
         at, run = who.clock.instant(), leader.store.run_sync
         if disturbed:
             with pytest.raises(BatchChangedError):
-                run(freeze, lease, who.leader, batch, total.extent, at)
+                run(freeze_collection, lease, who.leader, batch, total.extent, at)
         else:
-            assert run(freeze, lease, who.leader, batch, total.extent, at)
+            assert run(freeze_collection, lease, who.leader, batch, total.extent, at)
 
 
 async def test_contributions_that_do_not_open_are_left_and_others_are_merged(
@@ -352,14 +350,14 @@ async def collect(
     who, sealer = leader.who, leader.who.pair.sealer
     job = who.query(request)
     lease = who.lease(job)
-    move = leader.store.run_sync(advance, lease, leader.task, who.clock.instant(), NOW)
+    move = leader.store.run_sync(advance_collection, lease, leader.task, who.clock.instant(), NOW)
     assert isinstance(move, Freeze), move
     if between:
         await leader.compact()
     total = leader.total(move.batch)
     frozen = frozen_batch(leader.task, sealer, who.job(job), move.batch, total)
     assert leader.store.run_sync(
-        freeze, lease, leader.task, frozen, total.extent, who.clock.instant()
+        freeze_collection, lease, leader.task, frozen, total.extent, who.clock.instant()
     )
     if between:
         await leader.compact()
@@ -367,7 +365,7 @@ async def collect(
     message = AggregateShareReq.decode(frozen.share_request)
     body_hash = collections.request_hash(frozen.share_request)
     share_request = ShareRequest(helper.task, bytes(16), body_hash, message)
-    served = helper.store.run_sync(aggregate_share.serve, share_request, sealer, Instant(NOW, NOW))
+    served = helper.store.run_sync(serve_aggregate_share, share_request, sealer, Instant(NOW, NOW))
     share = AggregateShare.decode(served.response).encrypted_aggregate_share
     response = collection_response(leader.task, sealer, who.job(job), share)
     answer, result = who.result(request, response)

@@ -17,13 +17,12 @@ from typing import cast
 import pytest
 
 from dapd import config
-from dapd.commits import helper_commit
-from dapd.commits.aggregate_share import ShareRequest, serve
-from dapd.commits.delete import delete_aggregation_job
-from dapd.commits.helper_commit import VerifyAgainError
+from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
+from dapd.commits.helper_jobs import VerifyAgainError, commit_job, delete_aggregation_job
 from dapd.datastore import Tx, batches, leases, share_jobs
 from dapd.datastore.helper_jobs import JobKey, StoredJob
 from dapd.datastore.share_jobs import StoredShare
+from dapd.driver import helper_job
 from dapd.errors import Abort
 from dapd.gc.loop import GarbageCollector, raise_marks
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq, Query
@@ -32,7 +31,6 @@ from dapd.protocol.batches import time_bucket
 from dapd.protocol.helper import judge_init
 from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import ReportError
-from dapd.runtime import helper
 from dapd.runtime.context import Context
 from tests.build import (
     PRECISION,
@@ -79,11 +77,11 @@ class Side:
         ids = report_ids(count)
         reports = make_reports(self.pair, [1] * count, ids=ids, times=[time] * count)
         job = leader_job(self.pair, reports, batch_id=batch_id)
-        return await helper.create(self.context, self.live(), job.body), ids
+        return await helper_job.create(self.context, self.live(), job.body), ids
 
     async def find(self, job: StoredJob) -> StoredJob | None:
         try:
-            return await helper.find(self.context, self.live(), job.id)
+            return await helper_job.find(self.context, self.live(), job.id)
         except Abort:
             return None
 
@@ -124,7 +122,9 @@ class Side:
         message = AggregateShareReq(CollectionJobReq(query), BatchSelector(batch), n, checksum)
         digest = hashlib.sha256(message.encode()).digest()
         request = ShareRequest(self.live(), secrets.token_bytes(16), digest, message)
-        return await self.context.run(serve, request, self.context.sealer, self.context.instant())
+        return await self.context.run(
+            serve_aggregate_share, request, self.context.sealer, self.context.instant()
+        )
 
     async def refusal(self, batch: Interval | bytes) -> tuple[str | None, str]:
         with pytest.raises(Abort) as caught:
@@ -189,12 +189,12 @@ async def test_d6_reads_hide_an_expired_job_before_it_is_collected(tmp_path: Pat
         async with open_side(directory) as side:
             reports = make_reports(side.pair, [1, 1])
             body = leader_job(side.pair, reports)
-            first = await helper.create(side.context, side.live(), body.body)
+            first = await helper_job.create(side.context, side.live(), body.body)
             side.later(3)
             if collected:
                 await side.collect()
             assert await side.find(first) is None
-            again = await helper.create(side.context, side.live(), body.body)
+            again = await helper_job.create(side.context, side.live(), body.body)
             assert again.id != first.id
             assert again.response is not None
             outcome = DROPPED if collected else REPLAYED
@@ -228,20 +228,20 @@ async def test_d6_a_job_verified_before_the_mark_rose_is_verified_again(tmp_path
         task = side.live()
         job = leader_job(side.pair, make_reports(side.pair, [1, 1]))
         request = judge_init(task, job.body)
-        verified = helper._verify(
+        verified = helper_job._verify(
             side.context, task, key(task), request, side.context.keyrings.keyring, None
         )
-        first = await helper.create(side.context, task, job.body)
+        first = await helper_job.create(side.context, task, job.body)
         side.later(3)
         await side.collect()
         assert side.index(b"")[0] == 0
         with pytest.raises(VerifyAgainError):
             await side.context.run(
-                helper_commit.commit, key(task), verified, side.context.now(), stored=False
+                commit_job, key(task), verified, side.context.now(), stored=False
             )
         assert side.rows() == {}
         assert side.index(b"")[0] == 0
-        again = await helper.create(side.context, side.live(), job.body)
+        again = await helper_job.create(side.context, side.live(), job.body)
         assert again.id != first.id
         assert (await side.counters())["aggregate_report_dropped"] == 2
 
@@ -266,8 +266,10 @@ async def test_a7_a_job_forgets_its_answer_once_all_its_buckets_are_collected(
         side.later(1)
         one, ids = await side.aggregate(3)
         reports = make_reports(side.pair, [1, 1], times=[TIME, TIME + 1])
-        both = await helper.create(side.context, side.live(), leader_job(side.pair, reports).body)
-        nothing = await helper.create(
+        both = await helper_job.create(
+            side.context, side.live(), leader_job(side.pair, reports).body
+        )
+        nothing = await helper_job.create(
             side.context,
             side.live(),
             leader_job(side.pair, make_reports(side.pair, [1], tamper_with=[0])).body,

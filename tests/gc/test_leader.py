@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from dapd.commits.expire import expire_job
-from dapd.commits.leader_start import count_send
+from dapd.commits.leader_jobs import count_send, expire_job
 from dapd.datastore import Tx, tasks
 from dapd.datastore.leader_jobs import LeaseLost
-from dapd.driver import leader
-from dapd.driver.desk import Desk
+from dapd.driver import aggregation
+from dapd.driver.step import Step
 from dapd.gc.loop import GarbageCollector, raise_marks
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import Task, TaskSettings
@@ -129,7 +128,7 @@ async def test_d6_a_report_is_not_accepted_again_once_its_id_is_forgotten(tmp_pa
         house.later(3 * PRECISION)
         await collect(house)
         task = house.context.tasks.by_pk(house.task.task_pk)
-        again = await house.context.lane.submit(task, b"".join(reports))
+        again = await house.context.uploads.submit(task, b"".join(reports))
         errors = [error for _, error in parse_upload_errors(again.upload_errors)]
         assert errors == [ReportError.REPORT_DROPPED] * 2
         assert rows(house.context.datastore) == {}
@@ -197,7 +196,7 @@ async def test_d6_a_job_that_expires_between_its_lease_and_its_start_is_not_star
         house.later(3 * PRECISION)
         await house.context.run(expire_job, lease.pk, house.context.now())
         peer = house.context.peers.at(house.task.configuration.helper_aggregator_endpoint)
-        await leader.step(house.context, Desk(lease, house.task, house.slots, peer))
+        await aggregation.run(house.context, Step(lease, house.task, house.slots, peer))
         assert await house.states() == {"expired": 1}
         assert house.helper.requests == []
         assert await house.counters() == {"upload_accepted": 3, "aggregate_report_dropped": 3}
@@ -282,7 +281,7 @@ async def test_c6_an_empty_batch_goes_with_the_job_that_was_to_fill_it(tmp_path:
     )
     async with open_house(tmp_path, pair, honest) as house:
         reports = make_reports(house.pair, [1, 1], tamper_with=[0, 1])
-        await house.context.lane.submit(house.task, b"".join(reports))
+        await house.context.uploads.submit(house.task, b"".join(reports))
         await house.create()
         await house.step()
         assert rows(house.context.datastore)["outstanding_batches"] == 1
@@ -336,5 +335,5 @@ async def test_d6_many_small_chunks_go_in_steps(
 
         monkeypatch.setattr(house.context, "run", noted)
         assert (await collect(house))["chunks"] == len(split_ids(ids))
-        assert steps.count("drop_chunks") >= 3
+        assert steps.count("drop_past_chunks") >= 3
         assert (await house.counters())["aggregate_report_dropped"] == 100

@@ -12,10 +12,10 @@ from typing import cast
 from dapd import config
 from dapd.config import Gc
 from dapd.datastore import Tx, leases, tasks
+from dapd.driver import helper_job
 from dapd.gc.loop import GarbageCollector
 from dapd.messages.common import BatchMode, Interval
 from dapd.protocol.task import TaskSettings
-from dapd.runtime import helper
 from dapd.runtime.context import Context
 from tests.build import (
     PRECISION,
@@ -85,7 +85,7 @@ async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
     async with open_context(settings, (pair.helper, pair)) as context:
         task = context.tasks.all()[0]
         body = leader_job(pair, make_reports(pair, [1, 1])).body
-        await helper.create(context, task, body)
+        await helper_job.create(context, task, body)
         [lease], _ = await context.run(leases.lease_due, context.now(), list)
         await context.run(tasks.delete, task.task_pk, TIME + 2)
         await GarbageCollector(context).collect()
@@ -110,7 +110,7 @@ async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
         assert row_of(context).state == "purged"
         job = leader_job(pair, make_reports(pair, [1, 1]))
         await context.tasks.reload()
-        late = await helper.create(context, context.tasks.by_pk(task.task_pk), job.body)
+        late = await helper_job.create(context, context.tasks.by_pk(task.task_pk), job.body)
         assert late.response is not None
         assert rows(context.datastore)["aggregation_jobs"] == 1
         assert len(context.datastore.replay) == 0
@@ -128,7 +128,7 @@ async def test_a_task_retires_once_its_interval_has_been_over_for_the_retention_
     async with open_context(settings, (pair.helper, pair)) as context:
         clock = cast("StillClock", context.clock)
         task = context.tasks.all()[0]
-        await helper.create(context, task, leader_job(pair, make_reports(pair, [1])).body)
+        await helper_job.create(context, task, leader_job(pair, make_reports(pair, [1])).body)
         clock.advance(5 * PRECISION + RETENTION - 1)
         await GarbageCollector(context).collect()
         assert row_of(context).state == "active"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dapd.datastore import Tx
-from dapd.datastore.engines import Pages
+from dapd.datastore.sqlite import Pages
 from dapd.gc import space
 from tests.build import make_config, open_context
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dapd.commits.add_task import add_task
-from dapd.commits.delete_task import delete_task
+from dapd.commits.tasks import add_task, delete_task
 from dapd.datastore import chunks, tasks
 from dapd.datastore.chunks import Place
 from dapd.gc.loop import GarbageCollector

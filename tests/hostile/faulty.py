@@ -18,12 +18,12 @@ from dapd.cli import main
 
 PLACES: dict[tuple[str, str], Callable[..., bytes]] = {
     ("dapd.server.reports", "require_replay_room"): lambda _, task: task.verify_key,
-    ("dapd.runtime.lane", "open_uploads"): lambda inputs, *_: inputs[0][2],
-    ("dapd.driver.leader", "leader_start"): lambda *arguments: arguments[-1][0][0],
-    ("dapd.driver.leader", "leader_finish"): lambda *arguments: arguments[-1],
+    ("dapd.driver.uploads", "open_uploads"): lambda inputs, *_: inputs[0][2],
+    ("dapd.driver.aggregation", "leader_start"): lambda *arguments: arguments[-1][0][0],
+    ("dapd.driver.aggregation", "leader_finish"): lambda *arguments: arguments[-1],
     ("dapd.driver.collection", "collection_response"): lambda task, *_: task.verify_key,
-    ("dapd.runtime.helper", "judge_init"): lambda _, body: body,
-    ("dapd.driver.helper", "judge_init"): lambda _, body: body,
+    ("dapd.driver.helper_job", "judge_init"): lambda _, body: body,
+    ("dapd.driver.helper_job", "_verify"): lambda _, task, *_rest: task.verify_key,
 }
 """(module, function): the bytes, out of the function's arguments."""
 

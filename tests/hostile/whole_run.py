@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 import httpx2
 import trio
 
+from dapd.admin import OPERATIONS
 from dapd.collector import Collector, Query
 from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load
@@ -23,7 +24,6 @@ from dapd.datastore import open_for_command
 from dapd.datastore import tasks as task_table
 from dapd.messages.common import BatchMode, HpkeConfigList, MediaType, b64url_encode
 from dapd.reports import seal_reports, shard, split_ids
-from dapd.server.admin import OPERATIONS
 from dapd.taskfile import TaskDraft, TaskFiles, new_task, parse_vdaf_spec
 from dapd.vdaf import make_vdaf
 from tests.build import contributions

@@ -9,8 +9,12 @@ import pytest
 import structlog
 
 from dapd.collector import Query
-from dapd.commits import reseal as commits
-from dapd.commits.take_over import check_sealing_keys
+from dapd.commits.sealing_keys import (
+    check_sealing_keys,
+    finish_reseal,
+    replace_values,
+    reseal_standing,
+)
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Tx, sealed
 from dapd.datastore import tasks as task_table
@@ -91,7 +95,7 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
         while True:
             async with open_context(config) as context:
                 await context.run(check_sealing_keys, context.sealer.key_ids)
-                progress = (await context.read(commits.standing, new)).progress
+                progress = (await context.read(reseal_standing, new)).progress
                 a_pass = reseal.Pass(context, new, progress)
                 while not a_pass.found and await a_pass.step():
                     pass
@@ -143,7 +147,7 @@ async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> 
         key_id = context.sealer.key_ids[0]
         await context.run(task_table.set_secrets, task, context.sealer)
         values = [(cell, b"too late")]
-        assert await context.run(commits.replace, sealed.VERIFY_KEYS, values, key_id, 1) == 0
+        assert await context.run(replace_values, sealed.VERIFY_KEYS, values, key_id, 1) == 0
         assert await context.read(sealed.open_every_value, context.sealer)
 
 
@@ -176,7 +180,7 @@ async def test_f2_the_old_key_stays_while_a_command_seals_with_it(tmp_path: Path
         await context.run(task_table.insert, task_pair().helper, other)
         for key_id in (first, *other.key_ids):
             await context.run(sealed.note_sealing_key, key_id)
-        assert not await context.run(commits.finish, first, [sealing_key_id(OTHER_KEY)])
+        assert not await context.run(finish_reseal, first, [sealing_key_id(OTHER_KEY)])
         assert len(await context.read(sealed.sealing_key_ids)) == 2
 
 

@@ -13,7 +13,7 @@ import structlog
 import trio.testing
 
 from dapd import config
-from dapd.commits import key_moves
+from dapd.commits import hpke_keys
 from dapd.config.contradictions import contradictions
 from dapd.crypto import HpkeKeypair, hpke_seal, make_sealer
 from dapd.datastore import Tx, keys, open_for_command
@@ -23,8 +23,8 @@ from dapd.keys import rotation
 from dapd.messages.common import HpkeConfig, HpkeConfigList
 from dapd.protocol.keys import MANDATORY_SUITE, KeyState, Move, StoredKey
 from dapd.protocol.task import Instant, TaskSettings
-from dapd.runtime import watch
 from dapd.runtime.context import Context
+from dapd.upkeep import refresh
 from tests.build import NOW, X25519, StillClock, make_config, open_context, task_pair
 
 DAY = 86_400
@@ -181,10 +181,10 @@ async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: P
     async with aggregator(tmp_path) as context:
         command = open_for_command(context.datastore.path, holder="a command", now=NOW)
         made = command.datastore.run_sync(
-            key_moves.add, context.sealer, MANDATORY_SUITE, NOW, active=True
+            hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, active=True
         )
         command.close()
-        await watch.look(context)
+        await refresh.look(context)
         assert [served.id for served in published(context)] == [made.config_id]
         assert set(context.keyrings.keyring.config_ids) == {2, made.config_id}
 
@@ -231,38 +231,38 @@ async def test_the_first_key_is_the_one_that_was_added_before_the_first_start(
     """So an operator can choose the first suite."""
     async with open_context(make_config(tmp_path)) as context:
         p256 = (0x0010, 0x0001, 0x0001)
-        await context.run(key_moves.add, context.sealer, p256, NOW, active=False)
-        await context.run(key_moves.ensure_active_key, context.sealer, NOW)
+        await context.run(hpke_keys.add, context.sealer, p256, NOW, active=False)
+        await context.run(hpke_keys.ensure_active_key, context.sealer, NOW)
         assert await context.read(keys.all_keys) == [StoredKey(0, p256, ACTIVE, NOW)]
-        assert await context.run(key_moves.ensure_active_key, context.sealer, NOW) == []
+        assert await context.run(hpke_keys.ensure_active_key, context.sealer, NOW) == []
 
 
 async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: Path) -> None:
     """Not even a compromised one: then nobody could upload. The refusal says what to do first."""
     async with aggregator(tmp_path) as context:
-        times = await context.read(key_moves.key_times, context.config)
+        times = await context.read(hpke_keys.key_times, context.config)
         at = Instant(NOW, NOW)
         with pytest.raises(UsageError, match="key add --active"):
-            await context.run(key_moves.expire, context.sealer, 2, NOW)
+            await context.run(hpke_keys.expire, context.sealer, 2, NOW)
         with pytest.raises(UsageError, match="key add --active"):
-            await context.run(key_moves.remove, 2, at, times, compromised=True)
+            await context.run(hpke_keys.remove, 2, at, times, compromised=True)
         with pytest.raises(UsageError, match="key expire 2"):
-            await context.run(key_moves.remove, 2, at, times, compromised=False)
+            await context.run(hpke_keys.remove, 2, at, times, compromised=False)
 
 
 async def test_f1_an_expired_key_is_removed_by_hand_only_after_its_time(tmp_path: Path) -> None:
     """Or if others know it."""
     async with aggregator(tmp_path) as context:
-        times = await context.read(key_moves.key_times, context.config)
+        times = await context.read(hpke_keys.key_times, context.config)
         assert times.kept is not None
-        await context.run(key_moves.add, context.sealer, MANDATORY_SUITE, NOW, active=True)
+        await context.run(hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, active=True)
         early, late = (Instant(NOW + times.kept + off, NOW + times.kept + off) for off in (-1, 0))
         with pytest.raises(UsageError, match="may still open reports"):
-            await context.run(key_moves.remove, 2, early, times, compromised=False)
+            await context.run(hpke_keys.remove, 2, early, times, compromised=False)
         jumped = Instant(NOW + 2 * times.kept, NOW)
         with pytest.raises(UsageError, match="may still open reports"):  # D6: by the safe clock
-            await context.run(key_moves.remove, 2, jumped, times, compromised=False)
-        await context.run(key_moves.remove, 2, late, times, compromised=False)
+            await context.run(hpke_keys.remove, 2, jumped, times, compromised=False)
+        await context.run(hpke_keys.remove, 2, late, times, compromised=False)
         assert (await stored(context))[2] is DELETED
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dapd.runtime.gauges import Gauges
-from dapd.server.admin import todo
+from dapd.admin import todo
+from dapd.admin.gauges import Gauges
 from tests.exposed import exposition
 from tests.paths.hands import at_noon, hand_pair
 

@@ -108,8 +108,10 @@ async def test_a_task_runs_through_proxies_and_a_held_request_is_held(
 
         async def held() -> bool:
             rows = await context.read(lambda tx: tx.all("SELECT id FROM collection_jobs"))
-            keys = [("collection", job_id) for (job_id,) in rows]
-            return any(context.finished.listen(key).statistics().tasks_waiting for key in keys)
+            return any(
+                context.finished.listen(("collection", job_id)).statistics().tasks_waiting
+                for (job_id,) in rows
+            )
 
         async def collect() -> None:
             async with collector.collect(at_noon()) as result:

@@ -20,8 +20,8 @@ import structlog
 import trio
 
 import dapd
+from tests.process.test_notify import Manager
 from tests.processes.daemons import SECONDS, DaemonProcess, Wire, run_command
-from tests.runtime.test_notify import Manager
 
 NOBODY = 65534
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -10,8 +10,8 @@ import trio
 
 from dapd.datastore import backup, counters, open_for_daemon
 from dapd.datastore.backup import Copy, connect_read_only
-from dapd.datastore.engines import Tx
 from dapd.datastore.sealed import sealing_key_ids
+from dapd.datastore.sqlite import Tx
 from dapd.datastore.verify import verify
 from dapd.reports import ReplayIndex
 from dapd.testing import Pair, PairTask

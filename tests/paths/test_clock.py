@@ -11,15 +11,15 @@ from typing import Any
 import structlog.testing
 import trio
 
+from dapd.admin.clock import ACCEPT, SHOW, ClockView
+from dapd.admin.operation import Nothing
 from dapd.cli.daemon import ask
 from dapd.datastore import Datastore
 from dapd.gc.loop import GarbageCollector
 from dapd.keys import rotation
 from dapd.protocol.task import TaskSettings
-from dapd.runtime import clock_watch
-from dapd.server.admin.clock import ACCEPT, SHOW, ClockView
-from dapd.server.admin.operation import Nothing
 from dapd.testing.pair import Aggregator
+from dapd.upkeep import clock_watch
 from tests.paths import raw
 from tests.paths.hands import NOON, HandClock, Hands, at_noon, hand_pair, until
 

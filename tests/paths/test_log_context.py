@@ -12,10 +12,10 @@ import structlog
 import trio
 from structlog.contextvars import merge_contextvars
 
+from dapd.driver import helper_job
 from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import TaskSettings
-from dapd.runtime import helper
-from dapd.runtime.log_context import add_request_id
+from dapd.telemetry.log_context import add_request_id
 from dapd.testing import Pair, PairTask
 from tests.paths import raw
 from tests.paths.hands import Hands, at_noon, hand_pair
@@ -75,7 +75,7 @@ async def test_a_handlers_failure_is_found_by_what_its_caller_was_told(
 
     async with hand_pair(tmp_path) as (pair, http):
         hands = Hands(await pair.new_task(), http)
-        monkeypatch.setattr(helper, "judge_init", fails)
+        monkeypatch.setattr(helper_job, "judge_init", fails)
         headers = {
             "Authorization": f"Bearer {hands.task.files.leader.aggregator_auth_token}",
             "Content-Type": MediaType.AGGREGATION_JOB_INIT_REQ.value,

@@ -15,10 +15,9 @@ import pytest
 import trio
 
 from dapd.collector import CollectionFailed, Query
-from dapd.commits.quarantine import quarantine
-from dapd.commits.restore_accept import accepted_range, inspect, restore_accept
+from dapd.commits.restore import accepted_range, inspect, quarantine, restore_accept
 from dapd.datastore import Datastore, Tx, tasks
-from dapd.datastore.restoring import put_in_place
+from dapd.datastore.replace import put_in_place
 from dapd.http import Ready, Refused, resource_url
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq
 from dapd.messages.collection import Query as QueryMessage
@@ -407,7 +406,7 @@ async def test_a_task_that_the_backup_lacks_is_quarantined_when_it_is_added_agai
 
 
 def _add(tx: Tx, task: PairTask, side: Aggregator) -> None:
-    from dapd.commits.add_task import add_task
+    from dapd.commits.tasks import add_task
     from dapd.protocol.task import TaskSettings
     from dapd.taskfile import aggregator_task
 

@@ -9,10 +9,14 @@ from typing import Concatenate, Literal, ParamSpec
 import pytest
 
 from dapd.collector import CollectionFailed, Query
-from dapd.commits.add_task import add_task
-from dapd.commits.delete_task import delete_task
-from dapd.commits.task_state import set_task_state
-from dapd.commits.tokens import add_token, remove_token, use_token
+from dapd.commits.tasks import (
+    add_task,
+    add_token,
+    delete_task,
+    remove_token,
+    set_task_state,
+    use_token,
+)
 from dapd.crypto import hash_token
 from dapd.datastore import Tx, open_for_command
 from dapd.gc.loop import GarbageCollector

@@ -17,7 +17,7 @@ from typing import Any
 
 import trio
 
-from dapd.commits.add_task import add_task
+from dapd.commits.tasks import add_task
 from dapd.config import HelperMode
 from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load

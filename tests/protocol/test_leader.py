@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from dapd.protocol import leader
 from dapd.protocol.leader import Moment, Standing
-from dapd.protocol.states import LEADER_MOVES, LeaderJob, require_move
+from dapd.protocol.states import LEADER_JOB_MOVES, LeaderJobState, require_move
 
 MOMENT = Moment(now=1_000_000, minimum=1, maximum=600, poll_min=0.25, poll_max=60, jitter=0)
-STORED = Standing(LeaderJob.STORED, 3, 1)
-POLLING = Standing(LeaderJob.POLLING, 3, 1, "http://h/job")
+STORED = Standing(LeaderJobState.STORED, 3, 1)
+POLLING = Standing(LeaderJobState.POLLING, 3, 1, "http://h/job")
 TYPES = [
     "unrecognizedTask",
     "unrecognizedAggregationJob",
@@ -44,7 +44,7 @@ def test_d4_only_413_and_invalid_message_at_the_first_send_are_final() -> None:
 def test_a_retry_after_is_followed_within_bounds(told: float, seconds: int) -> None:
     """Section "Asynchronous Request Handling": Retry-After decides, bounded on both sides."""
     later = leader.processing(STORED, "http://h/job", told, MOMENT)
-    assert (later.state, later.run_at - MOMENT.now) == (LeaderJob.POLLING, seconds * 1000)
+    assert (later.state, later.run_at - MOMENT.now) == (LeaderJobState.POLLING, seconds * 1000)
     assert later.attempts == 0
 
 
@@ -64,18 +64,18 @@ def test_i4_an_unknown_outcome_always_goes_on(status: int | None, told: float | 
     """I4: no number of errors ends a job; its sends stay counted and it is due in bounded time."""
     for standing in (STORED, POLLING):
         later = leader.unknown(standing, status, told, "why", MOMENT)
-        assert later.state in (LeaderJob.STORED, LeaderJob.POLLING)
+        assert later.state in (LeaderJobState.STORED, LeaderJobState.POLLING)
         assert later.sends == standing.sends
         assert MOMENT.now < later.run_at <= MOMENT.now + 600_000
-        assert (later.state is LeaderJob.POLLING) <= (later.location == POLLING.location)
+        assert (later.state is LeaderJobState.POLLING) <= (later.location == POLLING.location)
 
 
 def test_a_poll_is_repeated_after_a_transient_failure_and_else_the_job_is_sent_again() -> None:
     """D4: a Location that answers with something wrong is given up, the stored bytes are not."""
     for status in (None, 408, 425, 429, 500, 503):
-        assert leader.unknown(POLLING, status, None, "", MOMENT).state is LeaderJob.POLLING
+        assert leader.unknown(POLLING, status, None, "", MOMENT).state is LeaderJobState.POLLING
     for status in (200, 302):
-        assert leader.unknown(POLLING, status, None, "", MOMENT).state is LeaderJob.STORED
+        assert leader.unknown(POLLING, status, None, "", MOMENT).state is LeaderJobState.STORED
 
 
 def test_d5_a_final_refusal_before_any_acceptance_settles_the_send() -> None:
@@ -86,12 +86,12 @@ def test_d5_a_final_refusal_before_any_acceptance_settles_the_send() -> None:
 
 def test_moves_that_the_table_lacks_are_refused() -> None:
     """One table of moves; what ended stays ended."""
-    for old in LeaderJob:
-        for new in LeaderJob:
-            if new in LEADER_MOVES[old]:
+    for old in LeaderJobState:
+        for new in LeaderJobState:
+            if new in LEADER_JOB_MOVES[old]:
                 require_move(old, new)
             else:
                 with pytest.raises(ValueError, match="can't go"):
                     require_move(old, new)
-    ended = [LeaderJob.FINISHED, LeaderJob.ABANDONED, LeaderJob.EXPIRED]
-    assert not any(LEADER_MOVES[state] for state in ended)
+    ended = [LeaderJobState.FINISHED, LeaderJobState.ABANDONED, LeaderJobState.EXPIRED]
+    assert not any(LEADER_JOB_MOVES[state] for state in ended)

@@ -11,10 +11,7 @@ import pytest
 import structlog.testing
 import trio
 
-from dapd.commits.add_task import add_task
-from dapd.commits.delete_task import delete_task
-from dapd.commits.rekey_task import rekey_task
-from dapd.commits.task_state import set_task_state
+from dapd.commits.tasks import add_task, delete_task, rekey_task, set_task_state
 from dapd.crypto import make_sealer
 from dapd.datastore import Datastore, Tx, open_for_command, tasks
 from dapd.protocol.task import TaskSettings, TaskState

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from dapd.commits.collection_finish import collection_finish, collection_refused
+from dapd.commits.collections import finish_collection, refuse_collection
 from dapd.datastore import collections
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
@@ -21,7 +21,8 @@ from dapd.protocol.task import Mark
 from dapd.runtime.context import Context
 from dapd.server import quart_app
 from dapd.server.front import front
-from dapd.server.listen import Server, listening
+from dapd.server.listener import Server
+from dapd.server.sockets import listening
 from tests.build import COLLECTOR_TOKEN, TIME
 from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators, context_of
 
@@ -109,7 +110,7 @@ async def test_a4_a_result_answers_post_and_get(tmp_path: Path) -> None:
     """The same bytes, the POST with the Location."""
     async with served(tmp_path) as it:
         location = await it.started()
-        assert it.who.store.run_sync(collection_finish, it.lease(location), b"result")
+        assert it.who.store.run_sync(finish_collection, it.lease(location), b"result")
         assert await it.get(location) == Ready(b"result")
         assert await it.post() == Ready(b"result", location)
 
@@ -120,7 +121,7 @@ async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: P
         location = await it.started()
         lease = it.lease(location)
         assert it.who.store.run_sync(
-            collection_refused, lease, it.who.leader, "batchMismatch", "they differ"
+            refuse_collection, lease, it.who.leader, "batchMismatch", "they differ"
         )
         assert await it.get(location) == Refused(400, "batchMismatch", "they differ")
         assert await it.started() != location
@@ -145,7 +146,7 @@ async def test_a8_serving_a_result_is_noted_once(tmp_path: Path) -> None:
     """From then on the leader-selected identity ends after a while."""
     async with served(tmp_path, mode=BatchMode.LEADER_SELECTED) as it:
         location = await it.started(NEXT_BATCH)
-        it.who.store.run_sync(collection_finish, it.lease(location), b"result")
+        it.who.store.run_sync(finish_collection, it.lease(location), b"result")
         assert it.job(location).served_at is None
         it.who.clock.at += 1_000
         assert await it.post(NEXT_BATCH) == Ready(b"result", location)
@@ -197,7 +198,7 @@ async def test_a_held_request_is_answered_the_moment_the_result_is_there(tmp_pat
                 nursery.start_soon(collect)
                 await it.context.jobs.wait(60)  # the job is made
                 job = it.who.query(QUERY)
-                it.who.store.run_sync(collection_finish, it.who.lease(job), b"result")
+                it.who.store.run_sync(finish_collection, it.who.lease(job), b"result")
                 it.context.finished.announce(("collection", job.id))
         assert [type(each) for each in answers] == [Ready]
 

@@ -12,8 +12,8 @@ import structlog.testing
 
 from dapd.errors import DatastoreError
 from dapd.protocol.task import Task
-from dapd.runtime.log_context import add_request_id
 from dapd.server.front import front
+from dapd.telemetry.log_context import add_request_id
 from tests.build import make_config, open_context, task_pair
 
 

@@ -14,8 +14,8 @@ import trio
 
 from dapd import config
 from dapd.datastore import leases
-from dapd.driver.desk import Desk
-from dapd.driver.helper import step
+from dapd.driver.helper_job import run
+from dapd.driver.step import Step
 from dapd.messages.aggregation import AggregationJobContinueHead
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq, Query
 from dapd.messages.common import Interval, MediaType, b64url_encode
@@ -85,7 +85,7 @@ class Peer:
         for lease in leased:
             task = self.context.tasks.by_pk(lease.due.task_pk)
             peer = self.context.peers.at("")
-            await step(self.context, Desk(lease, task, trio.CapacityLimiter(1), peer))
+            await run(self.context, Step(lease, task, trio.CapacityLimiter(1), peer))
 
 
 @asynccontextmanager

@@ -16,7 +16,7 @@ from typing import Literal
 
 import trio
 
-from dapd.commits.add_task import add_task
+from dapd.commits.tasks import add_task
 from dapd.datastore import Tx, backup
 from dapd.datastore.migrate import migrations
 from dapd.protocol.task import TaskSettings

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.telling import AS_JSON
+from dapd.cli.output import AS_JSON
 
 if TYPE_CHECKING:
     from dapd.cli.doctor.findings import Finding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from dapd.cli.doctor.diagnose import Trouble
 from dapd.cli.doctor.findings import Finding, failure, ok, warning
-from dapd.cli.doctor.reaching import Trouble
 from dapd.crypto import hpke_supported
 from dapd.datastore.keys import SealedKeypair
 from dapd.errors import DecodeError

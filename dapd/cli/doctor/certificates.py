@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from dapd.admin.operation import rfc3339
+from dapd.admin.todo import CERTIFICATE_LEFT
 from dapd.cli.doctor.daemon import Running
 from dapd.cli.doctor.findings import Steps, check, failure, ok, skipped, warning
 from dapd.config import Config
 from dapd.http import trusting
 from dapd.runtime.certificates import Identity, read_identity
-from dapd.server.admin.operation import rfc3339
-from dapd.server.admin.todo import CERTIFICATE_LEFT
 
 
 @check("certificate")

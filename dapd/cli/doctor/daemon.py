@@ -9,6 +9,9 @@ from pathlib import Path
 import httpx2
 
 from dapd import __version__
+from dapd.admin.operation import Nothing
+from dapd.admin.status import SHOW, StatusView
+from dapd.admin.todo import only_the_daemon_knows
 from dapd.cli import service
 from dapd.cli.clock import at_next_start
 from dapd.cli.daemon import NoDaemon, call
@@ -18,9 +21,6 @@ from dapd.cli.paths import SYSTEM_CONFIG
 from dapd.config import Config
 from dapd.errors import DatastoreError
 from dapd.protocol.waiting import spell
-from dapd.server.admin.operation import Nothing
-from dapd.server.admin.status import SHOW, StatusView
-from dapd.server.admin.todo import only_the_daemon_knows
 
 
 @dataclass(frozen=True, slots=True)

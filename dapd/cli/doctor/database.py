@@ -8,23 +8,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dapd.admin.todo import BACKUP_AGE
 from dapd.cli.doctor.findings import Steps, blamed, check, failure, is_there, ok, skipped, warning
-from dapd.commits.delete_task import standing
-from dapd.commits.take_over import require_sealing_keys
+from dapd.commits.sealing_keys import require_sealing_keys
+from dapd.commits.tasks import task_standing
 from dapd.config import Config
 from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Tx, batches, counters, keys, safe_clock, tasks
 from dapd.datastore.backup import last_backup, last_backup_path
 from dapd.datastore.keys import SealedKeypair
-from dapd.datastore.looking import look
 from dapd.datastore.mounts import refuse_network
+from dapd.datastore.read_only import look
 from dapd.datastore.safe_clock import StoredClock
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.errors import UsageError
 from dapd.protocol.keys import KeyState
 from dapd.protocol.task import Instant, TaskState
 from dapd.protocol.waiting import spell
-from dapd.server.admin.todo import BACKUP_AGE
 
 _MiB = 20
 
@@ -186,4 +186,4 @@ def _collect_before(tx: Tx, sealed: SealedTask, at: Instant) -> int | None:
         task = sealed.public()
     except UnreadableTask:
         return None
-    return standing(tx, task, at).collect_before if task.is_leader else None
+    return task_standing(tx, task, at).collect_before if task.is_leader else None

@@ -24,7 +24,7 @@ from dapd.config.keyfiles import read_sealing_key
 from dapd.config.loading import load
 from dapd.datastore.lock import lock_path
 from dapd.errors import UsageError
-from dapd.runtime.owner import become_owner, owner_name
+from dapd.process.owner import become_owner, owner_name
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO

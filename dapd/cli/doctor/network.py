@@ -17,8 +17,8 @@ import trio
 from dapd.cli.doctor import answers
 from dapd.cli.doctor.daemon import Running
 from dapd.cli.doctor.database import Contents
+from dapd.cli.doctor.diagnose import Trouble, trouble_at
 from dapd.cli.doctor.findings import Finding, Steps, check, failure, ok, skipped
-from dapd.cli.doctor.reaching import Trouble, trouble_at
 from dapd.config import Config
 from dapd.datastore.keys import SealedKeypair
 from dapd.datastore.tasks import UnreadableTask

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
+from dapd.admin.todo import COLLECT_WITHIN
 from dapd.cli.doctor.database import Contents, Known
 from dapd.cli.doctor.findings import Steps, check, failure, ok, skipped
 from dapd.cli.task.files import digest
 from dapd.crypto import Sealer
 from dapd.datastore.tasks import UnreadableTask
 from dapd.protocol.task import Task
-from dapd.server.admin.todo import COLLECT_WITHIN
 
 _MISMATCHES = {
     "hpke_decrypt_error": "its TaskConfiguration is not the one that the reports are sealed for",

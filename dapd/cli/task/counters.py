@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
+from dapd.cli.output import AS_JSON
 from dapd.cli.store import command_store
-from dapd.cli.task.finding import TASK_ID, find
-from dapd.cli.telling import AS_JSON
+from dapd.cli.task.lookup import TASK_ID, find
 
 
 @click.command("counters")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dapd.cli.output import moment
 from dapd.cli.store import command_store
-from dapd.cli.telling import moment
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def add(
     Example:
       dapd task add leader.toml
     """
-    from dapd.commits.add_task import add_task
+    from dapd.commits.tasks import add_task
     from dapd.datastore import tasks
     from dapd.protocol.task import TaskSettings
     from dapd.taskfile import aggregator_task, local_settings, refuse_unsafe
@@ -145,7 +145,7 @@ def rekey(config: Path | None, file: Path) -> None:
     Example:
       dapd task rekey leader.toml
     """
-    from dapd.commits.rekey_task import rekey_task
+    from dapd.commits.tasks import rekey_task
     from dapd.protocol.task import TaskSettings
     from dapd.taskfile import aggregator_task
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dapd.cli.output import AS_JSON
 from dapd.cli.store import command_store
 from dapd.cli.task.files import digest
-from dapd.cli.task.finding import TASK_ID, find
-from dapd.cli.telling import AS_JSON
+from dapd.cli.task.lookup import TASK_ID, find
 
 if TYPE_CHECKING:
-    from dapd.commits.delete_task import Standing
+    from dapd.commits.tasks import TaskStanding
     from dapd.crypto import Sealer
     from dapd.datastore import Tx
     from dapd.datastore.tasks import SealedTask
@@ -113,14 +113,14 @@ def _told(stored: SealedTask, sealer: Sealer) -> dict[str, Any]:
     return told
 
 
-def _standing(tx: Tx, stored: SealedTask, now: int) -> Standing:
-    from dapd.commits.delete_task import standing
+def _standing(tx: Tx, stored: SealedTask, now: int) -> TaskStanding:
+    from dapd.commits.tasks import task_standing
     from dapd.datastore import safe_clock
 
-    return standing(tx, stored.public(), safe_clock.instant(tx, now))
+    return task_standing(tx, stored.public(), safe_clock.instant(tx, now))
 
 
-def _uncollected(standing: Standing) -> dict[str, Any]:
+def _uncollected(standing: TaskStanding) -> dict[str, Any]:
     left = asdict(standing.uncollected)
     del left["first_expiring"]
     return {"uncollected": left, "collect_before": _moment(standing.collect_before)}

@@ -11,7 +11,7 @@ import click
 
 from dapd.cli.store import command_store
 from dapd.cli.task.files import refuse_both
-from dapd.cli.task.finding import TASK_ID, find, find_kept
+from dapd.cli.task.lookup import TASK_ID, find, find_kept
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
     Example:
       dapd task delete 6Xf
     """
-    from dapd.commits.delete_task import delete_task
+    from dapd.commits.tasks import delete_task
 
     now = time.time_ns() // 1_000_000
     with command_store(config, "task") as (settings, datastore, _):
@@ -150,7 +150,7 @@ def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
 
 
 def _change(config: Path | None, prefix: str, state: TaskState) -> None:
-    from dapd.commits.task_state import set_task_state
+    from dapd.commits.tasks import set_task_state
 
     with command_store(config, "task") as (_, datastore, _):
         found = find(datastore, prefix)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dapd.cli.output import AS_JSON
 from dapd.cli.store import command_store
-from dapd.cli.task.finding import TASK_ID, find
-from dapd.cli.telling import AS_JSON
+from dapd.cli.task.lookup import TASK_ID, find
 from dapd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add(config: Path | None, prefix: str) -> None:
     Example:
       dapd task token add 6Xf > token
     """
-    from dapd.commits.tokens import add_token
+    from dapd.commits.tasks import add_token
     from dapd.crypto import hash_token
     from dapd.messages.common import Role
 
@@ -83,7 +83,7 @@ def use(config: Path | None, prefix: str, file: Path | None) -> None:
     Example:
       dapd task token use 6Xf --file token
     """
-    from dapd.commits.tokens import use_token
+    from dapd.commits.tasks import use_token
     from dapd.taskfile.values import Fault, token_of
 
     text = file.read_text(errors="replace") if file else sys.stdin.read()
@@ -107,7 +107,7 @@ def remove(config: Path | None, prefix: str) -> None:
     Example:
       dapd task token remove 6Xf
     """
-    from dapd.commits.tokens import remove_token
+    from dapd.commits.tasks import remove_token
 
     with command_store(config, "task") as (_, datastore, _):
         found = find(datastore, prefix)
@@ -126,7 +126,7 @@ def list_tokens(config: Path | None, prefix: str, *, as_json: bool) -> None:
     Example:
       dapd task token list 6Xf
     """
-    from dapd.commits.task_state import require_task
+    from dapd.commits.tasks import require_task
     from dapd.crypto import hash_token
     from dapd.datastore.tasks import UnreadableTask
 

@@ -1,0 +1,299 @@
+"""GET /status: how the daemon is, in one look, and what somebody must do about it.
+
+One reading transaction, a look at the disk, and what the process knows. Numbers over time are the
+metrics' (``dapd.admin.gauges``). Left out: what follows from it (``dapd.admin.todo``).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from dapd import __version__
+from dapd.admin import clock
+from dapd.admin.clock import ClockView
+from dapd.admin.job_view import JobView, Look, look_at, view
+from dapd.admin.operation import Moment, Nothing, Operation, rfc3339
+from dapd.admin.peers import PeerView, all_peers
+from dapd.admin.todo import what_to_do
+from dapd.commits.hpke_keys import key_times
+from dapd.commits.tasks import task_standing
+from dapd.config import Config
+from dapd.datastore import Tx, batches, jobs, keys
+from dapd.datastore.backlog import Unfinished, WholeBacklog, whole_backlog
+from dapd.datastore.backup import last_backup
+from dapd.datastore.jobs import JobRow
+from dapd.datastore.leases import Kind
+from dapd.datastore.tasks import SealedTask, UnreadableTask
+from dapd.protocol.keys import KeyState, KeyTimes, StoredKey, next_of
+from dapd.protocol.task import Instant, TaskState
+from dapd.runtime.context import Context
+from dapd.telemetry import logs
+
+_BEGAN = time.monotonic()
+_LAST_MOMENT = 253_402_300_799_000
+"""The end of the year 9999 in ms: what lies behind never comes."""
+
+
+class TaskLine(msgspec.Struct, frozen=True):
+    """A task. ``info`` is its ``task_info`` as text, ``state`` is ``unreadable`` if this daemon
+    can't work on it. ``jobs`` are unfinished, ``waiting_reports`` in no job yet;
+    ``collect_before`` is when the first of what is uncollected expires, ``null`` for never.
+    """
+
+    task: str
+    role: str
+    state: str
+    info: str
+    jobs: int
+    waiting_reports: int
+    collect_before: Moment | None
+
+
+class JobsLine(msgspec.Struct, frozen=True):
+    """Unfinished jobs of one kind and state, and the first made of them, with why it waits."""
+
+    kind: str
+    role: str
+    state: str
+    jobs: int
+    reports: int
+    oldest: JobView | None
+
+
+class Uploads(msgspec.Struct, frozen=True):
+    """Requests that wait to be stored, and how many may before others are refused."""
+
+    waiting: int
+    limit: int
+
+
+class KeyLine(msgspec.Struct, frozen=True):
+    """An HPKE key that opens reports; ``next_at`` is ``null`` if it stays as it is for ever."""
+
+    config_id: int
+    state: str
+    since: Moment
+    next_state: str
+    next_at: Moment | None
+
+
+class DiskView(msgspec.Struct, frozen=True):
+    """The file system of the database, in bytes; below ``refused_below`` uploads are refused."""
+
+    free: int
+    refused_below: int
+    database: int
+
+
+class ErrorView(msgspec.Struct, frozen=True):
+    """The last error in the log since the daemon started."""
+
+    at: str
+    event: str
+    detail: str | None
+    remedy: str | None
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    """How the daemon is.
+
+    ``roles`` are those of its tasks. ``backup_of`` is the time of what the last backup holds, and
+    ``certificate_until`` when a listener's certificate expires; ``null`` if there is none.
+    ``quarantined_tasks`` counts those with batches that a restore has closed.
+    ``restart_for`` are the keys of the configuration that wait for a restart since a reload.
+    ``to_do`` lists what a person must do, the most urgent first.
+    """
+
+    version: str
+    pid: int
+    roles: tuple[str, ...]
+    uptime_seconds: float
+    stopping: bool
+    tasks: tuple[TaskLine, ...]
+    quarantined_tasks: int
+    jobs: tuple[JobsLine, ...]
+    uploads: Uploads
+    peers: tuple[PeerView, ...]
+    keys: tuple[KeyLine, ...]
+    clock: ClockView
+    disk: DiskView
+    backup_of: Moment | None
+    certificate_until: Moment | None
+    restart_for: tuple[str, ...]
+    last_error: ErrorView | None
+    to_do: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    backlog: WholeBacklog
+    oldest: dict[tuple[Kind, str], JobRow]
+    look: Look
+    collect_before: dict[int, int]
+    quarantined_tasks: int
+    keys: list[StoredKey]
+    times: KeyTimes
+
+
+async def show(context: Context, _: Nothing) -> StatusView:
+    """Everything at a glance, and what there is to do."""
+    await context.tasks.refresh()
+    read = await context.read(_read, context.config, context.instant())
+    database = context.datastore.path
+    disk = await trio.to_thread.run_sync(_disk, context)
+    backup = await trio.to_thread.run_sync(last_backup, database)
+    tasks = tuple(_task_lines(context, read))
+    error = logs.last_error()
+    status = StatusView(
+        version=__version__,
+        pid=os.getpid(),
+        roles=tuple(sorted({task.role for task in tasks})),
+        uptime_seconds=round(time.monotonic() - _BEGAN, 1),
+        stopping=context.draining.is_set(),
+        tasks=tasks,
+        quarantined_tasks=read.quarantined_tasks,
+        jobs=tuple(_jobs_lines(context, read)),
+        uploads=Uploads(context.uploads.waiting, context.config.leader.upload_queue),
+        peers=all_peers(context),
+        keys=tuple(_key_lines(read)),
+        clock=clock.view(context.safe_clock.look()),
+        disk=disk,
+        backup_of=None if backup is None else rfc3339(backup.state_of),
+        certificate_until=_moment(context.certificates.not_after),
+        restart_for=context.restart_for,
+        last_error=None
+        if error is None
+        else ErrorView(error.at, error.event, error.detail, error.remedy),
+    )
+    return msgspec.structs.replace(status, to_do=what_to_do(status, rfc3339(context.now())))
+
+
+def _read(tx: Tx, config: Config, at: Instant) -> _Read:
+    found = whole_backlog(tx)
+    oldest: dict[tuple[Kind, str], JobRow] = {}
+    kinds: tuple[tuple[Kind, list[Unfinished]], ...] = (
+        ("collection", found.collection_jobs),
+        ("aggregation", found.aggregation_jobs),
+    )
+    for kind, rows in kinds:
+        for state in {row.state for row in rows}:
+            if (first := jobs.oldest(tx, kind, state)) is not None:
+                oldest[kind, state] = first
+    look = look_at(tx, list(oldest.values()), at.now)
+    return _Read(
+        found,
+        oldest,
+        look,
+        _collect_before(tx, look, at),
+        batches.quarantined_tasks(tx),
+        keys.all_keys(tx),
+        key_times(tx, config),
+    )
+
+
+def _collect_before(tx: Tx, look: Look, at: Instant) -> dict[int, int]:
+    """For each Leader's task when the first of what is uncollected expires, in ms."""
+    found = {}
+    for task_pk, sealed in look.tasks.items():
+        if sealed.state in (TaskState.DELETED, TaskState.PURGED):
+            continue
+        try:
+            task = sealed.public()
+        except UnreadableTask:
+            continue
+        if task.is_leader and (first := task_standing(tx, task, at).collect_before) is not None:
+            found[task_pk] = first
+    return found
+
+
+def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
+    unfinished: defaultdict[int, int] = defaultdict(int)
+    for row in (*read.backlog.aggregation_jobs, *read.backlog.collection_jobs):
+        unfinished[row.task_pk] += row.jobs
+    waiting = {row.task_pk: row.n for row in read.backlog.waiting}
+    return [
+        TaskLine(
+            sealed.id_text,
+            sealed.role.name.lower(),
+            _state(context, sealed),
+            _info(sealed),
+            unfinished[task_pk],
+            waiting.get(task_pk, 0),
+            _moment(read.collect_before.get(task_pk)),
+        )
+        for task_pk, sealed in read.look.tasks.items()
+        if sealed.state is not TaskState.PURGED
+    ]
+
+
+def _state(context: Context, sealed: SealedTask) -> str:
+    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unserved
+    return "unreadable" if unreadable else sealed.state.value
+
+
+def _info(sealed: SealedTask) -> str:
+    try:
+        return sealed.public().configuration.task_info.decode(errors="backslashreplace")
+    except UnreadableTask:
+        return ""
+
+
+def _jobs_lines(context: Context, read: _Read) -> list[JobsLine]:
+    totals: defaultdict[tuple[Kind, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    for row in read.backlog.collection_jobs:
+        _add(totals["collection", row.role, row.state], row)
+    for row in read.backlog.aggregation_jobs:
+        _add(totals["aggregation", row.role, row.state], row)
+    return [
+        JobsLine(kind, role, state, count, n, _oldest(context, read, kind, state))
+        for (kind, role, state), (count, n) in totals.items()
+    ]
+
+
+def _add(total: list[int], row: Unfinished) -> None:
+    total[0] += row.jobs
+    total[1] += row.n or 0
+
+
+def _oldest(context: Context, read: _Read, kind: Kind, state: str) -> JobView | None:
+    row = read.oldest.get((kind, state))
+    return None if row is None else view(context, read.look, row)
+
+
+def _key_lines(read: _Read) -> list[KeyLine]:
+    lines = []
+    for key in read.keys:
+        if key.state is KeyState.DELETED:
+            continue
+        following = next_of(key, read.keys, read.times)
+        lines.append(
+            KeyLine(
+                key.config_id,
+                key.state.value,
+                rfc3339(key.changed_at),
+                following.to.value,
+                _moment(following.at),
+            )
+        )
+    return lines
+
+
+def _disk(context: Context) -> DiskView:
+    database = context.datastore.path
+    found = os.statvfs(database.parent)
+    size = database.stat().st_size if database.exists() else 0
+    return DiskView(found.f_bavail * found.f_frsize, context.disk.min_free_bytes, size)
+
+
+def _moment(ms: int | None) -> Moment | None:
+    """``None`` for never."""
+    return None if ms is None or ms > _LAST_MOMENT else rfc3339(ms)
+
+
+SHOW = Operation("status", "GET", "/api/v1/status", Nothing, StatusView, show)

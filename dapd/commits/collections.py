@@ -1,0 +1,196 @@
+"""The transactions of a Leader's collection job: create, advance, freeze, finish, fail, delete.
+
+Sections "Collection Job Initialization", "Obtaining Aggregate Shares" and "Collection Job
+Deletion"; rules A1, A6, A8, C2 to C5, D4, D6.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.datastore import batches, chunks, collections, counters, leases, outstanding, watermarks
+from dapd.datastore.collections import CollectionJob, FrozenBatch
+from dapd.datastore.leases import Lease
+from dapd.datastore.sqlite import Tx
+from dapd.errors import Abort, DecodeError
+from dapd.messages.collection import CollectionJobReq
+from dapd.protocol.batches import (
+    BucketRange,
+    check_collection_extensions,
+    obstacle,
+    queried_range,
+    time_bucket,
+)
+from dapd.protocol.collect import FixCut, Freeze, Move, interval_move, next_batch_move
+from dapd.protocol.task import Instant, Task
+
+
+def create_collection(
+    tx: Tx, task: Task, body: bytes, job_id: bytes, at: Instant, keep_ms: int
+) -> CollectionJob:
+    """The job of this request, new or not.
+
+    ``keep_ms`` is how long a leader-selected job keeps its identity after it was served. Raises
+    ``Abort`` with the first error in the draft's order; then nothing is stored.
+    """
+    mark = task.mark_of(watermarks.expired_before(tx, task, at), at)
+    if job := collections.identical(tx, task.task_pk, body, mark):  # A1: before any check
+        if task.by_time or job.served_at is None or at.now < job.served_at + keep_ms:
+            return job
+        collections.end_identity(tx, job.pk)  # A8
+    try:
+        request = CollectionJobReq.decode(body)
+    except DecodeError as error:
+        raise Abort("invalidMessage", str(error)) from error
+    batch = queried_range(task, request, mark.before)
+    if batch and (refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch))):
+        raise Abort(*refusal)
+    check_collection_extensions(request.extensions)
+    # A8: all valid leader-selected requests of a task are alike, so their identity makes them one.
+    collections.end_expired_identity(tx, task.task_pk, body, mark)
+    return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job has ended with an error."""
+
+    job_id: bytes
+
+
+def advance_collection(
+    tx: Tx, lease: Lease, task: Task, at: Instant, look_again: int
+) -> Move | Failed | None:
+    """The move that was made; at ``Freeze``, which is still to be made, the lease is kept.
+
+    The job is looked at again when it is touched, at ``look_again`` (ms) at the latest. ``None``:
+    the lease is lost.
+    """
+    if not collections.claim(tx, lease, "waiting"):  # D1
+        return None
+    job = collections.by_pk(tx, lease.pk)
+    if refusal := _obstacle_to(tx, task, job, at):
+        collections.fail(tx, lease, *refusal)
+        collections.keep(tx, job.pk, at.safe)
+        return Failed(job.id)
+    move = _planned(tx, task, job, job.cut, at)
+    if isinstance(move, FixCut):
+        collections.set_cut(tx, job.pk, move.seq)
+        after = _planned(tx, task, job, move.seq, at)  # all up to the cut may be decided already
+        move = after if isinstance(after, Freeze) else move
+    if not isinstance(move, Freeze):
+        leases.release(tx, lease, look_again, reset_attempts=True)
+    return move
+
+
+def _planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instant) -> Move:
+    """What the job should do next, given everything in the database."""
+    minimum = task.configuration.min_batch_size
+    if task.by_time:
+        backlog = chunks.backlog(tx, task.task_pk, job.lo, job.hi, cut)
+        aggregated = batches.aggregated(tx, task.task_pk, job.lo, job.hi)
+        return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
+    backlog = chunks.backlog(tx, task.task_pk, b"", b"", cut)
+    mark = watermarks.expired_before(tx, task, at)
+    open_batches = outstanding.open_batches(tx, task.task_pk, mark)
+    return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
+
+
+def _obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:
+    """(error, detail) of a batch that can't be collected any more."""
+    if not task.by_time:
+        return None
+    if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
+        return refusal
+    if job.lo < time_bucket(
+        watermarks.expired_before(tx, task, at)
+    ):  # D6: the Helper would refuse it
+        return "batchInvalid", "expired"
+    return None
+
+
+class BatchChangedError(Exception):
+    """The batch is not what it was when it was summed: look at the job again."""
+
+
+def freeze_collection(
+    tx: Tx, lease: Lease, task: Task, frozen: FrozenBatch, extent: tuple[int, int], at: Instant
+) -> bool:
+    """Close the batch; ``extent`` is that of its sum. Whether the lease still held.
+
+    Raises ``BatchChangedError``, which undoes everything.
+    """
+    if not collections.freeze(tx, lease, frozen):  # D1
+        return False
+    batch = BucketRange(frozen.lo, frozen.hi)
+    job = collections.by_pk(tx, lease.pk)
+    if (
+        _planned(tx, task, job, job.cut, at) != Freeze(batch)
+        or batches.extent(tx, task.task_pk, *batch) != extent
+        or _obstacle_to(tx, task, job, at)  # D6: what was summed may have been deleted in part
+    ):
+        raise BatchChangedError
+    if not task.by_time and not outstanding.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
+        raise BatchChangedError
+    batches.close(tx, task.task_pk, *batch, state="closed", collection_pk=job.pk)
+    collections.touch(tx, task.task_pk, at.now)  # C5: those that overlap fail now
+    return True
+
+
+def finish_collection(tx: Tx, lease: Lease, response: bytes) -> bool:
+    """Store the exact CollectionJobResp, once; the batch is collected. Whether the lease held."""
+    if not collections.finish(tx, lease, response):  # D1
+        return False
+    batches.settle(tx, lease.pk)
+    return True
+
+
+def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str) -> bool:
+    """The Helper refused for good: the job fails with its error. Whether the lease held.
+
+    The batch takes reports again, except after ``batchOverlap``: then it is collected over there.
+    A leader-selected batch is bound to its job for ever (rule A8): nobody is told to collect it.
+    """
+    if not collections.fail(tx, lease, error, detail):  # D1
+        return False
+    if error == "batchOverlap" or not task.by_time:
+        batches.settle(tx, lease.pk)
+    else:
+        batches.reopen(tx, lease.pk)
+    return True
+
+
+def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
+    """Take the job away, also from a running step; whether there ever was one.
+
+    Its batch stays collected, and becomes so if the Helper may have been asked for its share. A
+    leader-selected batch is bound to its job for ever once it was frozen (rule A8).
+    """
+    job = collections.by_id(tx, task.task_pk, job_id, task.mark_at(at))
+    if job is None:
+        return False
+    if job.state in {"frozen", "polling"}:
+        if job.sends or not task.by_time:
+            batches.settle(tx, job.pk)
+        else:
+            batches.reopen(tx, job.pk)
+    collections.delete(tx, job.pk)
+    return True
+
+
+def expire_collection(
+    tx: Tx, task_pk: int, collection_pk: int, expired_before: int, safe: int
+) -> bytes | None:
+    """Fail a frozen collection of reports below the watermark, and count it; its id, ``None`` if it
+    has ended meanwhile. ``safe`` is now by the safe clock (ms).
+    """
+    ended = collections.give_up(tx, collection_pk, "batchInvalid", "expired", expired_before)
+    if ended is None:
+        return None
+    collections.keep(tx, collection_pk, safe)
+    if ended.sends:
+        batches.settle(tx, collection_pk)
+    else:
+        batches.reopen(tx, collection_pk)
+    counters.add(tx, task_pk, {"collection_expired": 1})
+    return ended.id

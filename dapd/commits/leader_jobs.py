@@ -1,0 +1,200 @@
+"""The transactions of a Leader's aggregation job: start, send, wait, finish, halve, give up.
+
+Sections "Leader Initialization" and "Batch Buckets"; invariants I1, I3; rules B6, D1, D4, D5, D6.
+Left out: making jobs (``dapd.commits.create_jobs``), and what an answer means
+(``dapd.protocol.exchange``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dapd.datastore import batches, chunks, collections, counters, leader_jobs, tasks
+from dapd.datastore.chunks import Place, StoredChunk
+from dapd.datastore.leader_jobs import Job
+from dapd.datastore.leases import Lease
+from dapd.datastore.sqlite import Tx
+from dapd.protocol.batches import batch_id_range
+from dapd.protocol.leader import Later
+from dapd.protocol.states import LeaderJobState
+from dapd.reports import BucketTotal, ReportError, count_outcomes, mask_of, outcome_name
+
+
+def start_job(
+    tx: Tx, lease: Lease, request: bytes, leader_state: bytes, now: int, send: bool
+) -> None:
+    """Store what will be sent, and the state. With ``send`` the job stays leased and its first send
+    is counted; else it is released, due now. Raises ``LeaseLost``.
+    """
+    later = Later(LeaderJobState.STORED, now, 0, 1 if send else 0)
+    leader_jobs.move(tx, lease, LeaderJobState.ASSIGNED, later, keep_lease=send)
+    leader_jobs.store_bodies(tx, lease.pk, request, leader_state)
+
+
+def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | None:
+    """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has
+    expired instead. Raises ``LeaseLost``.
+    """
+    if leader_jobs.load(tx, lease).newest < expired_before:  # D6
+        expire_job(tx, lease.pk, now)
+        return None
+    leader_jobs.count_send(tx, lease)
+    return leader_jobs.load(tx, lease)
+
+
+def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
+    """A job to be polled; ``None`` if it has expired. Raises ``LeaseLost``."""
+    job = leader_jobs.load(tx, lease)
+    return job if job.newest >= expired_before else None  # D6
+
+
+def release_job(tx: Tx, lease: Lease, old: LeaderJobState, later: Later) -> None:
+    """Release the job until it goes on (I5). Raises ``LeaseLost``."""
+    leader_jobs.move(tx, lease, old, later)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The outcomes of a job's reports and what they add up to.
+
+    ``answered`` if a Helper gave them; ``retry_at`` says when (ms) a report that was too early
+    for it comes again, after so many attempts.
+    """
+
+    outcomes: bytes
+    buckets: Sequence[BucketTotal]
+    answered: bool
+    retry_at: Callable[[int], int]
+
+
+def finish_job(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None:
+    """Store what the job contributes, count every outcome. Raises ``LeaseLost``."""
+    leader_jobs.end(tx, lease, job, LeaderJobState.FINISHED)
+    batches.add_contributions(tx, job.task_pk, job.id, result.buckets)
+    if job.batch_id:
+        _leave_closed_batch(tx, job, result.outcomes)
+    at = 0
+    for chunk_pk, n in chunks.sizes_of_job(tx, job.job_pk):
+        _decide(tx, chunk_pk, result.outcomes[at : at + n], bool(job.batch_id), result.retry_at)
+        at += n
+    counters.add(tx, job.task_pk, _counts(result.outcomes))
+    if result.answered:
+        tasks.note_peer_accepted(tx, job.task_pk)
+    collections.touch(tx, job.task_pk, now)
+
+
+def _leave_closed_batch(tx: Tx, job: Job, outcomes: bytes) -> None:
+    """The Helper has closed a leader-selected batch of which this Leader knows no collection, as
+    one that was restored does: no more reports are lost in it.
+    """
+    refused = any(mask_of(outcomes, ReportError.BATCH_COLLECTED))
+    if refused and batches.bucket_state(tx, job.task_pk, job.batch_id) is None:
+        batches.quarantine(tx, job.task_pk, [batch_id_range(job.batch_id)])
+
+
+def _decide(
+    tx: Tx, chunk_pk: int, outcomes: bytes, in_batch: bool, retry_at: Callable[[int], int]
+) -> None:
+    """End the chunk; reports that were too early wait for another job (D5)."""
+    early = mask_of(outcomes, ReportError.REPORT_TOO_EARLY)
+    if not any(early):
+        chunks.decide(tx, chunk_pk)
+        return
+    chunk = chunks.load(tx, chunk_pk)
+    attempts = chunk.attempts + 1
+    bucket = b"" if in_batch else chunk.bucket  # another batch may take them
+    later = Place(chunk.task_pk, chunk.seq, bucket, retry_at(attempts), attempts)
+    if all(early):
+        chunks.hand_over(tx, chunk_pk, later)
+    else:
+        chunks.cut_off(tx, chunk, early, later)
+
+
+def _counts(outcomes: bytes) -> dict[str, int]:
+    """Reports that wait for another job are counted when that has decided them."""
+    return {
+        f"aggregate_{outcome_name(code) if code else 'finished'}": n
+        for code, n in count_outcomes(outcomes).items()
+        if code != ReportError.REPORT_TOO_EARLY
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Halves:
+    """The ids of the jobs to make; ``retry_at`` says when (ms) after so many attempts."""
+
+    ids: tuple[bytes, bytes]
+    retry_at: Callable[[int], int]
+
+
+def halve_job(tx: Tx, lease: Lease, job: Job, halves: Halves, error: str, now: int) -> bool:
+    """Put the reports of a job that was refused for good into two; ``False`` if it held one report,
+    which is rejected and counted (D5). Raises ``LeaseLost``.
+    """
+    held = chunks.of_job(tx, job.job_pk)
+    leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, error)
+    if job.n == 1:
+        for chunk in held:
+            chunks.decide(tx, chunk.chunk_pk)
+        counters.add(tx, job.task_pk, {"aggregate_invalid_message": 1})
+        collections.touch(tx, job.task_pk, now)
+        return False
+    attempts = 1 + max(chunk.attempts for chunk in held)
+    first_size = job.n // 2
+    run_at = halves.retry_at(attempts)
+    pks = []
+    for job_id, n in zip(halves.ids, (first_size, job.n - first_size), strict=True):
+        new = leader_jobs.NewJob(job_id, job.task_pk, n, job.batch_id, run_at, now)
+        pks.append(leader_jobs.insert(tx, new))
+    before = 0
+    for chunk in held:
+        in_first = min(max(first_size - before, 0), chunk.n)
+        _hand_over(tx, chunk, in_first, (pks[0], pks[1]), attempts)
+        before += chunk.n
+    for job_pk in pks:
+        leader_jobs.note_newest(tx, job_pk)
+    return True
+
+
+def _hand_over(
+    tx: Tx, chunk: StoredChunk, in_first: int, jobs: tuple[int, int], attempts: int
+) -> None:
+    """Give the chunk's first rows to the first job, the others to the second."""
+    first, second = (
+        Place(chunk.task_pk, chunk.seq, chunk.bucket, chunk.run_at, attempts, job) for job in jobs
+    )
+    if 0 < in_first < chunk.n:
+        keep = bytes([1]) * in_first + bytes(chunk.n - in_first)
+        chunks.split(tx, chunk, keep, first, second)
+    else:
+        chunks.hand_over(tx, chunk.chunk_pk, first if in_first else second)
+
+
+def expire_job(tx: Tx, job_pk: int, now: int) -> int:
+    """End an unfinished job whose newest report is below the watermark; as ``give_up_job``."""
+    return give_up_job(tx, job_pk, LeaderJobState.EXPIRED, "its reports expired", now)
+
+
+def give_up_job(
+    tx: Tx,
+    job_pk: int,
+    state: Literal[LeaderJobState.EXPIRED, LeaderJobState.LOST],
+    reason: str,
+    now: int,
+) -> int:
+    """How many reports are lost with it; 0 if the job had ended already.
+
+    Takes the job from whoever has it leased, whose commit then finds its lease lost.
+    """
+    given_up = leader_jobs.give_up(tx, job_pk, state, reason)  # D1
+    if given_up is None:
+        return 0
+    task_pk, n, sends = given_up
+    for chunk_pk, _ in chunks.sizes_of_job(tx, job_pk):
+        chunks.decide(tx, chunk_pk)
+    unsent = state is LeaderJobState.EXPIRED and not sends
+    counters.add(tx, task_pk, {"aggregate_report_dropped" if unsent else "aggregate_lost": n})
+    collections.touch(tx, task_pk, now)
+    return n

@@ -1,0 +1,233 @@
+"""The transactions about sealing keys: require them at start, reseal with a new one, forget one.
+
+Rules F2, D4, C1. Both resealing and forgetting work through the sealed columns in pages and may be
+killed and run again. Resealing leaves a value that another transaction changed meanwhile to that
+transaction; passes in ascending order find everything, and the pass that finds nothing is the last.
+Forgetting runs only without a daemon: it counts everything that is lost, and keeps ids, marks and
+collected ranges, so that no report is aggregated twice and no batch collected twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dapd.commits.leader_jobs import give_up_job
+from dapd.datastore import batches, chunks, collections, counters, sealed, unsealable
+from dapd.datastore.sealed import Cell, Column
+from dapd.datastore.sqlite import Tx
+from dapd.errors import UsageError
+from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
+from dapd.protocol.states import LeaderJobState
+from dapd.protocol.task import Instant
+
+
+def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
+    """``held`` are the ids of the configured keys; the first one seals from now on (rule F2).
+
+    Raises ``UsageError`` as ``require_sealing_keys``.
+    """
+    require_sealing_keys(tx, held)
+    if held[0] not in sealed.sealing_key_ids(tx):
+        sealed.note_sealing_key(tx, held[0])
+
+
+def require_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
+    """Raise ``UsageError`` that names every key which the database uses and ``held`` lacks."""
+    known = sealed.sealing_key_ids(tx)
+    if missing := [key_id for key_id in known if key_id not in held]:
+        names = ", ".join(key_id.hex() for key_id in missing)
+        raise UsageError(
+            f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
+            "lacks; add that key's file to the list, or if it is lost for good, see "
+            "`dapd datastore forget-key --help`"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ResealStanding:
+    """What is left to do for the key that seals now: the ids of the ``others`` that some value may
+    be sealed with, and up to which row each column is done.
+    """
+
+    others: list[bytes]
+    progress: dict[str, int]
+
+
+def reseal_standing(tx: Tx, key_id: bytes) -> ResealStanding:
+    """Where sealing again with this key stands."""
+    others = [other for other in sealed.sealing_key_ids(tx) if other != key_id]
+    return ResealStanding(others, sealed.progress(tx, key_id))
+
+
+def replace_values(
+    tx: Tx, column: Column, values: Sequence[tuple[Cell, bytes]], key_id: bytes, after: int
+) -> int:
+    """Store values that were sealed again, and that all rows up to ``after`` are done.
+
+    A cell that is not as it was read any more stays as it is. How many were replaced.
+    """
+    replaced = sum(sealed.replace(tx, column, cell, value) for cell, value in values)
+    sealed.note_progress(tx, column, key_id, after)
+    return replaced
+
+
+def finish_reseal(tx: Tx, key_id: bytes, others: Sequence[bytes]) -> bool:
+    """The ``others`` seal nothing any more: their files may go. ``False`` if one still does.
+
+    A pass has looked at all columns before. Beside the daemon, commands write two tables (rule E5),
+    with the keys of the configuration as it is then; they are small, so they are looked at again.
+    """
+    columns = (sealed.VERIFY_KEYS, sealed.TOKENS, sealed.PRIVATE_KEYS)
+    if any(
+        column.is_stale(cell, key_id) for column in columns for cell in sealed.cells(tx, column)
+    ):
+        return False
+    for other in others:
+        sealed.drop_sealing_key(tx, other)
+    sealed.clear_progress(tx)
+    return True
+
+
+ORDER = (
+    sealed.COLLECTION_SHARES,  # first: that a batch was summed decides what of it is lost below
+    sealed.BATCH_SHARES,
+    sealed.LEADER_STATES,
+    sealed.CHUNK_ROWS,
+    sealed.PRIVATE_KEYS,
+    sealed.VERIFY_KEYS,
+    sealed.TOKENS,
+)
+"""In which order the columns are gone through."""
+_TIME_SIZE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Forgetting:
+    """The lost key, and the moment."""
+
+    key_id: bytes
+    at: Instant
+
+    @property
+    def reason(self) -> str:
+        return f"sealing key {self.key_id.hex()} is lost"
+
+
+def require_lost(tx: Tx, key_id: bytes, configured: list[bytes]) -> None:
+    """Raise ``UsageError`` unless the database knows this key and the configuration does not."""
+    if key_id in configured:
+        raise UsageError(
+            f"key {key_id.hex()} is in [datastore] sealing_keys, so nothing is lost; if its file "
+            "holds another key than it did, restore the file"
+        )
+    known = sealed.sealing_key_ids(tx)
+    if key_id not in known:
+        names = ", ".join(each.hex() for each in known) or "none"
+        raise UsageError(f"nothing is sealed with key {key_id.hex()}; in use: {names}")
+
+
+def key_usage(tx: Tx, key_id: bytes) -> dict[str, int]:
+    """How many values the key sealed, by column; damaged ones are nobody's."""
+    counted = {column.name: 0 for column in ORDER}
+    for column in ORDER:
+        for cell in sealed.cells(tx, column):
+            counted[column.name] += _key_ids(column, cell).get(key_id, 0)
+    return counted
+
+
+def forget_page(
+    tx: Tx, column: Column, after: int, forgetting: Forgetting
+) -> tuple[int | None, Counter[str]]:
+    """Drop what the key sealed in the next page: where the one after it begins, ``None`` behind the
+    last; and what was counted as lost, by counter.
+    """
+    cells = sealed.page(tx, column, after)
+    total: Counter[str] = Counter()
+    for cell in cells:
+        if forgetting.key_id in _key_ids(column, cell):
+            total += _forget_cell(tx, column, cell.pk, forgetting)
+    return (cells[-1].pk if cells else None), total
+
+
+def forget_id(tx: Tx, key_id: bytes) -> None:
+    """The key seals nothing any more: the daemon starts without it."""
+    sealed.drop_sealing_key(tx, key_id)
+
+
+def _key_ids(column: Column, cell: Cell) -> dict[bytes, int]:
+    with suppress(ValueError):
+        return column.key_ids(cell)
+    return {}
+
+
+def _forget_cell(tx: Tx, column: Column, pk: int, forgetting: Forgetting) -> Counter[str]:
+    """Drop one cell; the reports lost with it, by counter."""
+    at = forgetting.at
+    if column is sealed.COLLECTION_SHARES:
+        return _forget_collection(tx, pk, forgetting.reason)
+    if column is sealed.BATCH_SHARES:
+        return _forget_share(tx, pk, at.now)
+    if column is sealed.LEADER_STATES:
+        return _forget_job(tx, pk, forgetting)
+    if column is sealed.CHUNK_ROWS:
+        return _forget_chunk(tx, pk, forgetting)
+    if column is sealed.PRIVATE_KEYS:
+        unsealable.drop_private_key(tx, pk, at.safe)
+    elif column is sealed.VERIFY_KEYS:
+        unsealable.empty_verify_key(tx, pk)
+    else:
+        assert column is sealed.TOKENS
+        unsealable.empty_token(tx, pk)
+    return Counter()
+
+
+def _forget_collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
+    """The collection fails, and its batch stays shut: the Helper may have been asked for it."""
+    failed = collections.give_up(tx, collection_pk, "batchInvalid", reason)
+    if failed is None:
+        return Counter()
+    batches.settle(tx, collection_pk)
+    return _counted(tx, failed.task_pk, "contribution_lost", failed.n)
+
+
+def _forget_share(tx: Tx, share_pk: int, now: int) -> Counter[str]:
+    """What is left of the bucket is not its sum any more, so nobody may collect it."""
+    share = unsealable.drop_share(tx, share_pk)
+    state = batches.bucket_state(tx, share.task_pk, share.bucket)
+    if state is None:
+        batches.quarantine(tx, share.task_pk, [_range(share.bucket)])
+        collections.touch(tx, share.task_pk, now)
+    if state in {"closed", "collected"}:  # it was summed before
+        return Counter()
+    return _counted(tx, share.task_pk, "contribution_lost", share.n)
+
+
+def _forget_job(tx: Tx, job_pk: int, forgetting: Forgetting) -> Counter[str]:
+    n = give_up_job(tx, job_pk, LeaderJobState.LOST, forgetting.reason, forgetting.at.now)
+    return Counter({"aggregate_lost": n})  # which is in the task's counters
+
+
+def _forget_chunk(tx: Tx, chunk_pk: int, forgetting: Forgetting) -> Counter[str]:
+    """Reports that wait are lost; those in a job are lost with it."""
+    chunk = unsealable.chunk(tx, chunk_pk)
+    if chunk.state == "assigned" and chunk.job_pk is not None:
+        return _forget_job(tx, chunk.job_pk, forgetting)
+    if chunk.state != "waiting":
+        return Counter()
+    chunks.decide(tx, chunk_pk)
+    collections.touch(tx, chunk.task_pk, forgetting.at.now)
+    return _counted(tx, chunk.task_pk, "aggregate_lost", chunk.n)
+
+
+def _counted(tx: Tx, task_pk: int, name: str, n: int) -> Counter[str]:
+    counters.add(tx, task_pk, {name: n})
+    return Counter({name: n})
+
+
+def _range(bucket: bytes) -> BucketRange:
+    if len(bucket) == _TIME_SIZE:
+        return BucketRange(bucket, time_bucket(int.from_bytes(bucket, "big") + 1))
+    return batch_id_range(bucket)

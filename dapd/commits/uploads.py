@@ -1,0 +1,85 @@
+"""The transaction of an upload group: what it accepts is stored once, even if run again (I1, D1).
+
+Section "Upload Request"; rules B1, C2. Left out: all that can be decided without the database,
+which ``open_uploads`` has done before.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dapd.datastore import batches, chunks, collections, counters, tasks, upload_groups
+from dapd.datastore.sqlite import Tx
+from dapd.reports import ReportError, UploadAnswer, UploadGroup, UploadPart, outcome_name
+
+_REPLAYED = bytes([ReportError.REPORT_REPLAYED])
+_DROPPED = bytes([ReportError.REPORT_DROPPED])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedUploads:
+    """An opened group and whose its requests are; ``key`` names the group for good.
+
+    ``tasks`` is a task_pk for each request, ``task_pks`` one for each task id.
+    """
+
+    key: bytes
+    group: UploadGroup
+    tasks: Sequence[int]
+    task_pks: Mapping[bytes, int]
+
+
+def store_uploads(tx: Tx, opened: OpenedUploads, max_rows: int, now: int) -> list[UploadAnswer]:
+    """Admit and store the reports of a group, in chunks of at most ``max_rows``; the answers."""
+    parts = opened.group.parts
+    if not parts:
+        answers = opened.group.answers([])
+        if not any(answer.outcomes for answer in answers):
+            return answers  # none of it parses: uploads are open to all, so no write
+    seq = upload_groups.claim(tx, opened.key)
+    if seq is None:
+        return opened.group.answers(_by_part(parts, upload_groups.stored(tx, opened.key)))
+    rejected = [
+        _store_part(tx, part, opened.task_pks[part.task_id], seq, now, max_rows) for part in parts
+    ]
+    upload_groups.note(tx, seq, b"".join(rejected))
+    answers = opened.group.answers(rejected)
+    for task_pk in set(opened.tasks):
+        counters.add(tx, task_pk, _counts(opened.tasks, answers, task_pk))
+        # A waiting collection may have become ready to fix its cut (C3).
+        collections.touch(tx, task_pk, now)
+    return answers
+
+
+def _store_part(tx: Tx, part: UploadPart, task_pk: int, seq: int, now: int, max_rows: int) -> bytes:
+    """Store what is new and in an open batch; the outcomes of the part's reports."""
+    if not tasks.takes_uploads(tx, task_pk):  # drained or deleted since they were let in
+        return _DROPPED * part.count
+    if batches.bucket_state(tx, task_pk, part.bucket) is not None:  # C2: closed or collected
+        return _REPLAYED * part.count
+    known = tx.replay.admit(task_pk, part.ids)
+    rejected = known.replace(b"\x01", _REPLAYED)
+    place = chunks.Place(task_pk, seq, part.bucket, run_at=now)
+    for chunk in part.chunks(rejected, max_rows):
+        chunks.insert(tx, place, chunk)
+    return rejected
+
+
+def _by_part(parts: Sequence[UploadPart], joined: bytes) -> list[bytes]:
+    columns = []
+    at = 0
+    for part in parts:
+        columns.append(joined[at : at + part.count])
+        at += part.count
+    return columns
+
+
+def _counts(tasks: Sequence[int], answers: Sequence[UploadAnswer], task_pk: int) -> dict[str, int]:
+    """``upload_accepted``, ``upload_report_replayed`` and so on, of one task."""
+    total: Counter[int] = Counter()
+    for owner, answer in zip(tasks, answers, strict=True):
+        if owner == task_pk:
+            total.update(answer.outcomes)
+    return {f"upload_{outcome_name(code) if code else 'accepted'}": n for code, n in total.items()}

@@ -1,0 +1,68 @@
+"""What a daemon has to do at this moment, in numbers: for status, metrics and the page.
+
+Every query reads what is unfinished, by a partial index, never what has accumulated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.datastore.sqlite import Tx
+
+_Q_JOBS = """
+SELECT task_pk, role, state, count(*), sum(n), min(run_at), min(created_at), max(attempts)
+FROM aggregation_jobs
+WHERE state IN ('assigned', 'stored', 'polling', 'received') GROUP BY task_pk, role, state"""
+_Q_COLLECTIONS = """
+SELECT task_pk, 'leader', state, count(*), 0, min(run_at), min(created_at), max(attempts)
+FROM collection_jobs
+WHERE state = 'waiting' GROUP BY task_pk
+UNION ALL
+SELECT task_pk, 'leader', state, count(*), sum(n), min(run_at), min(created_at), max(attempts)
+FROM collection_jobs
+WHERE state IN ('frozen', 'polling') AND run_at >= 0 GROUP BY task_pk, state"""
+_Q_WAITING = """
+SELECT task_pk, count(*), sum(n), min(run_at) FROM report_chunks
+WHERE state = 'waiting' GROUP BY task_pk"""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """Jobs of one task in one state, their reports, and the oldest's times in milliseconds."""
+
+    task_pk: int
+    role: str
+    state: str
+    jobs: int
+    n: int
+    run_at: int
+    created_at: int
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Reports of one task that no job has yet; the oldest chunk may be assigned from ``run_at``."""
+
+    task_pk: int
+    chunks: int
+    n: int
+    run_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class WholeBacklog:
+    """All tasks together with what each has to do."""
+
+    aggregation_jobs: list[Unfinished]
+    collection_jobs: list[Unfinished]
+    waiting: list[Waiting]
+
+
+def whole_backlog(tx: Tx) -> WholeBacklog:
+    """In one snapshot."""
+    return WholeBacklog(
+        [Unfinished(*row) for row in tx.all(_Q_JOBS)],
+        [Unfinished(*row) for row in tx.all(_Q_COLLECTIONS)],
+        [Waiting(*row) for row in tx.all(_Q_WAITING)],
+    )

@@ -1,0 +1,68 @@
+"""What becomes of a row whose sealed value can't be opened any more: one change for each column.
+
+Ids, marks and collected ranges stay. Left out: which rows those are (``dapd.datastore.sealed``) and
+what follows from it (``dapd.commits.sealing_keys``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dapd.datastore.sqlite import Tx
+
+_Q_CHUNK = "SELECT task_pk, n, state, job_pk FROM report_chunks WHERE chunk_pk = :pk"
+_Q_DROP_SHARE = """
+DELETE FROM batch_shares WHERE share_pk = :pk RETURNING task_pk, n, bucket"""
+_Q_DROP_PRIVATE_KEY = """
+UPDATE hpke_keypairs SET state = 'deleted', private_key = x'', changed_at = :now
+WHERE config_id = :pk"""
+_Q_EMPTY_VERIFY_KEY = "UPDATE tasks SET verify_key = x'' WHERE task_pk = :pk"
+_Q_EMPTY_OUTBOUND = "UPDATE tasks SET aggregator_token = x'' WHERE task_pk = :pk"
+
+
+@dataclass(frozen=True, slots=True)
+class LostChunk:
+    """A chunk whose rows are lost; ``job_pk`` is the job that holds it, if it is ``assigned``."""
+
+    task_pk: int
+    n: int
+    state: str
+    job_pk: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LostShare:
+    """What was lost of a batch: ``n`` reports in ``bucket``."""
+
+    task_pk: int
+    n: int
+    bucket: bytes
+
+
+def chunk(tx: Tx, chunk_pk: int) -> LostChunk:
+    """The chunk as it stands."""
+    row = tx.one(_Q_CHUNK, pk=chunk_pk)
+    assert row is not None
+    return LostChunk(*row)
+
+
+def drop_share(tx: Tx, share_pk: int) -> LostShare:
+    """Take a contribution out of its bucket, which the caller closes."""
+    row = tx.one(_Q_DROP_SHARE, pk=share_pk)
+    assert row is not None
+    return LostShare(*row)
+
+
+def drop_private_key(tx: Tx, config_id: int, now: int) -> None:
+    """The key pair is deleted; its id is the last to be used again (rule F1)."""
+    tx.execute(_Q_DROP_PRIVATE_KEY, pk=config_id, now=now)
+
+
+def empty_verify_key(tx: Tx, task_pk: int) -> None:
+    """The task can't be read until it gets its secrets anew."""
+    tx.execute(_Q_EMPTY_VERIFY_KEY, pk=task_pk)
+
+
+def empty_token(tx: Tx, task_pk: int) -> None:
+    """Likewise."""
+    tx.execute(_Q_EMPTY_OUTBOUND, pk=task_pk)

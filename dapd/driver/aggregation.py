@@ -1,0 +1,276 @@
+"""One step of a Leader's aggregation job: start it, or exchange with the Helper and commit.
+
+Sections "Leader Initialization" and "Asynchronous Request Handling"; rules A5, A7, B5,
+B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the peer's
+permit. Left out: what an answer means (``dapd.protocol.leader``).
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from dapd.commits.create_jobs import JOB_ID_SIZE
+from dapd.commits.leader_jobs import (
+    Halves,
+    Result,
+    count_send,
+    expire_job,
+    finish_job,
+    halve_job,
+    load_to_poll,
+    release_job,
+    start_job,
+)
+from dapd.datastore import Tx, chunks, leader_jobs
+from dapd.datastore.chunks import StoredChunk
+from dapd.datastore.leader_jobs import Job, LeaseLost
+from dapd.datastore.leases import Lease
+from dapd.driver.step import Step
+from dapd.errors import DecodeError
+from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
+from dapd.messages.common import MediaType
+from dapd.protocol import leader as rules
+from dapd.protocol.leader import Later, Moment
+from dapd.protocol.states import LeaderJobState
+from dapd.reports import leader_finish, leader_start
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+
+
+async def run(context: Context, step: Step) -> None:
+    """Step one leased job; its commit ends or releases the lease."""
+    try:
+        match step.lease.due.state:
+            case LeaderJobState.ASSIGNED:
+                await _start(context, step)
+            case LeaderJobState.STORED:
+                await _send(context, step)
+            case LeaderJobState.POLLING:
+                await _poll(context, step)
+            case state:
+                raise AssertionError(f"a job in state {state} was leased")
+    except LeaseLost as lost:
+        context.metrics.leases_lost.inc()
+        _log.info("lease_lost", detail=str(lost))
+
+
+async def _start(context: Context, step: Step) -> None:
+    """Compute the request and store it (I3); go on under the same lease if a permit is free."""
+    lease, task = step.lease, step.task
+    async with step.slots:
+        job, held = await context.read(_load, lease)
+        started = await context.compute(
+            leader_start,
+            task.parameters,
+            context.rules(task),
+            context.sealer,
+            job.id,
+            chunks.whole(held),
+        )
+        if not started.verify_inits:  # B6
+            await _finish(context, step, replace(job, leader_state=started.state), b"")
+            return
+        request = rules.init_request(task.verification_key_id, job.batch_id, started.verify_inits)
+        send = step.try_permit()
+        await context.run(start_job, lease, request, started.state, context.now(), send)
+    context.jobs.ring()  # a slot is free
+    if not send:
+        return
+    stored = replace(
+        job,
+        state=LeaderJobState.STORED,
+        sends=1,
+        request=request,
+        leader_state=started.state,
+    )
+    await _exchange(context, step, stored)
+
+
+async def _send(context: Context, step: Step) -> None:
+    """Send the stored bytes, once more or for the first time (I3, I4)."""
+    at = context.instant()
+    now, mark = at.now, step.task.expired_before_at(at)
+    job = await context.run(count_send, step.lease, mark, now)
+    if job is None:
+        _warn_expired()
+    else:
+        await _exchange(context, step, job)
+
+
+async def _poll(context: Context, step: Step) -> None:
+    """Ask for the result at the Location (section "Asynchronous Request Handling")."""
+    at = context.instant()
+    now, mark = at.now, step.task.expired_before_at(at)
+    job = await context.read(load_to_poll, step.lease, mark)
+    if job is None:
+        await context.run(expire_job, step.lease.pk, now)
+        _warn_expired()
+        return
+    assert job.location is not None
+    _log.debug("job_polled")
+    outcome = await context.http.poll(
+        job.location,
+        _token(step),
+        MediaType.AGGREGATION_JOB_RESP,
+        step=0,  # A5
+    )
+    await _judge(context, step, job, outcome)
+
+
+async def _exchange(context: Context, step: Step, job: Job) -> None:
+    assert job.request is not None
+    _log.debug("job_sent", reports=job.n, sends=job.sends)
+    endpoint = step.task.configuration.helper_aggregator_endpoint
+    url = resource_url(endpoint, "tasks", step.task.id_text, "aggregation_jobs")
+    outcome = await context.http.create(
+        url,
+        job.request,
+        MediaType.AGGREGATION_JOB_INIT_REQ,
+        _token(step),
+    )
+    await _judge(context, step, replace(job, request=None), outcome)
+
+
+async def _judge(context: Context, step: Step, job: Job, outcome: Outcome) -> None:
+    """Commit what the answer means; the job's request is not in memory any more."""
+    standing = job.standing(step.lease)
+    moment = _moment(context)
+    step.note_peer(context, outcome)
+    match outcome:
+        case Ready(body, location):
+            await _take(context, step, replace(job, location=location or job.location), body)
+        case Processing(location, retry_after):
+            _log.debug("job_processing", retry_after=retry_after)
+            later = rules.processing(standing, location, retry_after, moment)
+            await _wait(context, step, job, later)
+        case Refused():
+            await _refused(context, step, job, outcome)
+        case Unknown(reason, status, retry_after):
+            _log.warning("exchange_failed", status=status, error=reason)
+            later = rules.unknown(standing, status, retry_after, reason, moment)
+            await _wait(context, step, job, later)
+        case _:
+            assert_never(outcome)
+
+
+async def _take(context: Context, step: Step, job: Job, response: bytes) -> None:
+    """Finish with the Helper's response, then tell it that it may forget the job (A7)."""
+    async with step.slots:
+        try:
+            await _finish(context, step, job, response)
+        except DecodeError as error:
+            # B5, D4: what the Helper has stored stays unknown, so the same bytes go out again.
+            reason = f"an AggregationJobResp that can't be used: {error}"
+            _alarm(job, reason, rules.likely_cause(None, None))
+            later = rules.misfit(job.standing(step.lease), reason, _moment(context))
+            await _wait(context, step, job, later)
+            return
+    if job.location is not None:
+        gone = await context.http.delete(job.location, _token(step))
+        if not isinstance(gone, Ready):
+            reason = gone.reason if isinstance(gone, Unknown) else gone.detail
+            _log.warning("delete_failed", status=gone.status, error=reason)
+
+
+async def _finish(context: Context, step: Step, job: Job, response: bytes) -> None:
+    """Compute and commit. Raises ``DecodeError`` for a response that can't be used."""
+    task = step.task
+    assert job.leader_state is not None
+    finished = await context.compute(
+        leader_finish,
+        task.parameters,
+        context.sealer,
+        job.id,
+        job.batch_id or None,
+        job.leader_state,
+        response,
+    )
+    result = Result(finished.outcomes, finished.buckets, bool(response), _retry_at(context))
+    await context.run(finish_job, step.lease, job, result, context.now())
+    context.metrics.succeeded("aggregation")
+    accepted = finished.outcomes.count(0)
+    _log.debug("job_finished", accepted=accepted, rejected=job.n - accepted)
+    if response and not task.peer_accepted:
+        context.tasks.note_peer_accepted(task)
+    _ring(context)
+
+
+async def _refused(context: Context, step: Step, job: Job, refused: Refused) -> None:
+    """Halve the job after a final refusal; after any other send the same bytes again (D4, D5)."""
+    standing = job.standing(step.lease)
+    reason = refused.reason
+    cause = rules.likely_cause(refused.status, refused.type)
+    if not rules.refusal_is_final(refused.status, refused.type, job.sends):
+        _alarm(job, reason, cause)
+        await _wait(context, step, job, rules.misfit(standing, reason, _moment(context)))
+    elif not context.tasks.by_pk(job.task_pk).peer_accepted:
+        _alarm(job, reason, cause)
+        await _wait(context, step, job, rules.settled(standing, reason, _moment(context)))
+    else:
+        _log.warning("job_refused", reports=job.n, error=reason)
+        ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
+        halves = Halves(ids, _retry_at(context))
+        await context.run(halve_job, step.lease, job, halves, reason, context.now())
+        _ring(context)
+
+
+async def _wait(context: Context, step: Step, job: Job, later: Later) -> None:
+    await context.run(release_job, step.lease, job.state, later)
+    context.jobs.ring()
+
+
+def _load(tx: Tx, lease: Lease) -> tuple[Job, list[StoredChunk]]:
+    return leader_jobs.load(tx, lease), chunks.of_job(tx, lease.pk)
+
+
+def _moment(context: Context) -> Moment:
+    limits = context.config.leader
+    return Moment(
+        now=context.now(),
+        minimum=limits.retry_min,
+        maximum=limits.retry_max,
+        poll_min=limits.poll_min,
+        poll_max=limits.poll_max,
+        jitter=context.jitter(),
+    )
+
+
+def _retry_at(context: Context) -> Callable[[int], int]:
+    """When (ms) rows come again that have been in so many jobs (D5)."""
+    return _moment(context).backoff
+
+
+def _ring(context: Context) -> None:
+    """Collections may be ready; rows that come again and batches with room are the creator's."""
+    context.jobs.ring()
+    context.chunks.ring()
+
+
+def _token(step: Step) -> str:
+    assert step.task.aggregator_token is not None, "a Leader's task has a token for its Helper"
+    return step.task.aggregator_token
+
+
+def _alarm(job: Job, reason: str, cause: str) -> None:
+    _log.error(
+        "job_waits",
+        sends=job.sends,
+        error=reason,
+        likely_cause=cause,
+        remedy="mend that with the Helper's operator, then `dapd jobs retry`; nothing is lost",
+    )
+
+
+def _warn_expired() -> None:
+    _log.error(
+        "job_expired",
+        effect="its reports expired before they were aggregated",
+        remedy="see what `job_waits` said of it; a Helper that is away for long needs a longer "
+        "report_expiry_age",
+    )

@@ -1,0 +1,56 @@
+"""A Helper's aggregate share: found by its request, or served at once as work of the daemon.
+
+Section "Obtaining Aggregate Shares"; rules A1, A2, A4. Once a request is read, its batch is
+collected and its response stored, whatever becomes of the connection. Left out: HTTP
+(``dapd.server.aggregate_shares``) and the transaction (``dapd.commits.aggregate_share``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from functools import partial
+
+import structlog
+from structlog.contextvars import bind_contextvars
+
+from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
+from dapd.datastore import share_jobs
+from dapd.datastore.share_jobs import StoredShare
+from dapd.errors import Abort, DecodeError
+from dapd.messages.collection import AggregateShareReq
+from dapd.messages.common import b64url_encode
+from dapd.protocol.task import Task
+from dapd.runtime.context import Context
+
+_log = structlog.get_logger()
+
+
+async def create(context: Context, task: Task, body: bytes) -> StoredShare:
+    """The share that this ``AggregateShareReq`` makes, or made before. Raises ``Abort``."""
+    digest = hashlib.sha256(body).digest()
+    # A1: before admission, and before the checks, which need not hold any more.
+    expired_ms = task.mark_at(context.instant()).ms
+    if existing := await context.read(share_jobs.by_identity, task.task_pk, digest, expired_ms):
+        return existing
+    try:
+        message = AggregateShareReq.decode(body)
+    except DecodeError as error:
+        raise Abort("invalidMessage", f"AggregateShareReq: {error}") from error
+    new = ShareRequest(task, secrets.token_bytes(16), digest, message)
+    running = context.work.start(
+        (task.task_pk, "aggregate_share", digest),
+        partial(context.run, serve_aggregate_share, new, context.sealer, context.instant()),
+    )
+    share: StoredShare = await running.wait()
+    bind_contextvars(job_id=b64url_encode(share.id))
+    _log.info("aggregate_share_made", reports=message.report_count)
+    return share
+
+
+async def find(context: Context, task: Task, share_id: bytes | None) -> StoredShare | None:
+    """The share as it was served first, unless it was deleted or has expired."""
+    if share_id is None:
+        return None
+    expired_ms = task.mark_at(context.instant()).ms
+    return await context.read(share_jobs.by_id, task.task_pk, share_id, expired_ms)

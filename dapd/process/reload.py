@@ -1,0 +1,222 @@
+"""The configuration read again while the daemon runs: all of it is applied, or nothing.
+
+Each key is either live or needs a restart, as the two tables say; a file with both is applied as
+far as it is live, and what waits is told. Whatever reads ``context.config`` when it needs it
+follows by itself; the rest is in ``_apply``. On SIGHUP, on ``dapd reload``, and once an hour for
+certificates that were renewed. Nothing under way is interrupted: a connection keeps the certificate
+that it began with.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+import trio
+
+from dapd.config import Config
+from dapd.config.loading import load
+from dapd.errors import UsageError
+from dapd.runtime.certificates import Certificates, read_certificates
+from dapd.runtime.context import Context
+from dapd.telemetry import logs
+
+_log = structlog.get_logger()
+_EVERY = 3600.0
+
+RESTART = frozenset(
+    {
+        "server.listen",
+        "server.max_body_bytes",
+        "datastore.path",
+        "datastore.sealing_keys",
+        "leader.slots",
+        "leader.upload_queue",
+        "leader.upload_group_requests",
+        "leader.upload_group_bytes",
+        "clock.longest_stop",
+        "admin.socket",
+        "admin.listen",
+        "admin.page",
+    }
+)
+"""What is held open, or sized once."""
+
+LIVE = frozenset(
+    {
+        "server.tls_certificate",
+        "server.tls_key",
+        "server.read_timeout",
+        "server.hpke_config_max_age",
+        "helper.mode",
+        "helper.auto_sync_seconds",
+        "helper.sync_wait",
+        "helper.poll_hold",
+        "helper.retry_after_max",
+        "helper.max_running",
+        "leader.min_job_size",
+        "leader.max_job_size",
+        "leader.max_wait",
+        "leader.permits_per_peer",
+        "leader.request_timeout",
+        "leader.peer_ca",
+        "leader.retry_min",
+        "leader.retry_max",
+        "leader.poll_min",
+        "leader.poll_max",
+        "collection.retry_after",
+        "collection.poll_hold",
+        "collection.leader_selected_keep",
+        "reports.early_leeway",
+        "reports.max_replay_ids",
+        "gc.interval",
+        "gc.ended_task_retention",
+        "keys.pending",
+        "keys.active",
+        "admin.hosts",
+        "admin.tls_certificate",
+        "admin.tls_key",
+        "admin.tokens",
+        "disk.min_free_bytes",
+        "defaults.helper_mode",
+        "defaults.batch_target_size",
+        "defaults.report_expiry_age",
+        "log.level",
+        "log.format",
+        "shutdown.grace",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """The keys that have changed, as ``table.key``: those in force now, and those that wait."""
+
+    applied: tuple[str, ...]
+    restart: tuple[str, ...]
+
+
+async def run(context: Context) -> None:
+    """Until draining: SIGHUP, and the hourly look at the certificates."""
+    async with trio.open_nursery() as nursery:
+        if context.config_path is not None:  # the daemon's own process: the signal is for it
+            nursery.start_soon(_on_hangup, context)
+        while not context.draining.is_set():
+            with trio.move_on_after(_EVERY):
+                await context.draining.wait()
+                break
+            await renew(context)
+        nursery.cancel_scope.cancel()
+
+
+async def reload(context: Context) -> Reloaded:
+    """Read the file again and apply it. Raises ``UsageError`` if it is refused as a whole."""
+    try:
+        wanted, certificates = _read(context)
+    except UsageError as error:
+        _log.error("reload_refused", error=str(error), remedy="mend that, then `dapd reload`")
+        raise
+    running = context.config
+    renewed = {key for key in certificates.stamps if _differs(context, certificates, key)}
+    changed = {key for key in keys_of(wanted) if value_of(wanted, key) != value_of(running, key)}
+    done = Reloaded(tuple(sorted((changed - RESTART) | renewed)), tuple(sorted(changed & RESTART)))
+    context.restart_for = done.restart
+    await _apply(context, _merged(running, wanted), certificates)
+    _log.info("configuration_reloaded", applied=done.applied, restart=done.restart)
+    return done
+
+
+async def renew(context: Context) -> None:
+    """Use certificate files that were replaced since they were read; if they are no good, the old
+    ones go on, and the next look tries again.
+    """
+    changed = context.certificates.changed(context.config)
+    if not changed:
+        return
+    try:
+        certificates = _valid(context.config, context.now())
+    except UsageError as error:
+        _log.error(
+            "certificate_refused",
+            error=str(error),
+            effect="the one before goes on",
+            remedy="put a good one there, then `dapd reload`",
+        )
+        return
+    await _apply(context, context.config, certificates)
+    _log.info("certificate_renewed", files=changed)
+
+
+def keys_of(config: Config) -> Iterator[str]:
+    """Every key, as ``table.key``."""
+    for table in config.__struct_fields__:
+        for key in getattr(config, table).__struct_fields__:
+            yield f"{table}.{key}"
+
+
+def value_of(config: Config, key: str) -> object:
+    """The value of a ``table.key``."""
+    table, _, name = key.partition(".")
+    value: object = getattr(getattr(config, table), name)
+    return value
+
+
+def _read(context: Context) -> tuple[Config, Certificates]:
+    if context.config_path is None:
+        raise UsageError("this daemon was started without a configuration file; restart it")
+    wanted = load(context.config_path)
+    return wanted, _valid(wanted, context.now())
+
+
+def _valid(config: Config, now: int) -> Certificates:
+    """The files' certificates, if a peer would accept them at this time (ms)."""
+    certificates = read_certificates(config)
+    for problem in certificates.invalid_at(now):
+        raise UsageError(problem)
+    return certificates
+
+
+def _merged(running: Config, wanted: Config) -> Config:
+    """``wanted`` with what only a restart changes as it is now."""
+    kept: dict[str, dict[str, object]] = {}
+    for key in RESTART:
+        table, _, name = key.partition(".")
+        kept.setdefault(table, {})[name] = value_of(running, key)
+    tables = {
+        table: msgspec.structs.replace(getattr(wanted, table), **values)
+        for table, values in kept.items()
+    }
+    return msgspec.structs.replace(wanted, **tables)
+
+
+async def _apply(context: Context, config: Config, certificates: Certificates) -> None:
+    """Nothing here can fail or be seen half done: the only wait is for idle connections' end."""
+    before, context.config = context.config, config
+    trust_changed = _differs(context, certificates, "leader.peer_ca")
+    context.certificates = certificates
+    context.work.limit = config.helper.max_running
+    context.peers.set_permits(config.leader.permits_per_peer)
+    context.disk.min_free_bytes = config.disk.min_free_bytes
+    context.http.timeout = config.leader.request_timeout
+    if config.log != before.log:
+        logs.configure(config.log.level, config.log.format)
+    if trust_changed:
+        await context.http.trust(certificates.peer_trust)
+    context.jobs.ring()
+    context.chunks.ring()
+
+
+def _differs(context: Context, certificates: Certificates, key: str) -> bool:
+    return certificates.stamps[key] != context.certificates.stamps.get(key)
+
+
+async def _on_hangup(context: Context) -> None:
+    with trio.open_signal_receiver(signal.SIGHUP) as signals:
+        async for _ in signals:
+            try:
+                await reload(context)
+            except UsageError:
+                continue  # logged

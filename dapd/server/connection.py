@@ -1,0 +1,126 @@
+"""One HTTP/1.1 connection: hypercorn's, where its own would hang, leak or destroy an answer.
+
+Left out: accepting connections and TLS (``dapd.server.listener``), and HTTP/2, which a proxy in
+front adds.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import replace
+
+import h11
+import trio
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+
+_PIECE = 1 << 16
+"""Bytes of an answer that a peer must accept within ``read_timeout``."""
+
+
+class _Http1(H11Protocol):
+    """No switch to HTTP/2 in clear text: what follows such a switch may leave a task of hypercorn's
+    waiting for ever, to whoever can connect.
+    """
+
+    _discarded: trio.Event | None = None
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """An upgrade that a server doesn't want is ignored (RFC 9110, section 7.8)."""
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """An answer before the request's end is the connection's last, and says so."""
+        if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def handle(self, event: Event) -> None:
+        if self._discarded is None:
+            await super().handle(event)
+        elif isinstance(event, RawData):
+            self.connection.receive_data(event.data)
+            self._discard(self._discarded)
+        else:
+            self._discarded.set()
+
+    async def discard_body(self) -> None:
+        """Until its end, or that of the connection."""
+        self._discarded = trio.Event()
+        self._discard(self._discarded)
+        await self._discarded.wait()
+
+    def _discard(self, discarded: trio.Event) -> None:
+        with suppress(h11.RemoteProtocolError):
+            while isinstance(self.connection.next_event(), h11.Data):
+                pass
+        if self.connection.their_state is not h11.SEND_BODY:
+            discarded.set()
+
+
+class Connection(TCPServer):
+    """hypercorn's, without the choice of a protocol, and without waiting for the next request of a
+    peer that has gone until the keep-alive time is over; but not closed on who still sends a body
+    that was refused, as a reset would take the answer from its hands (RFC 9112, section 9.6).
+    """
+
+    async def run(self) -> None:
+        secure = isinstance(self.stream, trio.SSLStream)
+        sock = self.stream.transport_stream.socket if secure else self.stream.socket
+        try:
+            async with TaskGroup() as self._task_group:
+                self.protocol = _Http1(  # type: ignore[assignment]
+                    self.app,
+                    self.config,
+                    self.context,
+                    self._task_group,
+                    ConnectionState(self.state),
+                    secure,
+                    parse_socket_addr(sock.family, sock.getpeername()),
+                    parse_socket_addr(sock.family, sock.getsockname()),
+                    self.protocol_send,
+                )
+                await self.protocol.initiate()
+                await self.idle_task.restart(self._task_group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()  # the other end has closed: nothing more can come
+        except OSError:
+            pass  # it has gone
+        finally:
+            await self._close()
+
+    async def protocol_send(self, event: Event) -> None:
+        """Before a connection is closed on a refused body, the rest of that is read, if that takes
+        no longer than a body may keep the connection waiting.
+        """
+        assert isinstance(self.protocol, _Http1)
+        if isinstance(event, RawData):
+            await self._send(event.data)
+            return
+        if isinstance(event, Closed) and self.protocol.connection.their_state is h11.SEND_BODY:
+            with trio.move_on_after(self.config.read_timeout or 0):
+                with suppress(AttributeError, trio.BrokenResourceError):  # TLS has no half a close
+                    await self.stream.send_eof()
+                await self.protocol.discard_body()
+        await super().protocol_send(event)
+
+    async def _send(self, data: bytes) -> None:
+        """Unlike hypercorn's, it gives up a peer that doesn't read, at the latest with the grace
+        period (I8).
+        """
+        async with self.send_lock:
+            try:
+                for start in range(0, len(data), _PIECE):
+                    with trio.fail_after(self.config.read_timeout or 0):
+                        await self.stream.send_all(data[start : start + _PIECE])
+            except trio.Cancelled:
+                await trio.aclose_forcefully(self.stream)  # after half an answer nothing may follow
+                raise
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+                await trio.aclose_forcefully(self.stream)
+                await self.protocol.handle(Closed())

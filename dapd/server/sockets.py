@@ -1,0 +1,115 @@
+"""Listening sockets: TCP addresses of the configuration, and the Unix socket for commands."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from dapd.errors import NotYet, UsageError
+
+_BACKLOG = 1024
+_NOT_YET = {errno.EADDRNOTAVAIL, socket.EAI_AGAIN}
+_LONGEST_UNIX_PATH = 107
+_UNIX_MODE = 0o660
+
+
+@asynccontextmanager
+async def listening(
+    address: tuple[str, int] | None, table: str
+) -> AsyncIterator[list[trio.SocketListener]]:
+    """Sockets that listen on ``address``, which is that of a ``table`` of the configuration, or
+    none; port 0 picks a free one. They are closed with the block.
+
+    Raises ``UsageError`` if the address is taken, ``NotYet`` if this machine doesn't have it, as
+    before the network is up.
+    """
+    listeners = [] if address is None else await _open(*address, table)
+    try:
+        yield listeners
+    finally:
+        for each in listeners:
+            each.socket.close()
+
+
+async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
+    # A socket for "::" would be for IPv6 alone; without a host Trio opens one for IPv4 as well.
+    every = None if host == "::" else host
+    try:
+        return await trio.open_tcp_listeners(port, host=every, backlog=_BACKLOG)
+    except OSError as error:
+        place = f'[{table}] listen = "{host}:{port}"'
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(
+                f"{place}: another program listens there; stop it or choose another port"
+            ) from error
+        if error.errno == errno.EACCES:
+            raise UsageError(
+                f"{place}: this user may not listen on ports below 1024; choose another port"
+            ) from error
+        kind = NotYet if error.errno in _NOT_YET else UsageError
+        raise kind(
+            f"{place}: {error.strerror or error}; name an address of this machine"
+        ) from error
+
+
+@contextmanager
+def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
+    """A listening Unix socket that this user and group may open; its file goes with the block.
+
+    What a killed daemon left behind is replaced. Raises ``UsageError``.
+    """
+    sock = _bind_unix(path)
+    try:
+        yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
+    finally:
+        sock.close()
+        path.unlink(missing_ok=True)
+
+
+def _bind_unix(path: Path) -> socket.socket:
+    place = f"[admin] socket: {path}"
+    if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
+        raise UsageError(
+            f"{place}: longer than the {_LONGEST_UNIX_PATH} bytes of a socket's path; set a "
+            "shorter one, such as /run/dapd/admin.sock"
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path, place)
+        # On Linux the file gets the socket's mode: it is at no moment open to more users.
+        os.fchmod(sock.fileno(), _UNIX_MODE)
+        sock.bind(os.fspath(path))
+        path.chmod(_UNIX_MODE)
+        sock.listen(_BACKLOG)
+    except BaseException as error:
+        sock.close()
+        if isinstance(error, OSError):
+            raise UsageError(
+                f"{place}: {error.strerror or error}; let this user write to an existing directory"
+            ) from error
+        raise
+    return sock
+
+
+def _remove_stale(path: Path, place: str) -> None:
+    """Remove a socket on which nobody listens. Raises ``UsageError`` if it is anything else."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise UsageError(f"{place}: there is a file that is no socket; set another path")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return
+    raise UsageError(f"{place}: another program listens there; stop it or set another path")

@@ -1,0 +1,1 @@
+"""Structured logs with their context, and the registry of metrics."""

@@ -1,0 +1,454 @@
+"""A Helper's jobs as handlers and driver work on them: sync, async, auto, late, joined, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from dapd import config
+from dapd.commits import helper_jobs
+from dapd.commits.helper_jobs import commit_job, delete_aggregation_job
+from dapd.commits.tasks import delete_task
+from dapd.crypto import HpkeKeypair
+from dapd.datastore import batches, keys, leases, open_for_command
+from dapd.datastore.helper_jobs import StoredJob
+from dapd.driver import helper_job
+from dapd.driver.step import Step
+from dapd.errors import Abort
+from dapd.protocol.task import Task, TaskSettings
+from dapd.reports import ReportError
+from dapd.runtime.context import Context
+from tests.build import (
+    NOW,
+    TIME,
+    X25519,
+    LeaderJobState,
+    Pair,
+    leader_job,
+    make_config,
+    make_reports,
+    open_context,
+    task_pair,
+)
+
+LO, HI = bytes(8), b"\xff" * 8
+REPLAYED = ReportError.REPORT_REPLAYED
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return task_pair()
+
+
+def outcomes(job: LeaderJobState, stored: StoredJob) -> bytes:
+    assert stored.response is not None
+    return job.finish(stored.response)
+
+
+async def task_in(context: Context, pair: Pair) -> Task:
+    task = await context.tasks.find(pair.helper.task_id)
+    assert task is not None
+    return task
+
+
+async def aggregated(context: Context, task: Task) -> int:
+    return await context.read(batches.aggregated, task.task_pk, LO, HI)
+
+
+async def drive(context: Context) -> int:
+    """One round of the dispatcher's work, one job after another; how many there were."""
+    leased, _ = await context.run(leases.lease_due, context.now(), list)
+    slots = trio.CapacityLimiter(1)
+    for lease in leased:
+        task = context.tasks.by_pk(lease.due.task_pk)
+        peer = context.peers.at(task.configuration.helper_aggregator_endpoint)
+        await helper_job.run(context, Step(lease, task, slots, peer))
+    return len(leased)
+
+
+def gate(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
+    """Verification stops at a gate: (it has come there, let it through)."""
+    arrived, opened, compute = trio.Event(), trio.Event(), context.compute
+
+    async def gated(fn: Callable[..., Any], *args: Any) -> Any:
+        arrived.set()
+        await opened.wait()
+        return await compute(fn, *args)
+
+    monkeypatch.setattr(context, "compute", gated)
+    return arrived, opened
+
+
+def helper_config(directory: Path, **settings: Any) -> config.Config:
+    return make_config(directory, helper=config.Helper(**settings))
+
+
+async def test_sync_a_job_is_finished_when_it_is_answered(tmp_path: Path, pair: Pair) -> None:
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 0, 1]))
+        first = await helper_job.create(context, task, job.body)
+        assert outcomes(job, first) == bytes(3)
+        assert await helper_job.create(context, task, job.body) == first  # A1
+        assert context.rates.ahead == 0
+        assert await drive(context) == 0
+
+
+async def test_async_a_job_is_stored_then_driven(tmp_path: Path, pair: Pair) -> None:
+    """Repeats give the same id and the current state; the answer is like that of sync (I6)."""
+    async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 0, 1], tamper_with=[0]))
+        received = await helper_job.create(context, task, job.body)
+        assert (received.state, received.response) == ("received", None)
+        assert await helper_job.create(context, task, job.body) == received
+        assert context.rates.ahead > 0
+        assert await drive(context) == 1
+        finished = await helper_job.create(context, task, job.body)
+        assert finished.id == received.id
+        assert outcomes(job, finished) == bytes([ReportError.VDAF_VERIFY_ERROR, 0, 0])
+        assert context.rates.ahead == 0
+        assert await drive(context) == 0
+
+
+async def test_the_tasks_mode_overrides_the_servers(tmp_path: Path) -> None:
+    pair = task_pair(settings=TaskSettings(helper_mode="sync"))
+    async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1]))
+        assert (await helper_job.create(context, task, job.body)).state == "finished"
+
+
+@pytest.mark.parametrize(("limit", "state"), [(3600, "finished"), (0, "received")])
+async def test_auto_decides_by_the_estimate(
+    tmp_path: Path, pair: Pair, limit: float, state: str
+) -> None:
+    settings = helper_config(tmp_path, mode="auto", auto_sync_seconds=limit)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        job = leader_job(pair, make_reports(pair, [1]))
+        created = await helper_job.create(context, await task_in(context, pair), job.body)
+        assert created.state == state
+
+
+async def test_a2_identical_requests_join_the_running_work(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both get the same answer of the one verification; the limit does not hold for the second."""
+    settings = helper_config(tmp_path, mode="sync", max_running=1)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job, other = (leader_job(pair, make_reports(pair, [1, 1])) for _ in range(2))
+        arrived, opened = gate(context, monkeypatch)
+        answers: list[StoredJob] = []
+
+        async def ask() -> None:
+            answers.append(await helper_job.create(context, task, job.body))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await arrived.wait()
+            nursery.start_soon(ask)
+            with pytest.raises(Abort) as caught:
+                await helper_job.create(context, task, other.body)
+            assert caught.value.status == 503
+            opened.set()
+        assert answers[0] == answers[1]
+        assert await aggregated(context, task) == 2
+
+
+async def test_a2_work_goes_on_when_its_client_is_gone(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The handler is cancelled, the commit is reached, and a repeat finds it."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        arrived, opened = gate(context, monkeypatch)
+        async with trio.open_nursery() as handler:
+            handler.start_soon(helper_job.create, context, task, job.body)
+            await arrived.wait()
+            handler.cancel_scope.cancel()
+        assert len(context.work) == 1
+        opened.set()
+        assert outcomes(job, await helper_job.create(context, task, job.body)) == bytes(2)
+        assert await aggregated(context, task) == 2
+
+
+async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answered "not ready" with the id that the job keeps; the driver leaves it to the work."""
+    settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        _, opened = gate(context, monkeypatch)
+        received = await helper_job.create(context, task, job.body)
+        assert received.state == "received"
+        assert await helper_job.create(context, task, job.body) == received
+        assert await drive(context) == 0
+        event = context.finished.listen(("aggregation", received.id))
+        opened.set()
+        await event.wait()
+        finished = await helper_job.find(context, task, received.id)
+        assert outcomes(job, finished) == bytes(2)
+        assert await aggregated(context, task) == 2
+
+
+async def test_a2_a_late_job_whose_work_fails_is_left_to_the_driver(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1]))
+        failing, compute = trio.Event(), context.compute
+
+        async def fail(fn: Callable[..., Any], *args: Any) -> Any:
+            await failing.wait()
+            raise OSError("no more threads")
+
+        monkeypatch.setattr(context, "compute", fail)
+        received = await helper_job.create(context, task, job.body)
+        failing.set()
+        while len(context.work):
+            await trio.lowlevel.checkpoint()
+        monkeypatch.setattr(context, "compute", compute)
+        assert await drive(context) == 1
+        assert (await helper_job.find(context, task, received.id)).state == "finished"
+
+
+async def test_e3_what_is_known_to_be_replayed_is_not_verified(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The replay index is asked before verification, and rows it knows cost nothing."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        reports = make_reports(pair, [1, 1, 1])
+        first, second = leader_job(pair, reports[:2]), leader_job(pair, reports)
+        await helper_job.create(context, task, first.body)
+        found = []
+        commit = commit_job
+
+        def watched(tx: Any, key: Any, verified: Any, now: int, *, stored: bool) -> Any:
+            replayed = tx.replay.peek(key.task_pk, verified.candidates([]))
+            found.append(verified.rework_seconds([], replayed))
+            return commit(tx, key, verified, now, stored=stored)
+
+        monkeypatch.setattr(helper_job, "commit_job", watched)
+        answered = outcomes(second, await helper_job.create(context, task, second.body))
+        assert answered == bytes([REPLAYED, REPLAYED, 0])
+        assert found == [0.0]
+
+
+async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_again(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing may be corrected under the write lock: the job runs again with the new mask."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        reports = make_reports(pair, [1, 1, 0])
+        first, second = leader_job(pair, reports[:1]), leader_job(pair, reports)
+        monkeypatch.setattr(helper_jobs, "REWORK_SECONDS", 0.0)
+        verify, masks = helper_job._verify, []
+
+        def raced(*args: Any) -> Any:
+            """The first job is committed between the second's peek and its commit."""
+            masks.append(args[-1])
+            verified = verify(*args)
+            if len(masks) == 1:
+                trio.from_thread.run(helper_job.create, context, task, first.body)
+            return verified
+
+        monkeypatch.setattr(helper_job, "_verify", raced)
+        finished = await helper_job.create(context, task, second.body)
+        assert outcomes(second, finished) == bytes([REPLAYED, 0, 0])
+        assert masks == [None, None, bytes([REPLAYED, 0, 0])]
+        assert await aggregated(context, task) == 3
+
+
+async def test_f1_an_unknown_config_id_reads_the_keys_again(tmp_path: Path, pair: Pair) -> None:
+    """A key pair that was added while the daemon runs opens the very first report sealed to it."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        new = HpkeKeypair.generate(77, *X25519)
+        await context.run(keys.insert_keypair, new, context.sealer, "active", NOW)
+        context.keyrings._looked_at -= 10
+        fresh = Pair(
+            pair.leader, pair.helper, pair.leader_key, new, pair.collector_key, pair.sealer
+        )
+        job = leader_job(fresh, make_reports(fresh, [1]))
+        assert outcomes(job, await helper_job.create(context, task, job.body)) == bytes(1)
+
+
+async def test_b2_an_unknown_config_id_is_a_decrypt_error(tmp_path: Path, pair: Pair) -> None:
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        other = HpkeKeypair.generate(78, *X25519)
+        lost = Pair(
+            pair.leader, pair.helper, pair.leader_key, other, pair.collector_key, pair.sealer
+        )
+        job = leader_job(lost, make_reports(lost, [1]))
+        answered = outcomes(job, await helper_job.create(context, task, job.body))
+        assert answered == bytes([ReportError.HPKE_DECRYPT_ERROR])
+
+
+async def test_b2_a_report_is_judged_by_the_time_of_its_verification(
+    tmp_path: Path, pair: Pair
+) -> None:
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        job = leader_job(pair, make_reports(pair, [1, 1], times=[TIME, TIME + 1]))
+        created = await helper_job.create(context, await task_in(context, pair), job.body)
+        assert outcomes(job, created) == bytes([0, ReportError.REPORT_TOO_EARLY])
+
+
+async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: Pair) -> None:
+    """503 with Retry-After, but a repeat of a known request is answered."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        known, new = (leader_job(pair, make_reports(pair, [1])) for _ in range(2))
+        finished = await helper_job.create(context, task, known.body)
+        context.disk.min_free_bytes = 1 << 60
+        context.disk._looked_at -= 10
+        assert await helper_job.create(context, task, known.body) == finished
+        with pytest.raises(Abort) as caught:
+            await helper_job.create(context, task, new.body)
+        assert caught.value.status == 503
+        assert "Retry-After" in caught.value.headers
+
+
+async def test_a_get_is_held_until_the_job_is_finished(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = helper_config(tmp_path, mode="async", poll_hold=3600)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        received = await helper_job.create(context, task, job.body)
+        polled: list[StoredJob] = []
+
+        async def poll() -> None:
+            polled.append(await helper_job.poll(context, task, received.id, "0"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            await trio.testing.wait_all_tasks_blocked()
+            await drive(context)
+        assert outcomes(job, polled[0]) == bytes(2)
+
+
+async def test_i8_a_held_get_is_answered_at_once_when_draining(tmp_path: Path, pair: Pair) -> None:
+    """Those that are held, and those that come while draining."""
+    settings = helper_config(tmp_path, mode="async", poll_hold=3600)
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1]))
+        received = await helper_job.create(context, task, job.body)
+
+        async def poll() -> None:
+            assert await helper_job.poll(context, task, received.id, "0") == received
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(poll)
+            await trio.testing.wait_all_tasks_blocked()
+            context.drain()
+        await poll()
+
+
+async def test_a4_the_job_is_known_before_the_step_is_judged(tmp_path: Path, pair: Pair) -> None:
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        created = await helper_job.create(
+            context, task, leader_job(pair, make_reports(pair, [1])).body
+        )
+        for job_id, text, error in (
+            (created.id, None, "invalidMessage"),
+            (created.id, "1", "stepMismatch"),
+            (bytes(16), "1", "unrecognizedAggregationJob"),
+            (None, "0", "unrecognizedAggregationJob"),
+        ):
+            with pytest.raises(Abort) as caught:
+                await helper_job.poll(context, task, job_id, text)
+            assert caught.value.type == error
+
+
+async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's commit finds nothing to claim, ends quietly, and the job stays deleted."""
+    async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        received = await helper_job.create(context, task, job.body)
+        arrived, opened = gate(context, monkeypatch)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(drive, context)
+            await arrived.wait()
+            assert await context.run(delete_aggregation_job, task.task_pk, received.id)
+            opened.set()
+        assert await aggregated(context, task) == 0
+        assert len(context.datastore.replay) == 0
+        with pytest.raises(Abort) as caught:
+            await helper_job.find(context, task, received.id)
+        assert caught.value.type == "unrecognizedAggregationJob"
+
+
+async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) -> None:
+    """Leased by a process that ended: the next one takes the lease over and finishes the job."""
+    settings = helper_config(tmp_path, mode="async")
+    async with open_context(settings, (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        job = leader_job(pair, make_reports(pair, [1, 1]))
+        received = await helper_job.create(context, task, job.body)
+        leased, _ = await context.run(leases.lease_due, context.now(), list)
+        assert len(leased) == 1
+    async with open_context(settings) as context:
+        await context.run(leases.clear_all, context.now())
+        assert await drive(context) == 1
+        finished = await helper_job.find(context, await task_in(context, pair), received.id)
+        assert outcomes(job, finished) == bytes(2)
+
+
+async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its work is cancelled between transactions and its lease given back, as after no crash."""
+    settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
+    job = leader_job(pair, make_reports(pair, [1]))
+    async with open_context(settings, (pair.helper, pair)) as context:
+        gate(context, monkeypatch)
+        received = await helper_job.create(context, await task_in(context, pair), job.body)
+        assert received.state == "received"
+    async with open_context(settings) as context:
+        leased, _ = await context.run(leases.lease_due, context.now(), list)
+        assert [lease.due.crashes for lease in leased] == [0]
+
+
+async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
+    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D6: the mark of the deletion is above its reports; it is verified again by that one, once."""
+    async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
+        task = await task_in(context, pair)
+        arrived, opened = gate(context, monkeypatch)
+        job = leader_job(pair, make_reports(pair, [1, 0]))
+        answers: list[StoredJob] = []
+
+        async def create() -> None:
+            answers.append(await helper_job.create(context, task, job.body))
+
+        with trio.fail_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(create)
+                await arrived.wait()
+                command = open_for_command(context.datastore.path, holder="a command", now=0)
+                command.datastore.run_sync(delete_task, task.task_id, NOW, 300.0, discard=True)
+                command.close()
+                opened.set()
+        assert outcomes(job, answers[0]) == bytes([ReportError.REPORT_DROPPED] * 2)
+        assert await aggregated(context, task) == 0

@@ -1,0 +1,184 @@
+"""The upload queue and its loop with the real extension and a real database."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from dapd.commits.tasks import set_task_state
+from dapd.config import Leader
+from dapd.crypto import HpkeKeypair
+from dapd.datastore import Tx, keys
+from dapd.driver import uploads
+from dapd.errors import Abort
+from dapd.protocol.task import TaskState
+from dapd.reports import ReportError, parse_upload_errors
+from dapd.runtime.disk import Disk
+from dapd.runtime.upload_queue import UploadQueue
+from tests.build import NOW, X25519, Pair, make_reports, task_pair
+from tests.leaderhouse import QUICK, helper_response, open_house, ready
+from tests.peer import Request, answer
+
+
+def silent(_: Pair, __: Request) -> bytes:
+    return answer(500)
+
+
+def honest(pair: Pair, request: Request) -> bytes:
+    return ready(helper_response(pair, request.body))
+
+
+async def test_what_has_queued_is_one_transaction(tmp_path: Path) -> None:
+    """Design section 6: requests that wait together are stored together, each with its answer."""
+    async with open_house(tmp_path, task_pair(), silent) as house:
+        reports = make_reports(house.pair, [1] * 20)
+        answers: dict[int, bytes] = {}
+
+        async def upload(place: int) -> None:
+            result = await house.context.uploads.submit(house.task, reports[place])
+            answers[place] = result.upload_errors
+
+        async with trio.open_nursery() as nursery:
+            for place in range(20):
+                nursery.start_soon(upload, place)
+        assert answers == dict.fromkeys(range(20), b"")
+        groups = await house.rows("SELECT count(*) FROM upload_groups")
+        assert groups[0][0] <= 3
+        assert await house.rows("SELECT sum(n) FROM report_chunks") == [(20,)]
+
+
+async def test_i1_the_same_report_twice_at_once_is_accepted_once(tmp_path: Path) -> None:
+    """I1: two identical uploads at the same time, one is accepted, one is a replay."""
+    async with open_house(tmp_path, task_pair(), silent) as house:
+        (report,) = make_reports(house.pair, [1])
+        codes: list[int] = []
+
+        async def upload() -> None:
+            result = await house.context.uploads.submit(house.task, report)
+            codes.extend([code for _, code in parse_upload_errors(result.upload_errors)] or [0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(upload)
+            nursery.start_soon(upload)
+        assert sorted(codes) == [0, ReportError.REPORT_REPLAYED]
+
+
+async def test_a2_i2_an_upload_whose_client_went_away_is_stored_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """A2: work that was admitted reaches its commit, whatever becomes of the connection."""
+    async with open_house(tmp_path, task_pair(), silent) as house:
+        (report,) = make_reports(house.pair, [1])
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await house.context.uploads.submit(house.task, report)
+        result = await house.context.uploads.submit(house.task, report)
+        assert [code for _, code in parse_upload_errors(result.upload_errors)] == [2]
+
+
+async def test_f1_an_unknown_config_id_reloads_the_keyring_before_it_rejects(
+    tmp_path: Path,
+) -> None:
+    """F1: a key that another process made is found at its first report; reloads are bounded."""
+    async with open_house(tmp_path, task_pair(), silent) as house:
+        fresh = HpkeKeypair.generate(77, *X25519)
+        (report,) = make_reports(replace(house.pair, leader_key=fresh), [1])
+        await house.context.run(keys.insert_keypair, fresh, house.pair.sealer, "active", NOW)
+        house.context.keyrings._looked_at -= 10
+        result = await house.context.uploads.submit(house.task, report)
+        assert result.upload_errors == b""
+        unknown = HpkeKeypair.generate(78, *X25519)
+        (report,) = make_reports(replace(house.pair, leader_key=unknown), [1])
+        result = await house.context.uploads.submit(house.task, report)
+        assert [code for _, code in parse_upload_errors(result.upload_errors)] == [
+            ReportError.OUTDATED_CONFIG
+        ]
+
+
+async def test_e4_below_the_free_space_mark_uploads_are_refused(tmp_path: Path) -> None:
+    """E4: 503 with Retry-After, so that commits and GC keep room."""
+    queue = UploadQueue(10, 10, 1000, Disk(tmp_path / "x", 1 << 60))
+    with pytest.raises(Abort) as refused:
+        await queue.submit(task_pair().leader, b"")
+    assert refused.value.status == 503
+    assert "Retry-After" in refused.value.headers
+
+
+async def test_a_full_queue_is_refused_and_a_closed_queue_finishes_what_it_has(
+    tmp_path: Path,
+) -> None:
+    """Section 6, I8: the queue is bounded; closing stores what is queued and takes no more."""
+    limits = Leader(upload_queue=2, min_job_size=1)
+    async with open_house(tmp_path, task_pair(), silent, config=limits) as house:
+        queue = UploadQueue(2, 10, 10**6, Disk(tmp_path / "x", 0))
+        reports = make_reports(house.pair, [1] * 3)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(queue.submit, house.task, reports[0])
+            nursery.start_soon(queue.submit, house.task, reports[1])
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Abort) as refused:
+                await queue.submit(house.task, reports[2])
+            assert refused.value.status == 503
+            queue.close()
+            await uploads.run(replace(house.context, uploads=queue))
+        with pytest.raises(Abort):
+            await queue.submit(house.task, reports[2])
+        assert await house.rows("SELECT sum(n) FROM report_chunks") == [(2,)]
+
+
+async def test_a_database_that_fails_is_each_requests_503(tmp_path: Path) -> None:
+    """I2: nothing is claimed that is not stored; the loop goes on with the next group."""
+    async with open_house(tmp_path, task_pair(), silent, config=QUICK) as house:
+        (report,) = make_reports(house.pair, [1])
+        await house.context.run(
+            lambda tx: tx.execute("ALTER TABLE report_chunks RENAME TO elsewhere")
+        )
+        with pytest.raises(Abort) as refused:
+            await house.context.uploads.submit(house.task, report)
+        assert refused.value.status == 503
+        await house.context.run(
+            lambda tx: tx.execute("ALTER TABLE elsewhere RENAME TO report_chunks")
+        )
+        result = await house.context.uploads.submit(house.task, report)
+        assert result.upload_errors == b""
+
+
+async def test_a_draining_task_drops_uploads_and_finishes_what_it_has(tmp_path: Path) -> None:
+    """Each report is ``report_dropped``; those accepted before are aggregated as ever."""
+    async with open_house(tmp_path, task_pair(), honest, config=QUICK) as house:
+        await house.upload(3)
+        await house.create()
+        await house.context.run(set_task_state, house.task.task_id, TaskState.DRAINING)
+        await house.context.tasks.reload()
+        (draining,) = house.context.tasks.all()
+        reports = make_reports(house.pair, [1] * 2)
+        result = await house.context.uploads.submit(draining, b"".join(reports))
+        codes = [code for _, code in parse_upload_errors(result.upload_errors)]
+        assert codes == [ReportError.REPORT_DROPPED] * 2
+        await house.step()
+        assert await house.aggregated() == 3
+        counters = await house.counters()
+        assert (counters["upload_accepted"], counters["upload_report_dropped"]) == (3, 2)
+
+
+@pytest.mark.parametrize("state", ["draining", "deleted", "disabled"])
+async def test_an_upload_that_was_let_in_before_its_task_was_stopped(
+    tmp_path: Path, state: str
+) -> None:
+    """Once `task drain` or `task delete` has returned, nothing is accepted any more: the
+    transaction looks. A disabled task keeps what was let in.
+    """
+    async with open_house(tmp_path, task_pair(), silent, config=QUICK) as house:
+
+        def stop(tx: Tx) -> None:
+            tx.execute("UPDATE tasks SET state = :state", state=state)
+
+        await house.context.run(stop)
+        (report,) = make_reports(house.pair, [1])
+        result = await house.context.uploads.submit(house.task, report)
+        codes = [code for _, code in parse_upload_errors(result.upload_errors)]
+        assert codes == ([] if state == "disabled" else [ReportError.REPORT_DROPPED])

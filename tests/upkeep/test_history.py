@@ -1,0 +1,159 @@
+"""The last hour in numbers: differences and levels of a real database, at Trio's own pace."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from dapd.datastore import Tx, counters, tasks
+from dapd.errors import DatastoreError
+from dapd.protocol.task import TaskState
+from dapd.runtime.context import Context
+from dapd.runtime.history import POINTS, RECENT
+from dapd.upkeep.history import EVERY, run, take
+from tests.build import Pair, add_task, task_pair
+from tests.leaderhouse import House, helper_response, open_house, ready
+from tests.peer import Request
+
+
+def honest(pair: Pair, request: Request) -> bytes:
+    return ready(helper_response(pair, request.body))
+
+
+async def test_a_point_has_what_happened_since_the_last_and_what_is_there_now(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """What came before the first look is no event of this hour."""
+    async with open_house(tmp_path, task_pair(), honest) as house:
+        found, metrics = house.context.history, house.context.metrics
+        await house.upload(2)
+        metrics.http_requests.labels("reports", 503).inc()
+        await take(house.context)
+        assert len(found.seconds) == 0
+        assert not found.rate(found.accepted)
+
+        await house.upload(6)
+        await house.create()
+        for status in (503, 500, 404, 200):
+            metrics.http_requests.labels("reports", status).inc()
+        metrics.loop_lag.observe(0.1)
+        metrics.loop_lag.observe(0.3)
+        mock_clock.jump(30)
+        await take(house.context)
+        await house.step()
+        mock_clock.jump(60)
+        await take(house.context)
+
+    assert list(found.seconds) == [30, 60]
+    assert list(found.accepted) == [6, 0]
+    assert list(found.aggregated) == [0, 8]
+    assert list(found.unfinished) == [1, 0]
+    assert list(found.errors) == [2, 0]
+    assert list(found.queued) == [0, 0]
+    assert list(found.late) == [pytest.approx(0.2), 0]
+    assert found.rates(found.accepted) == [6 / 30, 0]
+    assert found.rate(found.accepted) == 6 / 90
+    (task,) = found.tasks.values()
+    assert (list(task.accepted), list(task.aggregated)) == ([6, 0], [0, 8])
+
+
+async def test_an_hour_is_kept_and_no_more(tmp_path: Path, mock_clock: MockClock) -> None:
+    """Memory is bounded, and a present rate is that of the last five minutes alone."""
+    async with open_house(tmp_path, task_pair(), honest) as house:
+        found = house.context.history
+        await take(house.context)
+        for number in range(POINTS + RECENT):
+            if number < POINTS:
+                await house.context.run(count, house.task.task_pk)
+            mock_clock.jump(EVERY)
+            await take(house.context)
+    (task,) = found.tasks.values()
+    assert len(found.seconds) == len(found.late) == len(task.accepted) == POINTS
+    assert sum(found.seconds) == 3600
+    assert sum(found.accepted) == POINTS - RECENT
+    assert found.rate(found.accepted) == found.rate(task.accepted) == 0
+    assert sum(found.rates(task.accepted)) == pytest.approx((POINTS - RECENT) / EVERY)
+
+
+async def test_tasks_come_and_go(tmp_path: Path, mock_clock: MockClock) -> None:
+    """A new task's reports are all of this hour; a purged one takes its series with it."""
+    async with open_house(tmp_path, task_pair(), honest) as house:
+        context, found = house.context, house.context.history
+        for _ in range(3):
+            await context.run(count, house.task.task_pk)
+            await take(context)
+            mock_clock.jump(EVERY)
+        other = task_pair()
+        new = add_task(context.datastore, replace(other.leader, task_id=bytes(32)), other)
+        await context.run(count, new.task_pk)
+        await take(context)
+        assert list(found.tasks[bytes(32)].accepted) == [1]
+        assert found.rates(found.tasks[bytes(32)].accepted) == [1 / EVERY]
+        assert list(found.tasks[house.task.task_id].accepted) == [1, 1, 0]
+        await context.run(tasks.set_state, house.task.task_pk, TaskState.PURGED)
+        await take(context)
+    assert list(found.tasks) == [bytes(32)]
+    assert list(found.accepted) == [1, 1, 1, 0]
+
+
+class Look:
+    """Takes a point, and tells at which of Trio's times it was done, and whether it succeeded."""
+
+    def __init__(self) -> None:
+        self.tell, self.told = trio.open_memory_channel[tuple[float, bool]](math.inf)
+
+    async def __call__(self, context: Context) -> None:
+        good = False
+        try:
+            await take(context)
+            good = True
+        finally:
+            self.tell.send_nowait((trio.current_time(), good))
+
+
+async def test_the_loop_looks_twice_a_minute_until_draining(
+    tmp_path: Path, mock_clock: MockClock
+) -> None:
+    """A database that can't be read costs a point, which the next one makes up for."""
+    async with open_house(tmp_path, task_pair(), honest) as house:
+        look, found = Look(), house.context.history
+        start = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run, house.context, look)
+            assert await look.told.receive() == (start, True)
+            await rename(house, "task_counters", "elsewhere")
+            mock_clock.jump(EVERY)
+            assert await look.told.receive() == (start + EVERY, False)
+            await rename(house, "elsewhere", "task_counters")
+            await house.upload(6)
+            mock_clock.jump(EVERY)
+            assert await look.told.receive() == (start + 2 * EVERY, True)
+            house.context.drain()
+        with pytest.raises(trio.WouldBlock):
+            look.told.receive_nowait()
+    assert list(found.seconds) == [2 * EVERY]
+    assert found.rate(found.accepted) == 6 / (2 * EVERY)
+
+
+async def test_a_database_that_fails_is_said_to_who_asked(tmp_path: Path) -> None:
+    """The loop alone goes on in silence."""
+    async with open_house(tmp_path, task_pair(), honest) as house:
+        await rename(house, "task_counters", "elsewhere")
+        with pytest.raises(DatastoreError):
+            await take(house.context)
+
+
+def count(tx: Tx, task_pk: int) -> None:
+    counters.add(tx, task_pk, {"upload_accepted": 1, "upload_report_replayed": 5})
+
+
+async def rename(house: House, old: str, new: str) -> None:
+    def alter(tx: Tx) -> None:
+        tx.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    await house.context.run(alter)
