@@ -8,7 +8,7 @@ jobs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from dapd.crypto import Sealer, batch_share_aad
 from dapd.datastore import batches
@@ -16,19 +16,9 @@ from dapd.datastore.batches import Contribution
 from dapd.datastore.sqlite import Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
+from dapd.protocol.collect import Total
 from dapd.protocol.task import Task
 from dapd.vdaf import merge
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """``share`` is an encoded aggregate share, in the clear; times are inclusive, 0 if ``n`` is."""
-
-    n: int
-    checksum: bytes
-    time_min: int
-    time_max: int
-    share: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from dapd.datastore.leader_jobs import Job
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.batches import batch_id_range
-from dapd.protocol.leader import Later
+from dapd.protocol.exchange import Later
 from dapd.protocol.states import LeaderJobState
 from dapd.reports import BucketTotal, ReportError, count_outcomes, mask_of, outcome_name
 
@@ -28,8 +28,9 @@ def start_job(
     """Store what will be sent, and the state. With ``send`` the job stays leased and its first send
     is counted; else it is released, due now. Raises ``LeaseLost``.
     """
-    later = Later(LeaderJobState.STORED, now, 0, 1 if send else 0)
-    leader_jobs.move(tx, lease, LeaderJobState.ASSIGNED, later, keep_lease=send)
+    later = Later(None, now, 0, 1 if send else 0)
+    states = LeaderJobState.ASSIGNED, LeaderJobState.STORED
+    leader_jobs.move(tx, lease, states, later, keep_lease=send)
     leader_jobs.store_bodies(tx, lease.pk, request, leader_state)
 
 
@@ -51,8 +52,9 @@ def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
 
 
 def release_job(tx: Tx, lease: Lease, old: LeaderJobState, later: Later) -> None:
-    """Release the job until it goes on (I5). Raises ``LeaseLost``."""
-    leader_jobs.move(tx, lease, old, later)
+    """Release the job until its next exchange (I5). Raises ``LeaseLost``."""
+    new = LeaderJobState.STORED if later.location is None else LeaderJobState.POLLING
+    leader_jobs.move(tx, lease, (old, new), later)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from dapd.datastore import expiry
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Row, Tx
+from dapd.protocol.exchange import Later
 from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Instant, Mark
 
@@ -149,19 +150,6 @@ class GivenUp:
     id: bytes
     n: int
     sends: int
-
-
-@dataclass(frozen=True, slots=True)
-class NextExchange:
-    """Poll ``location`` at ``run_at`` (ms), or send the request again if there is none.
-
-    ``attempts`` counts those in a row after which the next wait is longer.
-    """
-
-    location: str | None
-    run_at: int
-    attempts: int
-    error: str | None = None
 
 
 def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
@@ -313,17 +301,17 @@ def note_send(tx: Tx, lease: Lease) -> bool:
     return bool(tx.execute(_Q_NOTE_SEND, pk=lease.pk, token=lease.token))
 
 
-def ask_later(tx: Tx, lease: Lease, next_exchange: NextExchange) -> bool:
+def ask_later(tx: Tx, lease: Lease, later: Later) -> bool:
     """Release the job until its next exchange; whether the lease still held."""
     return bool(
         tx.execute(
             _Q_ASK_LATER,
             pk=lease.pk,
             token=lease.token,
-            location=next_exchange.location,
-            run_at=next_exchange.run_at,
-            attempts=next_exchange.attempts,
-            error=next_exchange.error,
+            location=later.location,
+            run_at=later.run_at,
+            attempts=later.attempts,
+            error=later.error,
         )
     )
 

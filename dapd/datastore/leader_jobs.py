@@ -11,7 +11,7 @@ from dapd.datastore import expiry
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Tx
-from dapd.protocol.leader import Later, Standing
+from dapd.protocol.exchange import Later, Standing
 from dapd.protocol.states import LeaderJobState, require_move
 
 _Q_INSERT = """
@@ -89,9 +89,9 @@ class Job:
     request: bytes | None = field(repr=False)
     leader_state: bytes | None = field(repr=False)
 
-    def standing(self, lease: Lease) -> Standing:
-        """As ``dapd.protocol.leader`` judges it; the lease knows the attempts before this one."""
-        return Standing(self.state, lease.due.attempts, self.sends, self.location)
+    def standing(self, lease: Lease, *, accepted: bool) -> Standing:
+        """As ``dapd.protocol.exchange`` judges it; the lease has the attempts before this one."""
+        return Standing("aggregation", self.location, lease.due.attempts, self.sends, accepted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +138,24 @@ def load(tx: Tx, lease: Lease) -> Job:
 
 
 def move(
-    tx: Tx, lease: Lease, old: LeaderJobState, later: Later, *, keep_lease: bool = False
+    tx: Tx,
+    lease: Lease,
+    states: tuple[LeaderJobState, LeaderJobState],
+    later: Later,
+    *,
+    keep_lease: bool = False,
 ) -> None:
-    """Claim the job in state ``old`` and let it go on as ``later`` says. Raises ``LeaseLost``."""
-    require_move(old, later.state)
+    """Claim the job in the first of ``states`` and move it to the second, to go on as ``later``
+    says. Raises ``LeaseLost``.
+    """
+    old, new = states
+    require_move(old, new)
     claimed = tx.execute(
         _Q_MOVE,
         job_pk=lease.pk,
         token=lease.token,
         old=old,
-        new=later.state,
+        new=new,
         sends=later.sends,
         location=later.location,
         run_at=later.run_at,
@@ -161,8 +169,8 @@ def move(
 
 def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None = None) -> None:
     """Claim the job and end it; its bodies go. Raises ``LeaseLost``."""
-    later = Later(state, 0, job.attempts, job.sends, job.location, error)
-    move(tx, lease, job.state, later)
+    last = Later(job.location, 0, job.attempts, job.sends, error)
+    move(tx, lease, (job.state, state), last)
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
 
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dapd.datastore.sqlite import Tx
+from dapd.protocol.retry import LONGEST_RETRY_AFTER
 
 Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
-LONGEST_WAIT_MS = 24 * 3600 * 1000
+LONGEST_WAIT_MS = int(1000 * LONGEST_RETRY_AFTER)
 LONGEST_CRASH_WAIT_MS = 64_000
 _NOBODY: Mapping[str, Collection[int]] = {"computing": (), "exchanging": ()}
 

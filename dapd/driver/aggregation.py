@@ -2,13 +2,12 @@
 
 Sections "Leader Initialization" and "Asynchronous Request Handling"; rules A5, A7, B5,
 B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the peer's
-permit. Left out: what an answer means (``dapd.protocol.leader``).
+permit. Left out: what an answer means (``dapd.protocol.exchange``).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
@@ -30,12 +29,13 @@ from dapd.datastore import Tx, chunks, leader_jobs
 from dapd.datastore.chunks import StoredChunk
 from dapd.datastore.leader_jobs import Job, LeaseLost
 from dapd.datastore.leases import Lease
-from dapd.driver.step import Step
+from dapd.driver.step import Step, moment
 from dapd.errors import DecodeError
-from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
+from dapd.http import resource_url
+from dapd.messages.aggregation import aggregation_job_init_req
 from dapd.messages.common import MediaType
-from dapd.protocol import leader as rules
-from dapd.protocol.leader import Later, Moment
+from dapd.protocol.exchange import Later, Unusable
+from dapd.protocol.outcome import Outcome, Ready, Refused
 from dapd.protocol.states import LeaderJobState
 from dapd.reports import leader_finish, leader_start
 from dapd.runtime.context import Context
@@ -76,7 +76,9 @@ async def _start(context: Context, step: Step) -> None:
         if not started.verify_inits:  # B6
             await _finish(context, step, replace(job, leader_state=started.state), b"")
             return
-        request = rules.init_request(task.verification_key_id, job.batch_id, started.verify_inits)
+        request = aggregation_job_init_req(
+            task.verification_key_id, job.batch_id, started.verify_inits
+        )
         send = step.try_permit()
         await context.run(start_job, lease, request, started.state, context.now(), send)
     context.jobs.ring()  # a slot is free
@@ -137,44 +139,36 @@ async def _exchange(context: Context, step: Step, job: Job) -> None:
     await _judge(context, step, replace(job, request=None), outcome)
 
 
-async def _judge(context: Context, step: Step, job: Job, outcome: Outcome) -> None:
-    """Commit what the answer means; the job's request is not in memory any more."""
-    standing = job.standing(step.lease)
-    moment = _moment(context)
-    step.note_peer(context, outcome)
-    match outcome:
+async def _judge(context: Context, step: Step, job: Job, outcome: Outcome | Unusable) -> None:
+    """Commit what comes next; the job's request is not in memory any more."""
+    accepted = context.tasks.by_pk(job.task_pk).peer_accepted
+    standing = job.standing(step.lease, accepted=accepted)
+    match step.judge(context, standing, outcome):
         case Ready(body, location):
             await _take(context, step, replace(job, location=location or job.location), body)
-        case Processing(location, retry_after):
-            _log.debug("job_processing", retry_after=retry_after)
-            later = rules.processing(standing, location, retry_after, moment)
-            await _wait(context, step, job, later)
-        case Refused():
-            await _refused(context, step, job, outcome)
-        case Unknown(reason, status, retry_after):
-            _log.warning("exchange_failed", status=status, error=reason)
-            later = rules.unknown(standing, status, retry_after, reason, moment)
-            await _wait(context, step, job, later)
-        case _:
-            assert_never(outcome)
+        case Refused() as refused:
+            await _halve(context, step, job, refused.reason)
+        case Later() as later:
+            await context.run(release_job, step.lease, job.state, later)
+            context.jobs.ring()
+        case unexpected:
+            assert_never(unexpected)
 
 
 async def _take(context: Context, step: Step, job: Job, response: bytes) -> None:
     """Finish with the Helper's response, then tell it that it may forget the job (A7)."""
-    async with step.slots:
-        try:
+    try:
+        async with step.slots:
             await _finish(context, step, job, response)
-        except DecodeError as error:
-            # B5, D4: what the Helper has stored stays unknown, so the same bytes go out again.
-            reason = f"an AggregationJobResp that can't be used: {error}"
-            _alarm(job, reason, rules.likely_cause(None, None))
-            later = rules.misfit(job.standing(step.lease), reason, _moment(context))
-            await _wait(context, step, job, later)
-            return
+    except DecodeError as error:
+        # B5, D4: what the Helper has stored stays unknown, so the same bytes go out again.
+        unusable = Unusable(f"an AggregationJobResp that can't be used: {error}")
+        await _judge(context, step, job, unusable)
+        return
     if job.location is not None:
         gone = await context.http.delete(job.location, _token(step))
         if not isinstance(gone, Ready):
-            reason = gone.reason if isinstance(gone, Unknown) else gone.detail
+            reason = gone.reason
             _log.warning("delete_failed", status=gone.status, error=reason)
 
 
@@ -191,7 +185,7 @@ async def _finish(context: Context, step: Step, job: Job, response: bytes) -> No
         job.leader_state,
         response,
     )
-    result = Result(finished.outcomes, finished.buckets, bool(response), _retry_at(context))
+    result = Result(finished.outcomes, finished.buckets, bool(response), moment(context).backoff)
     await context.run(finish_job, step.lease, job, result, context.now())
     context.metrics.succeeded("aggregation")
     accepted = finished.outcomes.count(0)
@@ -201,49 +195,17 @@ async def _finish(context: Context, step: Step, job: Job, response: bytes) -> No
     _ring(context)
 
 
-async def _refused(context: Context, step: Step, job: Job, refused: Refused) -> None:
-    """Halve the job after a final refusal; after any other send the same bytes again (D4, D5)."""
-    standing = job.standing(step.lease)
-    reason = refused.reason
-    cause = rules.likely_cause(refused.status, refused.type)
-    if not rules.refusal_is_final(refused.status, refused.type, job.sends):
-        _alarm(job, reason, cause)
-        await _wait(context, step, job, rules.misfit(standing, reason, _moment(context)))
-    elif not context.tasks.by_pk(job.task_pk).peer_accepted:
-        _alarm(job, reason, cause)
-        await _wait(context, step, job, rules.settled(standing, reason, _moment(context)))
-    else:
-        _log.warning("job_refused", reports=job.n, error=reason)
-        ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
-        halves = Halves(ids, _retry_at(context))
-        await context.run(halve_job, step.lease, job, halves, reason, context.now())
-        _ring(context)
-
-
-async def _wait(context: Context, step: Step, job: Job, later: Later) -> None:
-    await context.run(release_job, step.lease, job.state, later)
-    context.jobs.ring()
+async def _halve(context: Context, step: Step, job: Job, reason: str) -> None:
+    """Put the reports of a job that was refused for good into two of half its size (D5)."""
+    _log.warning("job_refused", reports=job.n, error=reason)
+    ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
+    halves = Halves(ids, moment(context).backoff)
+    await context.run(halve_job, step.lease, job, halves, reason, context.now())
+    _ring(context)
 
 
 def _load(tx: Tx, lease: Lease) -> tuple[Job, list[StoredChunk]]:
     return leader_jobs.load(tx, lease), chunks.of_job(tx, lease.pk)
-
-
-def _moment(context: Context) -> Moment:
-    limits = context.config.leader
-    return Moment(
-        now=context.now(),
-        minimum=limits.retry_min,
-        maximum=limits.retry_max,
-        poll_min=limits.poll_min,
-        poll_max=limits.poll_max,
-        jitter=context.jitter(),
-    )
-
-
-def _retry_at(context: Context) -> Callable[[int], int]:
-    """When (ms) rows come again that have been in so many jobs (D5)."""
-    return _moment(context).backoff
 
 
 def _ring(context: Context) -> None:
@@ -255,16 +217,6 @@ def _ring(context: Context) -> None:
 def _token(step: Step) -> str:
     assert step.task.aggregator_token is not None, "a Leader's task has a token for its Helper"
     return step.task.aggregator_token
-
-
-def _alarm(job: Job, reason: str, cause: str) -> None:
-    _log.error(
-        "job_waits",
-        sends=job.sends,
-        error=reason,
-        likely_cause=cause,
-        remedy="mend that with the Helper's operator, then `dapd jobs retry`; nothing is lost",
-    )
 
 
 def _warn_expired() -> None:

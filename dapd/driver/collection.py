@@ -7,7 +7,6 @@ sent until the answer is final (I4, rule D4). Section "Obtaining Aggregate Share
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import assert_never
 
 import structlog
@@ -23,28 +22,23 @@ from dapd.commits.collections import (
 )
 from dapd.crypto import Sealer, collection_share_aad
 from dapd.datastore import collections, leases
-from dapd.datastore.collections import CollectionJob, FrozenBatch, NextExchange
+from dapd.datastore.collections import CollectionJob, FrozenBatch
 from dapd.driver.step import Step
 from dapd.errors import DecodeError
-from dapd.http import Outcome, Processing, Ready, Refused, Unknown, resource_url
-from dapd.messages.collection import (
-    AggregateShare,
-    AggregateShareReq,
-    BatchSelector,
-    CollectionJobReq,
-    CollectionJobResp,
-)
-from dapd.messages.common import HpkeCiphertext, Interval, MediaType
+from dapd.http import resource_url
+from dapd.messages.collection import AggregateShare
+from dapd.messages.common import HpkeCiphertext, MediaType
 from dapd.protocol.batches import BucketRange
 from dapd.protocol.collect import (
-    FINAL_REFUSALS,
     FixCut,
     Freeze,
+    Total,
     Wait,
-    encrypt_aggregate_share,
+    aggregate_share_req,
+    collection_job_resp,
 )
-from dapd.protocol.leader import likely_cause
-from dapd.protocol.retry import backoff_ms
+from dapd.protocol.exchange import Later, Standing, Unusable
+from dapd.protocol.outcome import Outcome, Ready, Refused
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 
@@ -105,18 +99,10 @@ async def _freeze(context: Context, step: Step, batch: BucketRange) -> bool:
 def frozen_batch(
     task: Task, sealer: Sealer, job: CollectionJob, batch: BucketRange, total: BatchTotal
 ) -> FrozenBatch:
-    """The exact AggregateShareReq (I3), and the Leader's share sealed (rule F3)."""
-    request = CollectionJobReq.decode(job.request)
-    share_request = AggregateShareReq(
-        request,
-        BatchSelector(request.query.batch_interval or batch.lo),
-        total.n,
-        total.checksum,
-    )
+    """The exact AggregateShareReq (I3), and the Leader's share sealed for the disk (rule F3)."""
+    share_request = aggregate_share_req(job.request, batch, total).encode()
     sealed = sealer.seal(collection_share_aad(task.task_id, job.id), total.share)
-    return FrozenBatch(
-        *batch, share_request.encode(), sealed, total.n, total.time_min, total.time_max
-    )
+    return FrozenBatch(*batch, share_request, sealed, total.n, total.time_min, total.time_max)
 
 
 async def _exchange(context: Context, step: Step) -> None:
@@ -142,56 +128,46 @@ async def _exchange(context: Context, step: Step) -> None:
         )
     else:
         return
-    step.note_peer(context, outcome)
-    await _take(context, step, job, outcome)
+    await _judge(context, step, job, outcome)
 
 
-async def _take(context: Context, step: Step, job: CollectionJob, outcome: Outcome) -> None:
-    match outcome:
+async def _judge(
+    context: Context, step: Step, job: CollectionJob, outcome: Outcome | Unusable
+) -> None:
+    """Commit what comes next."""
+    standing = Standing("collection", job.location, step.lease.due.attempts, job.sends)
+    match step.judge(context, standing, outcome):
         case Ready(body):
             await _finish(context, step, job, body)
-        case Processing(location, retry_after):
-            attempts = step.lease.due.attempts + 1 if retry_after is None else 0
-            wait = _wait_ms(context, attempts, retry_after)
-            await _ask_later(context, step, _Later(location, wait, attempts))
-        case Refused(type=str() as error, detail=detail) if error in FINAL_REFUSALS:  # D4
-            async with step.slots:
-                await context.run(refuse_collection, step.lease, step.task, error, detail)
-            context.metrics.collections_refused.labels(error).inc()
-            _log.error(
-                "collection_refused",
-                error=error,
-                detail=detail,
-                remedy="the Collector is told; compare `dapd task counters` with the Helper's "
-                "operator",
-            )
-            _ended(context, job)
-        case Refused(status, error, reason=reason):
-            _log.error(
-                "job_waits",
-                sends=job.sends,
-                error=reason,
-                likely_cause=likely_cause(status, error),
-                remedy="mend that with the Helper's operator, then `dapd jobs retry`",
-            )
-            attempts = step.lease.due.attempts + 1
-            wait = _wait_ms(context, attempts, None)
-            # Whatever the Location stood for, the stored bytes find the share by its identity.
-            await _ask_later(context, step, _Later(None, wait, attempts, reason))
-        case Unknown(reason, status, retry_after):
-            _log.warning("exchange_failed", status=status, error=reason)
-            attempts = step.lease.due.attempts + (0 if outcome.busy else 1)  # E1
-            wait = _wait_ms(context, max(attempts, 1), retry_after)
-            await _ask_later(context, step, _Later(job.location, wait, attempts, reason))
-        case _:
-            assert_never(outcome)
+        case Refused() as refused:
+            await _fail(context, step, job, refused)
+        case Later() as later:
+            await context.run(collections.ask_later, step.lease, later)
+        case unexpected:
+            assert_never(unexpected)
+
+
+async def _fail(context: Context, step: Step, job: CollectionJob, refused: Refused) -> None:
+    """End the job with the Helper's error, which the Collector is told (D4)."""
+    assert refused.type is not None, "only an error type of the draft is final"
+    async with step.slots:
+        await context.run(refuse_collection, step.lease, step.task, refused.type, refused.detail)
+    context.metrics.collections_refused.labels(refused.type).inc()
+    _log.error(
+        "collection_refused",
+        error=refused.type,
+        detail=refused.detail,
+        remedy="the Collector is told; compare `dapd task counters` with the Helper's operator",
+    )
+    _ended(context, job)
 
 
 async def _finish(context: Context, step: Step, job: CollectionJob, body: bytes) -> None:
     try:
         helper_share = AggregateShare.decode(body).encrypted_aggregate_share
     except DecodeError as error:
-        await _take(context, step, job, Unknown(f"the answer is no AggregateShare: {error}", 200))
+        unusable = Unusable(f"the answer is no AggregateShare: {error}")
+        await _judge(context, step, job, unusable)
         return
     async with step.slots:
         response = await context.compute(
@@ -214,35 +190,8 @@ def collection_response(
     assert job.time_min is not None
     assert job.time_max is not None
     share = sealer.open(collection_share_aad(task.task_id, job.id), job.leader_share)
-    return CollectionJobResp(
-        job.n,
-        Interval(job.time_min, job.time_max + 1 - job.time_min),  # C7
-        encrypt_aggregate_share(task, CollectionJobReq.decode(job.request), share),
-        helper_share,
-    ).encode()
-
-
-@dataclass(frozen=True, slots=True)
-class _Later:
-    """What ``NextExchange`` says, with a wait in ms from now."""
-
-    location: str | None
-    wait_ms: int
-    attempts: int
-    error: str | None = None
-
-
-async def _ask_later(context: Context, step: Step, later: _Later) -> None:
-    run_at = context.now() + later.wait_ms
-    following = NextExchange(later.location, run_at, later.attempts, later.error)
-    await context.run(collections.ask_later, step.lease, following)
-
-
-def _wait_ms(context: Context, attempts: int, retry_after: float | None) -> int:
-    limits = context.config.leader
-    if retry_after is not None:
-        return int(min(max(retry_after, limits.poll_min), limits.poll_max) * 1000)
-    return backoff_ms(attempts, limits.retry_min, limits.retry_max, context.jitter())
+    total = Total(job.n, b"", job.time_min, job.time_max, share)
+    return collection_job_resp(task, job.request, total, helper_share).encode()
 
 
 def _ended(context: Context, job: CollectionJob) -> None:

@@ -15,7 +15,13 @@ import trio
 from structlog.contextvars import bound_contextvars
 
 from dapd.datastore import leases
-from dapd.datastore.leases import LEASE_MS, LONGEST_CRASH_WAIT_MS, Due, Lease
+from dapd.datastore.leases import (
+    LEASE_MS,
+    LONGEST_CRASH_WAIT_MS,
+    LONGEST_WAIT_MS,
+    Due,
+    Lease,
+)
 from dapd.driver.step import RunStep, Step
 from dapd.errors import describe
 from dapd.messages.common import b64url_encode
@@ -26,6 +32,8 @@ from dapd.runtime.peers import Peer
 
 _log = structlog.get_logger()
 _FALLBACK_POLL = 5.0
+_SET_BACK_MS = 1000
+"""By so much the machine's clock must have been set back since the last round to be noticed."""
 _LEASED_AHEAD = 2  # per slot, so that a slot never waits for the leasing commit
 
 
@@ -39,6 +47,7 @@ class Dispatcher:
         self._steps = steps
         self._slots = trio.CapacityLimiter(slots)
         self._held: dict[bytes, Lease] = {}
+        self._clock_offset: int | None = None
 
     async def run(self) -> None:
         """Until draining, then until the steps under way have ended."""
@@ -53,12 +62,13 @@ class Dispatcher:
         while not context.draining.is_set():
             wait = _FALLBACK_POLL
             try:
-                wait = await self._dispatch(nursery)
+                wait = await self.dispatch(nursery)
             except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
                 _log.exception("dispatch_failed", remedy="retried; if it stays, check the database")
             await context.jobs.wait(wait)
 
-    async def _dispatch(self, nursery: trio.Nursery) -> float:
+    async def dispatch(self, nursery: trio.Nursery) -> float:
+        """Start a step in ``nursery`` for each job that can start now; the seconds to wait then."""
         context = self._context
         peers = self._peers_by_task()
         chooser = _Chooser(peers, self._free_slots(), busy=bool(self._held))
@@ -67,7 +77,7 @@ class Dispatcher:
         barred = {"computing": unserved, "exchanging": {*blocked, *unserved}}
         now = context.now()
         leased, next_run_at = await context.run(
-            leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait()
+            leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait(now)
         )
         for reason, jobs in chooser.left_alone.items():
             context.metrics.not_stepped.labels(reason).inc(jobs)
@@ -78,8 +88,14 @@ class Dispatcher:
         upcoming = [at for at in (next_run_at, unblocked) if at is not None]
         return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
 
-    def _longest_wait(self) -> int:
-        """No job waits longer, in ms, unless the clock was set back (E2)."""
+    def _longest_wait(self, now: int) -> int:
+        """No job waits longer, in ms (E2). A peer may ask for a day; what waits for longer than the
+        configuration says is due once after a start, and after the clock was set back.
+        """
+        offset = now - self._context.clock.elapsed()
+        before, self._clock_offset = self._clock_offset, offset
+        if before is not None and offset > before - _SET_BACK_MS:
+            return LONGEST_WAIT_MS
         limits = self._context.config.leader
         return max(int(1000 * max(limits.retry_max, limits.poll_max)), LONGEST_CRASH_WAIT_MS)
 

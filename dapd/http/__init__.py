@@ -46,7 +46,21 @@ from dapd.http.fields import (
     with_step,
 )
 from dapd.messages.common import MediaType
-from dapd.protocol.retry import backoff_ms
+from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
+from dapd.protocol.retry import LONGEST_RETRY_AFTER, backoff_ms
+
+__all__ = [
+    "DapHttp",
+    "Outcome",
+    "Patience",
+    "Processing",
+    "Ready",
+    "Refused",
+    "Unknown",
+    "resource_url",
+    "trusting",
+    "until_known",
+]
 
 T = TypeVar("T")
 
@@ -66,60 +80,6 @@ _NOT_JUDGED = (408, 425, 429)
 # Below the five seconds after which many servers close an idle connection: a request sent into
 # that moment is lost, and its outcome unknown.
 _KEEPALIVE_SECONDS = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The representation. ``max_age`` is Cache-Control's, in seconds."""
-
-    body: bytes
-    location: str | None = None
-    max_age: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Processing:
-    """Not ready: GET ``location`` (absolute) in ``retry_after`` seconds, if the peer said so."""
-
-    location: str
-    retry_after: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A 4xx. ``type`` is the draft's error token, ``None`` if the peer named none."""
-
-    status: int
-    type: str | None
-    detail: str
-
-    @property
-    def reason(self) -> str:
-        """All of it in words, as an ``Unknown`` has them."""
-        status = f"HTTP {self.status} {self.type}" if self.type else f"HTTP {self.status}"
-        return f"{status}: {self.detail}" if self.detail else status
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """No usable answer. ``status`` is ``None`` where the transport failed."""
-
-    reason: str
-    status: int | None = None
-    retry_after: float | None = None
-
-    @property
-    def busy(self) -> bool:
-        """The peer sheds load (429, 503): Retry-After counts, back-off need not grow (rule E1)."""
-        return self.status in (429, 503)
-
-    @property
-    def unserved(self) -> bool:
-        """Nothing would have been answered: no connection, or 429 or a 5xx to whatever is asked."""
-        return self.status is None or self.status == 429 or self.status >= 500
-
-
-Outcome = Ready | Processing | Refused | Unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +116,7 @@ class DapHttp:
         *,
         timeout: float = 30.0,
         max_body: int = 64 * 2**20,
-        max_retry_after: float = 3600.0,
+        max_retry_after: float = LONGEST_RETRY_AFTER,
         max_connections: int = 100,
         tls: ssl.SSLContext | None = None,
         on_date: Callable[[str, int], None] | None = None,
@@ -316,7 +276,7 @@ class DapHttp:
         status = answer.status
         type_, detail = problem(answer.body)
         if 400 <= status < 500 and status not in _NOT_JUDGED:
-            return Refused(status, type_, detail)
+            return Refused(status, type_, detail, self._retry_after(answer))
         if 300 <= status < 400:
             detail = f"redirected to {answer.headers.get('Location', 'nowhere')}, not followed"
         reason = f"HTTP {status}: {detail}" if detail else f"HTTP {status}"

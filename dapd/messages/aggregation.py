@@ -72,6 +72,15 @@ class AggregationJobContinueHead:
         return uint(self.step, 2)
 
 
+def aggregation_job_init_req(
+    verification_key_id: int, batch_id: bytes, verify_inits: bytes
+) -> bytes:
+    """The ``AggregationJobInitReq``; ``batch_id`` is empty in the time-interval mode."""
+    extensions = (leader_selected_batch_id_extension(batch_id),) if batch_id else ()
+    head = AggregationJobInitHead(verification_key_id, b"", extensions)
+    return head.encode() + verify_inits
+
+
 def leader_selected_batch_id_extension(batch_id: bytes) -> Extension:
     """The extension that names the batch of a leader-selected aggregation job."""
     return Extension(LEADER_SELECTED_BATCH_ID, fixed(batch_id, BATCH_ID_SIZE))

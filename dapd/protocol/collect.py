@@ -7,26 +7,18 @@ Encryption"; rules C3, C6, D4. Pure: numbers in, the next move out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dapd.crypto import hpke_seal
-from dapd.messages.collection import CollectionJobReq
-from dapd.messages.common import HpkeCiphertext, Role
+from dapd.messages.collection import (
+    AggregateShareReq,
+    BatchSelector,
+    CollectionJobReq,
+    CollectionJobResp,
+)
+from dapd.messages.common import HpkeCiphertext, Interval, Role
 from dapd.protocol.batches import BucketRange, OpenBatch, batch_id_range
 from dapd.protocol.task import Task
-
-FINAL_REFUSALS = frozenset(
-    {
-        "invalidMessage",
-        "batchInvalid",
-        "batchOverlap",
-        "invalidBatchSize",
-        "unsupportedExtension",
-        "invalidExtension",
-        "batchMismatch",
-    }
-)
-"""Answers to an AggregateShareReq that end it at any send; all else is sent again (rule D4)."""
 
 _INFO = b"dap-18 aggregate share"
 
@@ -43,6 +35,20 @@ class Backlog:
     assigned: int
     undecided: int
     newest_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """What contributions add up to; ``share`` is an encoded aggregate share, in the clear.
+
+    Times are inclusive and count time precisions; they are 0 if ``n`` is.
+    """
+
+    n: int
+    checksum: bytes
+    time_min: int
+    time_max: int
+    share: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,25 @@ def next_batch_move(
     if ready := _oldest(batches, minimum):
         return Freeze(batch_id_range(ready.batch_id))
     return _later_cut(backlog, cut)
+
+
+def aggregate_share_req(request: bytes, batch: BucketRange, total: Total) -> AggregateShareReq:
+    """What the Leader asks for a batch; ``request`` is the stored ``CollectionJobReq``."""
+    asked = CollectionJobReq.decode(request)
+    selector = BatchSelector(asked.query.batch_interval or batch.lo)
+    return AggregateShareReq(asked, selector, total.n, total.checksum)
+
+
+def collection_job_resp(
+    task: Task, request: bytes, total: Total, helper_share: HpkeCiphertext
+) -> CollectionJobResp:
+    """The result for the Collector, with the Leader's share of ``total`` sealed to it."""
+    return CollectionJobResp(
+        total.n,
+        Interval(total.time_min, total.time_max + 1 - total.time_min),  # C7
+        encrypt_aggregate_share(task, CollectionJobReq.decode(request), total.share),
+        helper_share,
+    )
 
 
 def encrypt_aggregate_share(task: Task, request: CollectionJobReq, share: bytes) -> HpkeCiphertext:

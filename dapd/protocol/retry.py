@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+LONGEST_RETRY_AFTER = 86_400.0
+"""Seconds: a longer Retry-After is cut to this."""
 _MOST_DOUBLINGS = 32
 
 

@@ -19,7 +19,7 @@ from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from dapd import __version__
-from dapd.protocol.collect import FINAL_REFUSALS
+from dapd.protocol.exchange import FINAL_COLLECTION_REFUSALS
 
 # A series each, which all say when the process started.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -84,7 +84,7 @@ class Metrics:
             registry=registry,
         )
         # What is counted for the first time must be seen to rise: it begins at 0.
-        for error in FINAL_REFUSALS:
+        for error in FINAL_COLLECTION_REFUSALS:
             self.collections_refused.labels(error)
         for kind in ("aggregation", "collection"):
             self.steps_failed.labels(kind)

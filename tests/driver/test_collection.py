@@ -167,24 +167,28 @@ async def test_i4_an_unknown_outcome_is_retried_with_identical_bytes(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "unknown",
+    ("unknown", "first_wait"),
     [
-        answer(500),
-        answer(404),
-        refusal(404, "unrecognizedTask"),
-        refusal(400, "invalidAggregationParameter"),
-        answer(401),
-        answer(200, b"x", Content_Type="text/html"),
-        answer(200, b"x", Content_Type=MediaType.AGGREGATE_SHARE.value),
-        answer(200),
+        (answer(500), 1),
+        (answer(200, b"x", Content_Type="text/html"), 1),
+        (answer(200), 1),
+        (answer(404), 16),
+        (refusal(404, "unrecognizedTask"), 16),
+        (refusal(400, "invalidAggregationParameter"), 16),
+        (answer(401), 16),
+        (answer(200, b"x", Content_Type=MediaType.AGGREGATE_SHARE.value), 16),
     ],
 )
-async def test_d4_everything_else_is_unknown_and_backs_off(tmp_path: Path, unknown: bytes) -> None:
-    """The batch stays closed, the bytes are sent again, after twice as long each time."""
+async def test_d4_everything_else_is_unknown_and_backs_off(
+    tmp_path: Path, unknown: bytes, first_wait: int
+) -> None:
+    """The batch stays closed, the bytes are sent again, after twice as long each time; what a
+    configuration must change for first waits long.
+    """
     async with scene(tmp_path, unknown, unknown) as it:
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
-        for wait in (1, 2):
+        for wait in (first_wait, 2 * first_wait):
             assert (job.state, it.run_at(job)) == ("frozen", wait)
             assert it.who.state_of(time_bucket(TIME)) == "closed"
             it.who.clock.at += wait * 1000

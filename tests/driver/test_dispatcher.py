@@ -107,3 +107,35 @@ async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path
             context.drain()
             held.set()
     assert sorted(started) == [1, 2, 3, 4, 5]
+
+
+async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path: Path) -> None:
+    """A Retry-After of hours is honoured though no configured wait is as long; after the clock was
+    set back, and once after a start, such a job is due.
+    """
+    pair = task_pair()
+    told_for_hours = StillClock().now() + 6 * 3600 * 1000
+    runs = 0
+
+    async def wait_again(context: Context, step: Step) -> None:
+        nonlocal runs
+        runs += 1
+        await context.run(leases.release, step.lease, told_for_hours)
+
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        clock = context.clock
+        assert isinstance(clock, StillClock)
+        await context.run(add_job, 1, "stored", told_for_hours)
+        dispatcher = Dispatcher(context, {("aggregation", "leader"): wait_again}, 1)
+
+        async def runs_after_a_round() -> int:
+            async with trio.open_nursery() as nursery:
+                await dispatcher.dispatch(nursery)
+            return runs
+
+        assert await runs_after_a_round() == 1  # a start
+        clock.advance(60)
+        assert await runs_after_a_round() == 1
+        clock.time -= 3600 * 1000
+        assert await runs_after_a_round() == 2
+        assert await runs_after_a_round() == 2

@@ -18,8 +18,8 @@ from dapd.client import Client
 from dapd.collector import Collector
 from dapd.config import Collection, Helper, Leader, Server
 from dapd.http import DapHttp, Ready, resource_url, trusting
+from dapd.messages.aggregation import aggregation_job_init_req
 from dapd.messages.common import MediaType, b64url_encode
-from dapd.protocol.leader import init_request
 from dapd.reports import split_ids
 from dapd.testing import Pair
 from tests.certificates import Authority
@@ -140,7 +140,7 @@ async def test_a_job_of_the_greatest_size_passes(tmp_path: Path, name: str) -> N
     ):
         hands = Hands(await pair.new_task(LONG_REPORTS), http)
         job = hands.start_job(hands.seal([[1]] * REAL, "real"))
-        body = init_request(0, b"", with_copies(job.started.verify_inits))
+        body = aggregation_job_init_req(0, b"", with_copies(job.started.verify_inits))
         assert LIMIT - len(body) < len(body) / Leader().max_job_size
         url = resource_url(proxy.url, "tasks", hands.id_text, "aggregation_jobs")
         outcome = await over_tls.create(url, body, MediaType.AGGREGATION_JOB_INIT_REQ, job.token)

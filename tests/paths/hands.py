@@ -20,8 +20,8 @@ from dapd.datastore import counters as counter_table
 from dapd.datastore import open_for_command
 from dapd.datastore.check import Finding, check
 from dapd.http import DapHttp, Outcome, Processing, Ready, resource_url
+from dapd.messages.aggregation import aggregation_job_init_req
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
-from dapd.protocol.leader import init_request
 from dapd.protocol.task import END_OF_TIME, Task, TaskSettings
 from dapd.reports import (
     Extensions,
@@ -239,7 +239,7 @@ class Job:
     @property
     def request(self) -> bytes:
         """The ``AggregationJobInitReq``."""
-        return init_request(0, self.batch_id, self.started.verify_inits)
+        return aggregation_job_init_req(0, self.batch_id, self.started.verify_inits)
 
     async def send(self, body: bytes | None = None) -> Outcome:
         """POST it to the Helper, once; or another body in its place."""

@@ -1,0 +1,212 @@
+"""Judge what a peer answered to a job's exchange: finish the job, end it, or try again, and when.
+
+One pure function, for aggregation jobs and collections alike. Sections "Leader Initialization",
+"Obtaining Aggregate Shares", "Asynchronous Request Handling"; rules A5, B5, D4, D5, E1, I4.
+
+An exchange either sends a job's stored bytes or polls its Location. To *repeat* it is to do the
+same again; to *send* is to drop the Location and send the stored bytes, which find what an earlier
+send made by their identity (rule A1).
+
+============================================= ========= ============================== =========
+the answer                                    next      when                           attempts
+============================================= ========= ============================== =========
+Ready                                         finish    now
+Processing with Retry-After                   poll      as told, after poll_min        0
+Processing without                            poll      back-off, within poll_max      1 a poll
+Refused, and final (D4)                       end       now
+Refused, final, never accepted a job (D5)     send [1]_ long back-off; alarm           + 1
+Refused otherwise                             send      as told or long back-off;      + 1
+                                                        alarm
+Unusable: decodes to nothing that fits (B5)   send      long back-off; alarm           + 1
+Unknown: 429, 503 (E1)                        repeat    as told or back-off            as before
+Unknown: no answer, 408, 425, other 5xx       repeat    as told or back-off            + 1
+Unknown otherwise: 3xx, a wrong media type    send      as told or back-off            + 1
+============================================= ========= ============================== =========
+
+.. [1] As a first send: the peer has stored none of the sends before.
+
+*As told* is the answer's Retry-After, at least ``retry_min`` and at most a day. *Back-off* doubles
+with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, where trying
+again soon would not help because a configuration must change first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
+from dapd.protocol.retry import LONGEST_RETRY_AFTER, backoff_ms
+
+FINAL_COLLECTION_REFUSALS = frozenset(
+    {
+        "invalidMessage",
+        "batchInvalid",
+        "batchOverlap",
+        "invalidBatchSize",
+        "unsupportedExtension",
+        "invalidExtension",
+        "batchMismatch",
+    }
+)
+"""Errors that end an AggregateShareReq at any send; it is sent again after all others (D4)."""
+_LONG = 4
+"""Doublings by which a long back-off is ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A job before its exchange.
+
+    ``location`` was polled; ``None``: the stored bytes were sent, for the ``sends``-th time.
+    ``attempts`` failed since the last success, or were polls in a row without a Retry-After.
+    ``accepted`` says whether the peer has ever accepted a job of this task.
+    """
+
+    kind: Literal["aggregation", "collection"]
+    location: str | None
+    attempts: int
+    sends: int
+    accepted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The time (ms), and the configured waits (s); ``jitter`` is in [0, 1)."""
+
+    now: int
+    retry_min: float
+    retry_max: float
+    poll_min: float
+    poll_max: float
+    jitter: float
+
+    def backoff(self, attempt: int) -> int:
+        """When (ms) to try again after so many failed attempts."""
+        return self.now + backoff_ms(attempt, self.retry_min, self.retry_max, self.jitter)
+
+    def as_told(self, retry_after: float, shortest: float) -> int:
+        """When (ms) to try again after a Retry-After of so many seconds."""
+        return self.now + int(1000 * min(max(retry_after, shortest), LONGEST_RETRY_AFTER))
+
+
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A representation that can't be decoded, or doesn't answer what was asked (B5)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """The job's next exchange at ``run_at`` (ms): poll ``location``, or send if it is ``None``.
+
+    ``sends`` are those whose outcome is not settled. ``alarm`` says that it takes an operator.
+    """
+
+    location: str | None
+    run_at: int
+    attempts: int
+    sends: int
+    error: str | None = None
+    alarm: bool = False
+
+
+def judge(
+    standing: Standing, outcome: Outcome | Unusable, moment: Moment
+) -> Ready | Refused | Later:
+    """What comes next: finish the job with ``Ready``, end it by ``Refused``, or go on ``Later``."""
+    match outcome:
+        case Ready():
+            return outcome
+        case Processing():
+            return _poll(standing, outcome, moment)
+        case Refused():
+            return _refused(standing, outcome, moment)
+        case Unusable(reason):
+            return _send_much_later(standing, reason, moment)
+        case Unknown():
+            return _try_again(standing, outcome, moment)
+        case _:
+            assert_never(outcome)
+
+
+def _poll(standing: Standing, answer: Processing, moment: Moment) -> Later:
+    if answer.retry_after is not None:
+        run_at = moment.as_told(answer.retry_after, moment.poll_min)
+        return Later(answer.location, run_at, 0, standing.sends)
+    polls = 1 if standing.location is None else standing.attempts + 1
+    run_at = min(moment.backoff(polls), moment.now + int(1000 * moment.poll_max))
+    return Later(answer.location, run_at, polls, standing.sends)
+
+
+def _refused(standing: Standing, answer: Refused, moment: Moment) -> Refused | Later:
+    if not _is_final(standing, answer):
+        told = answer.retry_after
+        return _send_much_later(standing, answer.reason, moment, told=told)
+    if standing.accepted:
+        return answer
+    # D5: the fault may be the pair's configuration, so the job waits. The peer has not stored it.
+    return _send_much_later(standing, answer.reason, moment, sends=0)
+
+
+def _is_final(standing: Standing, answer: Refused) -> bool:
+    """Whether the peer has judged these bytes, and can't have stored them before (rule D4)."""
+    match standing.kind:
+        case "aggregation":
+            return standing.sends == 1 and (answer.status == 413 or answer.type == "invalidMessage")
+        case "collection":
+            return answer.type in FINAL_COLLECTION_REFUSALS
+        case _:
+            assert_never(standing.kind)
+
+
+def _send_much_later(
+    standing: Standing,
+    reason: str,
+    moment: Moment,
+    *,
+    told: float | None = None,
+    sends: int | None = None,
+) -> Later:
+    attempts = standing.attempts + 1
+    run_at = (
+        moment.backoff(attempts + _LONG) if told is None else moment.as_told(told, moment.retry_min)
+    )
+    sends = standing.sends if sends is None else sends
+    return Later(None, run_at, attempts, sends, reason, alarm=True)
+
+
+def _try_again(standing: Standing, answer: Unknown, moment: Moment) -> Later:
+    attempts = standing.attempts + (0 if answer.busy else 1)
+    if answer.retry_after is None:
+        run_at = moment.backoff(max(attempts, 1))
+    else:
+        run_at = moment.as_told(answer.retry_after, moment.retry_min)
+    location = standing.location if answer.transient else None
+    return Later(location, run_at, attempts, standing.sends, answer.reason)
+
+
+def likely_cause(status: int | None, type: str | None) -> str:
+    """For the alarm: what an operator should look at."""
+    match status, type:
+        case ((401 | 403), _):
+            return "the aggregator token of this task differs from the Helper's"
+        case _, "unrecognizedTask":
+            return "the Helper doesn't know the task; add it there, or its endpoint is another's"
+        case _, "unrecognizedAggregationJob":
+            return "the Helper has lost the job's state; the job is sent again"
+        case _, "stepMismatch" | "unsupportedExtension" | "invalidAggregationParameter":
+            return "the Helper's software or task configuration doesn't match; compare both sides"
+        case _, "invalidMessage":
+            return (
+                "the Helper can't use this job, but may have accepted it before; compare both sides"
+            )
+        case 404 | 405, _:
+            return "helper_aggregator_endpoint leads to no DAP Helper, or a proxy hides it"
+        case 413, _:
+            return "the Helper or a proxy limits bodies; lower [leader] max_job_size"
+        case 415, _:
+            return "the Helper speaks another version of DAP"
+        case _:
+            return "the Helper or a proxy before it is at fault; see its logs"

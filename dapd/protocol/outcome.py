@@ -1,0 +1,69 @@
+"""What an HTTP exchange with the peer ended with, as a value.
+
+Sections "HTTP Usage", "Errors" and "Asynchronous Request Handling". Left out: making the exchange
+(``dapd.http``), and what becomes of a job by it (``dapd.protocol.exchange``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The representation. ``max_age`` is Cache-Control's, in seconds."""
+
+    body: bytes
+    location: str | None = None
+    max_age: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Processing:
+    """Not ready: GET ``location`` (absolute) in ``retry_after`` seconds, if the peer said so."""
+
+    location: str
+    retry_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A 4xx. ``type`` is the draft's error token, ``None`` if the peer named none."""
+
+    status: int
+    type: str | None
+    detail: str
+    retry_after: float | None = None
+
+    @property
+    def reason(self) -> str:
+        """Status, error and detail in one line, as ``Unknown.reason`` has them."""
+        status = f"HTTP {self.status} {self.type}" if self.type else f"HTTP {self.status}"
+        return f"{status}: {self.detail}" if self.detail else status
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """No usable answer. ``status`` is ``None`` where the transport failed."""
+
+    reason: str
+    status: int | None = None
+    retry_after: float | None = None
+
+    @property
+    def busy(self) -> bool:
+        """The peer sheds load (429, 503): back-off need not grow (rule E1)."""
+        return self.status in (429, 503)
+
+    @property
+    def unserved(self) -> bool:
+        """The peer serves nothing now: no connection, 429, or a 5xx."""
+        return self.status is None or self.status == 429 or self.status >= 500
+
+    @property
+    def transient(self) -> bool:
+        """The same request may be answered later: nothing is wrong with it, or with its URL."""
+        return self.unserved or self.status in (408, 425)
+
+
+Outcome = Ready | Processing | Refused | Unknown
