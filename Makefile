@@ -1,5 +1,5 @@
-# Everything here works on a fresh clone with Python 3.11 or newer, a Rust toolchain and a C
-# compiler: each target first brings .venv up to date (dependencies, extension in release mode).
+# Every target works on a fresh clone with Python 3.11 or newer, a Rust toolchain and a C compiler:
+# it first brings .venv up to date (dependencies, and the extension in release mode).
 
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -8,24 +8,24 @@ CARGO  := cargo
 NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/.cargo/config.toml) \
           $(shell find native/src -name '*.rs' 2>/dev/null)
 
-# As maturin sets it: PyO3 is built once for all targets, and the Rust tests, which call no Python,
-# need no libpython to link with.
+# maturin sets this too: one build of PyO3 serves all targets, and the Rust tests, which call no
+# Python, link without libpython.
 export PYO3_BUILD_EXTENSION_MODULE := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench docs wheel clean
 
-help: ## Show these targets
+help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(BUILT) ## Two daemons, a thousand clients, a collector, and the truth beside the result
+demo: $(BUILT) ## Run a complete demo: a Leader, a Helper, 1,000 clients and a collector
 	$(BIN)/dapd demo
 
-test: $(BUILT) ## cargo test, then pytest
+test: $(BUILT) ## Run cargo test, then pytest
 	$(CARGO) test --manifest-path native/Cargo.toml --release --quiet
 	$(BIN)/python -m pytest
 
-lint: $(BUILT) ## ruff, mypy, import contracts, rustfmt, clippy
+lint: $(BUILT) ## Run ruff, mypy, the import contracts, rustfmt and clippy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,28 +33,28 @@ lint: $(BUILT) ## ruff, mypy, import contracts, rustfmt, clippy
 	$(CARGO) fmt --manifest-path native/Cargo.toml --check
 	$(CARGO) clippy --manifest-path native/Cargo.toml --release --all-targets --quiet -- -D warnings
 
-format: $(BUILT) ## Rewrite the sources as lint wants them
+format: $(BUILT) ## Fix what lint complains about, where a tool can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(CARGO) fmt --manifest-path native/Cargo.toml
 
-bench: $(BUILT) ## Reports per second, beside the crypto floor; garbage collection; disk and memory
+bench: $(BUILT) ## Measure throughput, garbage collection, disk and memory
 	$(BIN)/python bench/helper.py
 	$(BIN)/python bench/upload.py
 	$(BIN)/python bench/gc.py
 	$(BIN)/python bench/sizing.py
 
-docs: $(BUILT) ## The documents as a site in site/; fails where a link leads nowhere
+docs: $(BUILT) ## Build the documents as a site in site/; a dead link fails it
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-wheel: $(BUILT) ## A wheel in dist/ that installs where there is no Rust
+wheel: $(BUILT) ## Build a wheel in dist/, which installs without Rust
 	$(BIN)/maturin build --release --locked --out dist
 
-clean: ## Remove all that was built, and .venv
+clean: ## Remove everything that was built, and .venv
 	rm -rf .venv dist site dapd/_native*.so native/target .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-# Built again only when the extension's sources or the dependencies changed; Python sources are
-# used where they stand.
+# Rebuilt only when the extension's sources or the dependencies have changed; Python sources are
+# used in place.
 $(BUILT): pyproject.toml $(NATIVE)
 	@command -v $(CARGO) >/dev/null || { echo "no cargo: install a Rust toolchain from https://rustup.rs" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \

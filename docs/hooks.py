@@ -1,7 +1,8 @@
-"""What the site has beyond ``docs/``: the repository's own documents, and whatever files they name.
+"""MkDocs hooks that add the documents outside ``docs/`` to the site, and the files they link to.
 
-A document stays where it is and links as the repository does; here each link is turned to the page
-that shows its target. A file that is no document is shown as it stands, on a page of its own.
+Documents stay where they are, with links that work in the repository; these hooks turn each link
+into one to the page that shows its target. A file that is no document gets a page that shows its
+text.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ _TABLE = re.compile(r"^\[(\w+)\]\n", re.MULTILINE)
 _KEY = re.compile(r"((?:^# .*\n)+?)^(?:# )?(\w+ = .*)$", re.MULTILINE)
 _SETTINGS = """# Every setting
 
-The keys of the configuration file, each with its default or an example. Durations are seconds,
-sizes bytes; relative paths start at the file's directory. `dapd init` writes the few lines that a
-new Aggregator needs."""
+The keys of the configuration file, each with its default or an example. Durations are in seconds,
+sizes in bytes; relative paths start at the file's directory. `dapd init` writes the few lines that
+a new Aggregator needs."""
 _LEXERS = {".toml": "toml", ".py": "python", ".conf": "nginx", ".service": "ini", ".yml": "yaml"}
 
 
 def on_config(config: MkDocsConfig) -> None:
-    """Give the navigation a line for each decision, below those for developers."""
+    """Add each decision to the navigation, below the pages for developers."""
     assert config.nav is not None
     [developers] = config.nav[-1].values()
     decisions = sorted(path.name for path in (ROOT / "docs/adr").glob("[0-9]*.md"))
@@ -45,7 +46,7 @@ def on_config(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    """Add the pages that no file in ``docs/`` is."""
+    """Add the pages whose sources are not in ``docs/``."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text()
         content = settings(text) if source.endswith(".toml") else text
@@ -56,7 +57,7 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Turn the repository's links to the site's."""
+    """Replace the repository's links by the site's."""
     directory = posixpath.dirname(page.file.src_uri)
 
     def turned(link: re.Match[str]) -> str:
@@ -69,13 +70,13 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
 
 
 def target_of(file: File, link: str) -> str:
-    """What a link names, as a path in the repository."""
+    """Return a link's target as a path in the repository."""
     source = SOURCES.get(file.src_uri, f"docs/{file.src_uri}")
     return posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
 
 
 def page_of(target: str) -> str:
-    """The page that shows a path in the repository."""
+    """Return the page that shows a path in the repository."""
     if target in PAGES:
         return PAGES[target]
     if target.startswith("docs/"):
@@ -85,7 +86,7 @@ def page_of(target: str) -> str:
 
 
 def other_files(file: File) -> Iterator[str]:
-    """The files that a document links to and that have no page yet."""
+    """Yield the files that a document links to and that have no page yet."""
     for link in _LINK.findall(file.content_string):
         target = target_of(file, link)
         if page_of(target).startswith("files/") and (ROOT / target).is_file():
@@ -93,13 +94,13 @@ def other_files(file: File) -> Iterator[str]:
 
 
 def listing(source: str) -> str:
-    """A page that shows a file."""
+    """Return a page that shows a file."""
     lexer = _LEXERS.get(Path(source).suffix, "text")
     return f"# {source}\n\n````{lexer}\n{(ROOT / source).read_text()}````\n"
 
 
 def settings(example: str) -> str:
-    """The example configuration as a page: a heading for each table, a paragraph for each key."""
+    """Return the example configuration as a page: a heading per table, a definition per key."""
     _, *tables = _TABLE.split(example)
     parts = [_SETTINGS]
     for name, text in zip(tables[::2], tables[1::2], strict=True):
@@ -111,5 +112,5 @@ def settings(example: str) -> str:
 
 
 def prose(comment: str) -> str:
-    """Its text on one line."""
+    """Return a comment's text on one line."""
     return " ".join(line.removeprefix("# ") for line in comment.split("\n") if line)
