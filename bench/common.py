@@ -1,4 +1,4 @@
-"""What the benchmarks share: a real daemon, a task, and HTTP that costs little."""
+"""What the benchmarks share: a real daemon, a task, and a cheap HTTP client."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Answer:
 
 
 class Connection:
-    """Just enough HTTP/1.1 to cost little."""
+    """A minimal HTTP/1.1 client, so that the load costs little."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
@@ -88,8 +88,9 @@ def daemon(
     mode: str = "auto",
     prepare: Callable[[Path], None] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """An Aggregator with one task; ``mode`` is a Helper's; ``prepare`` is called with its directory
-    before it starts.
+    """Run an Aggregator with one task, as a process, until the context ends.
+
+    ``mode`` is a Helper's; ``prepare`` is called with the daemon's directory before it starts.
     """
     command = [sys.executable, "-m", "dapd"]
     url = f"http://127.0.0.1:{port}/"
@@ -119,14 +120,14 @@ def daemon(
 
 
 def peak_megabytes(process: subprocess.Popen[bytes]) -> float:
-    """The most memory that the daemon has had so far."""
+    """Return the daemon's peak memory so far."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 def make_task(vdaf: str, leader_url: str, helper_url: str) -> TaskFiles:
-    """A new task."""
+    """Return the files of a new task."""
     draft = TaskDraft(
         vdaf=parse_vdaf_spec(vdaf),
         leader_aggregator_endpoint=leader_url,
@@ -139,9 +140,12 @@ def make_task(vdaf: str, leader_url: str, helper_url: str) -> TaskFiles:
 
 
 async def hpke_config(http: DapHttp, url: str) -> HpkeConfig:
-    """An Aggregator's key, once it answers; its log says why one doesn't within a minute."""
+    """Wait for an Aggregator to answer, and return its key.
+
+    Raises ``trio.TooSlowError`` after a minute; the daemon's log says why it doesn't answer.
+    """
     with trio.fail_after(60):
-        # Another process gives no event to wait for.
+        # There is no event from another process to wait for.
         while not isinstance(answer := await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready):  # noqa: ASYNC110
             await trio.sleep(0.05)
     return HpkeConfigList.decode(answer.body).configs[0]

@@ -1,13 +1,13 @@
-"""What the garbage collector costs the uploads beside it: their latency without it, and meanwhile.
+"""Measure the latency of uploads without the garbage collector, and while it runs.
 
     python bench/gc.py
 
 A real Leader starts on a database full of old reports: some that wait with all their rows, many
-that are aggregated, their jobs and contributions. Single uploads arrive at a steady rate, each
-timed from the moment it was due. Then ``dapd task set`` makes a part of what is old expire, and the
-same uploads go on until that is gone and its space given back. Several such rounds even out what
-else the machine does. Promised: the 99th percentile at most doubles. Load generator and daemon
-share the machine.
+that are aggregated, with their jobs and contributions. Single uploads arrive at a steady rate, each
+timed from the moment it was due. Then ``dapd task set`` makes a part of the old reports expire, and
+the same uploads continue until those are deleted and their space is returned. Several such rounds
+even out other load on the machine. dapd promises that the 99th percentile at most doubles. The load
+generator and the daemon share the machine.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from dapd.protocol.batches import time_bucket
 
 DAY = 86_400
 AGE = 10 * DAY
-"""How old the backlog is at least, of a task whose reports expire after four weeks at first; what
-each round makes expire is a day older than what the next one does.
+"""The least age of the backlog. The task's reports first expire after four weeks; each round makes
+reports expire that are a day older than those of the next round.
 """
 ROW_BYTES = 250
 PER_CHUNK = 100
@@ -61,7 +61,7 @@ LEFT = """
 SELECT EXISTS (SELECT 1 FROM report_chunks WHERE task_pk = 1 AND time_max < :limit)
   OR EXISTS (SELECT 1 FROM aggregation_jobs WHERE task_pk = 1 AND newest < :limit)
   OR EXISTS (SELECT 1 FROM batch_shares WHERE task_pk = 1 AND bucket < :bucket)"""
-# The creator leaves alone what waits for longer than the bench takes.
+# The creator doesn't touch chunks whose wait is longer than this benchmark takes.
 CONFIG = """
 [leader]
 retry_max = 86400.0
@@ -73,7 +73,7 @@ interval = 1.0
 
 @dataclass
 class Load:
-    """Requests that come at a steady rate, until they are used up or ``stop`` is set."""
+    """Requests at a steady rate, until they are used up or ``stop`` is set."""
 
     port: int
     path: str
@@ -81,7 +81,7 @@ class Load:
     bodies: Iterator[bytes]
 
     async def run(self, connections: int, seconds: float, stop: trio.Event) -> list[float]:
-        """The seconds from when each was due to its answer."""
+        """Send the requests; return the seconds from when each was due to its answer."""
         begin = trio.current_time()
         due = (begin + number / self.rate for number in range(int(seconds * self.rate)))
         latencies: list[float] = []
@@ -104,12 +104,12 @@ class Load:
 
 
 def database(directory: Path) -> Path:
-    """Where ``dapd init`` puts it."""
+    """Return the path at which ``dapd init`` puts the database."""
     return directory / "state" / "dapd.sqlite"
 
 
 def add_backlog(waiting: int, jobs: int, rounds: int, directory: Path) -> None:
-    """Old reports of the one task, a day's for each round, as a Leader has them."""
+    """Store old reports of the one task as a Leader does, those of one day for each round."""
     config = directory / "dapd.toml"
     config.write_text(f"{config.read_text()}{CONFIG}")
     opened = open_for_command(database(directory), holder="bench", now=0)
@@ -121,7 +121,7 @@ def add_backlog(waiting: int, jobs: int, rounds: int, directory: Path) -> None:
 
 
 def add_rows(tx: Tx, add: Callable[[Tx, dict[str, object]], None], rows: range, days: int) -> None:
-    """One transaction's part of the backlog."""
+    """Add one transaction's part of the backlog."""
     for row in rows:
         old = (int(time.time()) - AGE) // PRECISION - row % (24 * days)
         common = {"bucket": time_bucket(old), "n": PER_CHUNK, "time": old}
@@ -129,14 +129,14 @@ def add_rows(tx: Tx, add: Callable[[Tx, dict[str, object]], None], rows: range, 
 
 
 def add_waiting(tx: Tx, row: dict[str, object]) -> None:
-    """A chunk that no job has taken, with its rows."""
+    """Add a chunk that no job has taken, with its rows."""
     tx.execute(WAITING, **row, later=int(time.time() + DAY / 2) * 1000)
     rows = secrets.token_bytes(ROW_BYTES * PER_CHUNK)
     tx.execute(ROWS, lengths=bytes(4 * PER_CHUNK), rows=rows)
 
 
 def add_job(tx: Tx, row: dict[str, object]) -> None:
-    """A job that has ended, with its chunk and what it contributed."""
+    """Add a job that has ended, with its chunk and its contribution."""
     job_id = secrets.token_bytes(16)
     tx.execute(JOB, n=row["n"], time=row["time"], id=job_id)
     tx.execute(DECIDED, **row)
@@ -145,8 +145,8 @@ def add_job(tx: Tx, row: dict[str, object]) -> None:
 
 
 async def wait_until_gone(directory: Path, age: int, gone: trio.Event) -> None:
-    """Look from outside, by SQLite (rule E5), until nothing of this age is left and its space is
-    back.
+    """Read the database through SQLite (rule E5) until it has nothing of this age left and its
+    space is returned, then set ``gone``.
     """
     limit = (int(time.time()) - age) // PRECISION
     with closing(sqlite3.connect(database(directory), check_same_thread=False)) as connection:
@@ -157,14 +157,14 @@ async def wait_until_gone(directory: Path, age: int, gone: trio.Event) -> None:
             ).fetchone()
             return not left and not surplus(pages(connection))
 
-        # Another process gives no event to wait for.
+        # There is no event from another process to wait for.
         while not await trio.to_thread.run_sync(look):  # noqa: ASYNC110
             await trio.sleep(0.2)
     gone.set()
 
 
 def pages(connection: sqlite3.Connection) -> Pages:
-    """As ``Tx.pages``, for a process that has no datastore open."""
+    """Return what ``Tx.pages`` does, for a process that has no datastore open."""
     total, free = (
         connection.execute(f"PRAGMA {name}").fetchone()[0]
         for name in ("page_count", "freelist_count")
@@ -173,12 +173,12 @@ def pages(connection: sqlite3.Connection) -> Pages:
 
 
 def megabytes(directory: Path) -> float:
-    """The database file alone."""
+    """Return the size of the database file, without its write-ahead log."""
     return database(directory).stat().st_size / 1e6
 
 
 def percentiles(name: str, latencies: list[float]) -> float:
-    """Print them; the 99th in ms."""
+    """Print the percentiles of ``latencies``; return the 99th, in ms."""
     latencies.sort()
     p50, p99 = (latencies[int(len(latencies) * share)] * 1000 for share in (0.5, 0.99))
     worst = latencies[-1] * 1000
@@ -190,7 +190,7 @@ def percentiles(name: str, latencies: list[float]) -> float:
 
 
 async def measure(arguments: argparse.Namespace) -> None:
-    """Start a Leader whose Helper is out of reach; upload without the collector, then with it."""
+    """Start a Leader whose Helper can't be reached; upload without the collector, then with it."""
     port, rounds = arguments.port, arguments.rounds
     url = f"http://127.0.0.1:{port}/"
     files = make_task("count", url, "http://127.0.0.1:1/")
@@ -215,16 +215,16 @@ async def measure(arguments: argparse.Namespace) -> None:
                 nursery.start_soon(wait_until_gone, directory, age, gone)
                 collecting += await load.run(arguments.connections, arguments.longest, gone)
                 if not gone.is_set():
-                    raise RuntimeError("not all was collected; give it more time with --longest")
+                    raise RuntimeError("the collector needs more time: raise --longest")
         before = percentiles("without", without)
         after = percentiles("collecting", collecting)
         shrunk, peak = megabytes(directory), peak_megabytes(process)
-        print(f"{size:.0f} MB became {shrunk:.0f} MB   peak {peak:.0f} MB")
+        print(f"database {size:.0f} MB, then {shrunk:.0f} MB   peak memory {peak:.0f} MB")
         print(f"the 99th percentile is {after / before:.2f} times what it was (promised: 2)")
 
 
 async def expire(directory: Path, task_id: str, age: int) -> None:
-    """What an operator types while the daemon runs."""
+    """Set the task's age as an operator does while the daemon runs."""
     command = [sys.executable, "-m", "dapd", "--config", str(directory / "dapd.toml")]
     await trio.run_process(
         [*command, "task", "set", task_id, "--report-expiry-age", str(age)], capture_stdout=True
@@ -232,14 +232,14 @@ async def expire(directory: Path, task_id: str, age: int) -> None:
 
 
 def main() -> None:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rate", type=float, default=200.0, help="uploads a second")
+    parser.add_argument("--rate", type=float, default=200.0, help="uploads per second")
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=6.0, help="a round, without collector")
-    parser.add_argument("--longest", type=float, default=30.0, help="a round, with it, at most")
+    parser.add_argument("--seconds", type=float, default=6.0, help="per round, without collector")
+    parser.add_argument("--longest", type=float, default=30.0, help="per round, with collector")
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--waiting", type=int, default=4_000, help="chunks of 100 reports")
     parser.add_argument("--jobs", type=int, default=20_000, help="of 100 reports")

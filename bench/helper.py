@@ -1,11 +1,11 @@
-"""How fast a dapd Helper verifies and aggregates, beside what its cryptography costs.
+"""Measure how fast a dapd Helper verifies and aggregates, beside the cost of its cryptography.
 
     python bench/helper.py --reports 200000
 
 All requests are prepared beforehand, then sent to a real daemon over loopback, several at a time.
-Load generator and daemon share the machine. The floor is the same verification, called in this
-process on all cores without HTTP, database or anything else. Prints one line a measurement, in
-reports per second, and at the end the daemon's peak memory.
+The load generator and the daemon share the machine. The floor is the same verification, called in
+this process on all cores, without HTTP, database or anything else. Each measurement prints one line
+with the reports per second and the daemon's peak memory.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NOBODY = "http://127.0.0.1:1/"
 
 @dataclass(frozen=True)
 class Load:
-    """Prepared requests for one task."""
+    """Requests for one task, prepared beforehand."""
 
     task: HelperTask
     parameters: TaskParameters
@@ -52,7 +52,7 @@ class Load:
 
 
 def prepare(task: HelperTask, helper: HpkeConfig, jobs: int, job_size: int) -> Load:
-    """Reports of ones (count) made, uploaded and prepared as a Leader does."""
+    """Make reports of measurement 1, and prepare job requests from them as a Leader does."""
     configuration = task.configuration
     encoded = configuration.encode()
     vdaf = make_vdaf(configuration.vdaf)
@@ -91,7 +91,7 @@ def prepare(task: HelperTask, helper: HpkeConfig, jobs: int, job_size: int) -> L
 
 
 async def drive(port: int, load: Load, at_once: int) -> float:
-    """Send every request, poll until each is answered with its result; the seconds it took."""
+    """Send every request and poll until each has its result; return the seconds it took."""
     waiting = iter(load.bodies)
     path = f"/tasks/{b64url_encode(load.task.task_id)}/aggregation_jobs"
     token = load.task.aggregator_auth_token
@@ -115,7 +115,7 @@ async def drive(port: int, load: Load, at_once: int) -> float:
 
 
 def floor(load: Load, keypair: HpkeKeypair, threads: int) -> float:
-    """Reports per second of the verification alone, each job on all cores."""
+    """Return the reports per second of the verification alone, each job on all cores."""
     rules = ReportRules(too_early_after=2**62, task_start=0, task_end=2**64 - 1, expired_before=0)
     sealer = make_sealer([secrets.token_bytes(32)])
     offset = len(AggregationJobInitHead(load.task.verification_key_id, b"", ()).encode())
@@ -131,7 +131,7 @@ def floor(load: Load, keypair: HpkeKeypair, threads: int) -> float:
 
 
 async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
-    """Start a Helper in ``mode``, prepare its requests, send them, print the rate."""
+    """Start a Helper in ``mode``, prepare its requests, send them, and print the rate."""
     task = make_task(arguments.vdaf, NOBODY, f"http://127.0.0.1:{port}/").helper
     with (
         tempfile.TemporaryDirectory(prefix="dapd-bench-") as name,
@@ -147,17 +147,17 @@ async def measure(mode: str, port: int, arguments: argparse.Namespace) -> None:
 
 
 def measure_floor(arguments: argparse.Namespace) -> None:
-    """What the cryptography alone allows on this machine, now."""
+    """Print the rate that the cryptography alone allows on this machine now."""
     task = make_task(arguments.vdaf, NOBODY, NOBODY).helper
     keypair = HpkeKeypair.generate(1, *SUITE)
     cores = os.cpu_count() or 1
     load = prepare(task, HpkeConfig(*keypair.config), 20 * cores, arguments.job_size)
     rate = floor(load, keypair, cores)
-    print(f"floor  {rate:10,.0f} reports/s   {1e6 * cores / rate:6.1f} us a report and core")
+    print(f"floor  {rate:10,.0f} reports/s   {1e6 * cores / rate:6.1f} us of a core per report")
 
 
 def main() -> None:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

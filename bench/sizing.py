@@ -1,13 +1,13 @@
-"""What a million reports take: disk at each stage of their life, time, and memory.
+"""Measure what a million reports take: disk at each stage of their life, time, and memory.
 
     python bench/sizing.py
 
-A real Leader and a real Helper, and for each VDAF one task with so many reports of two days ago.
-They are uploaded while the Leader may not ask the Helper, wait for it in jobs, and are then
-aggregated, collected and, by ``dapd task set``, expired. After each step the pages in use are read
-from each database, less those of an empty one, and scaled: bytes for a million = bytes / reports *
-1,000,000. A file keeps a tenth of its pages free besides. Memory is that of the daemons, which
-share the machine with the load, and apart from that what the index of known report ids takes.
+This runs a real Leader and a real Helper, and for each VDAF one task with reports of two days ago.
+The reports are uploaded while the Leader's peer is paused, wait for the Helper in jobs, and are
+then aggregated, collected and, by ``dapd task set``, expired. After each step the program reads the
+pages in use from each database, subtracts those of an empty one, and scales: bytes for a million =
+bytes / reports * 1,000,000. Besides, a file keeps a tenth of its pages free. The memory is that of
+the daemons, which share the machine with the load, and separately that of the replay index.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ VDAFS: tuple[tuple[str, Measurement, int], ...] = (
     ("histogram:length=10", 3, 100_000),
     ("sumvec:length=1000,max_measurement=1", [1] * 1000, 4_000),
 )
-"""Each with a measurement, and how many reports of it are made."""
+"""Each VDAF with a measurement and the number of reports."""
 UNPREPARED = """
 SELECT EXISTS (SELECT 1 FROM report_chunks WHERE state = 'waiting')
   OR EXISTS (SELECT 1 FROM aggregation_jobs WHERE state = 'assigned')"""
@@ -56,7 +56,7 @@ SELECT EXISTS (SELECT 1 FROM report_chunks) OR EXISTS (SELECT 1 FROM aggregation
 
 @dataclass
 class Side:
-    """One of the two daemons: its files, its process, and what its database grew to."""
+    """One of the two daemons: its files, its process, and by how much its database grew."""
 
     directory: Path
     process: subprocess.Popen[bytes]
@@ -67,30 +67,30 @@ class Side:
         self.empty = self.bytes_in_use()
 
     def ask(self, query: str) -> int:
-        """One number out of the database, from outside (rule E5)."""
+        """Read one number from the database, through SQLite (rule E5)."""
         path = self.directory / "state" / "dapd.sqlite"
         with closing(sqlite3.connect(path)) as connection:
             return int(connection.execute(query).fetchone()[0])
 
     def bytes_in_use(self) -> int:
-        """The pages that hold something."""
+        """Return the size of the pages in use."""
         pages = self.ask("PRAGMA page_count") - self.ask("PRAGMA freelist_count")
         return pages * self.ask("PRAGMA page_size")
 
     def command(self, *arguments: str) -> None:
-        """What an operator types while the daemon runs."""
+        """Run a command as an operator does while the daemon runs."""
         command = [sys.executable, "-m", "dapd", "--config", str(self.directory / "dapd.toml")]
         subprocess.run([*command, *arguments], check=True, stdout=subprocess.DEVNULL)
 
 
 def look(*sides: Side) -> None:
-    """Take down what the reports take now."""
+    """Record how much disk the reports take now."""
     for side in sides:
         side.grown.append(side.bytes_in_use() - side.empty)
 
 
 async def until_none(query: str, *sides: Side) -> None:
-    """Until the query gives 0 everywhere; another process gives no event to wait for."""
+    """Poll until the query returns 0 on each side; another process gives no event to wait for."""
     for side in sides:
         while side.ask(query):  # noqa: ASYNC110
             await trio.sleep(0.2)
@@ -99,7 +99,7 @@ async def until_none(query: str, *sides: Side) -> None:
 def make_reports(
     task: ClientTask, keys: Sequence[HpkeConfig], measurement: Measurement, count: int
 ) -> list[bytes]:
-    """Bodies of upload requests with reports of two days ago."""
+    """Return bodies of upload requests with reports of two days ago."""
     configuration = task.configuration
     ids = secrets.token_bytes(16 * count)
     measurements = [measurement] * count
@@ -112,12 +112,12 @@ def make_reports(
 
 
 def hour() -> int:
-    """When the reports are from, in seconds."""
+    """Return the time of the reports, in seconds."""
     return int(time.time()) // DAY * DAY - 2 * DAY
 
 
 async def collect(directory: Path, files: TaskFiles, count: int) -> None:
-    """The one batch; its report count must be exact."""
+    """Collect the only batch, and require its report count to be exact."""
     file = directory / "collector.toml"
     write_task_file(file, files.collector)
     query = Query.interval(hour(), PRECISION)
@@ -129,7 +129,10 @@ async def collect(directory: Path, files: TaskFiles, count: int) -> None:
 async def live(
     leader: Side, helper: Side, files: TaskFiles, bodies: list[bytes], port: int
 ) -> dict[str, float]:
-    """From upload to expiry, with a look after each step; the seconds that the first two took."""
+    """Take the reports from upload to expiry, recording the disk after each step.
+
+    Return the seconds that the first two steps took.
+    """
     helper_url, task_id = f"http://127.0.0.1:{port + 1}/", b64url_encode(files.client.task_id)
     leader.command("peer", "pause", helper_url)
     uploading = await drive(port, f"/tasks/{task_id}/reports", bodies, CONNECTIONS)
@@ -150,7 +153,7 @@ async def live(
 
 
 async def measure(vdaf: str, measurement: Measurement, count: int, port: int) -> None:
-    """One VDAF's lines."""
+    """Measure one VDAF and print its lines."""
     urls = [f"http://127.0.0.1:{port + offset}/" for offset in (0, 1)]
     files = make_task(vdaf, *urls)
     with (
@@ -170,19 +173,19 @@ async def measure(vdaf: str, measurement: Measurement, count: int, port: int) ->
         for stage, ours, theirs in zip(stages, leader.grown, helper.grown, strict=True):
             print(f"{stage:24}{ours * scale / 1e6:10,.0f}{theirs * scale / 1e6:10,.0f}")
         peaks = [peak_megabytes(side.process) for side in (leader, helper)]
-        print(f"{'memory, at most, MB':24}{peaks[0]:10,.0f}{peaks[1]:10,.0f}")
+        print(f"{'peak memory, MB':24}{peaks[0]:10,.0f}{peaks[1]:10,.0f}")
         for what, spent in seconds.items():
             print(f"{what}: {spent * scale:,.0f} s for a million")
 
 
 def often(directory: Path) -> None:
-    """Expired reports go at once, as far as a bench can wait."""
+    """Let the garbage collector run every second, so that the benchmark needn't wait for it."""
     with (directory / "dapd.toml").open("a") as config:
         config.write("\n[gc]\ninterval = 1.0\n")
 
 
 def resident() -> int:
-    """This process's memory in bytes."""
+    """Return this process's resident memory in bytes."""
     line = next(
         line for line in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in line
     )
@@ -190,7 +193,7 @@ def resident() -> int:
 
 
 def measure_index(count: int) -> None:
-    """The ids of reports that are kept are in memory, whatever their VDAF."""
+    """Measure the memory of the replay index, which is the same for all VDAFs."""
     index, before = ReplayIndex(), resident()
     for _ in range(count // 1000):
         index.load(1, secrets.token_bytes(16 * 1000))
@@ -198,7 +201,7 @@ def measure_index(count: int) -> None:
 
 
 def main() -> None:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

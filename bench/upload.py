@@ -1,9 +1,10 @@
-"""How many reports a dapd Leader accepts, one or many a request, over loopback HTTP.
+"""Measure how many reports per second a dapd Leader accepts, with one or many per request.
 
     python bench/upload.py
 
-All requests are prepared beforehand and sent to a real daemon, several connections at a time. Each
-answer stands for a commit with ``synchronous=FULL``. Load generator and daemon share the machine.
+All requests are prepared beforehand, and sent to a real daemon over loopback HTTP, on several
+connections at a time. Each answer follows a commit with ``synchronous=FULL``. The load generator
+and the daemon share the machine.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dapd.vdaf import make_vdaf
 
 
 def prepare(task: ClientTask, leader: HpkeConfig, count: int) -> list[bytes]:
-    """Reports of this hour; nobody will open the Helper's shares."""
+    """Make reports of this hour; nobody will open the Helper's shares."""
     configuration = task.configuration
     ids = secrets.token_bytes(16 * count)
     columns = shard(make_vdaf(configuration.vdaf), task.task_id, [1] * count, ids)
@@ -38,7 +39,7 @@ def prepare(task: ClientTask, leader: HpkeConfig, count: int) -> list[bytes]:
 
 
 async def drive(port: int, path: str, bodies: list[bytes], connections: int) -> float:
-    """Send every request, expecting all reports to be accepted; the seconds it took."""
+    """Send every request, requiring that all reports are accepted; return the seconds it took."""
     waiting = iter(bodies)
 
     async def client() -> None:
@@ -56,7 +57,7 @@ async def drive(port: int, path: str, bodies: list[bytes], connections: int) -> 
 
 
 async def measure(arguments: argparse.Namespace) -> None:
-    """Start a Leader whose Helper is out of reach, and upload to it."""
+    """Start a Leader whose Helper can't be reached, and upload to it."""
     port = arguments.port
     url = f"http://127.0.0.1:{port}/"
     files = make_task(arguments.vdaf, url, "http://127.0.0.1:1/")
@@ -72,11 +73,11 @@ async def measure(arguments: argparse.Namespace) -> None:
             bodies = [b"".join(reports[at : at + size]) for at in range(0, size * requests, size)]
             seconds = await drive(port, path, bodies, arguments.connections)
             rate, peak = len(reports) / seconds, peak_megabytes(process)
-            print(f"{size:4} a request {rate:10,.0f} reports/s   peak {peak:.0f} MB")
+            print(f"{size:4} per request {rate:10,.0f} reports/s   peak {peak:.0f} MB")
 
 
 def main() -> None:
-    """The program."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
