@@ -20,7 +20,14 @@ from dapd.datastore import Tx, batches, counters, keys, tasks
 from dapd.datastore.backlog import Unfinished, WholeBacklog, whole_backlog
 from dapd.datastore.tasks import SealedTask
 from dapd.protocol.keys import KeyState, StoredKey
-from dapd.protocol.states import EXCHANGING
+from dapd.protocol.states import (
+    EXCHANGING,
+    UNFINISHED,
+    CollectionState,
+    HelperJobState,
+    JobState,
+    LeaderJobState,
+)
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.protocol.waiting import Reason
 from dapd.reports import ReportError
@@ -31,10 +38,10 @@ UNREADABLE = "unreadable"
 """The state of a task or an HPKE key whose secrets no sealing key at hand opens."""
 NOT_BLOCKED = "nothing"
 _ROLES = ("leader", "helper")
-_JOB_STATES = {
-    ("aggregation", "leader"): ("assigned", "stored", "polling"),
-    ("aggregation", "helper"): ("received",),
-    ("collection", "leader"): ("waiting", "frozen", "polling"),
+_JOB_STATES: dict[Labels, type[JobState]] = {
+    ("aggregation", "leader"): LeaderJobState,
+    ("aggregation", "helper"): HelperJobState,
+    ("collection", "leader"): CollectionState,
 }
 _REPORT_ERRORS = tuple(error.name.lower() for error in ReportError if error)
 _OTHER = "other"
@@ -139,9 +146,10 @@ def _counted(name: str, text: str, labels: Labels, values: Counter[Labels]) -> M
 def _jobs(context: Context, found: WholeBacklog) -> Iterator[Metric]:
     counts: Counter[Labels] = Counter(
         {
-            (kind, role, state, NOT_BLOCKED): 0
+            (kind, role, state.value, NOT_BLOCKED): 0
             for (kind, role), states in _JOB_STATES.items()
             for state in states
+            if state in UNFINISHED
         }
     )
     oldest: dict[Labels, float] = {}
@@ -151,7 +159,7 @@ def _jobs(context: Context, found: WholeBacklog) -> Iterator[Metric]:
         ("collection", found.collection_jobs),
     ):
         for row in rows:
-            labels = kind, row.role, row.state, blocked_by(row)
+            labels = kind, row.role, row.state.value, blocked_by(row)
             counts[labels] += row.jobs
             made = row.created_at / 1000
             oldest[labels] = min(made, oldest.get(labels, made))

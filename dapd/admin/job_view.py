@@ -106,7 +106,7 @@ def view(context: Context, look: Look, row: JobRow) -> JobView:
         row.role,
         look.tasks[row.task_pk].id_text,
         b64url_encode(row.id),
-        row.state,
+        row.state.value,
         row.n,
         rfc3339(row.created_at),
         rfc3339(row.run_at),

@@ -20,7 +20,7 @@ from dapd.datastore.leases import Kind
 from dapd.datastore.tasks import UnreadableTask
 from dapd.errors import UsageError
 from dapd.messages.common import b64url_decode, b64url_encode
-from dapd.protocol.states import UNFINISHED
+from dapd.protocol.states import UNFINISHED, CollectionState
 from dapd.protocol.task import Instant, Task
 from dapd.runtime.context import Context
 
@@ -147,7 +147,7 @@ def _abandon(tx: Tx, name: str, at: Instant) -> tuple[JobRow, str, int]:
 
 
 def _progress(tx: Tx, row: JobRow, at: Instant) -> Progress | None:
-    if row.state != "waiting":
+    if row.state is not CollectionState.WAITING:
         return None
     sealed = next(each for each in task_table.all_tasks(tx) if each.task_pk == row.task_pk)
     try:

@@ -31,6 +31,7 @@ from dapd.datastore.jobs import JobRow
 from dapd.datastore.leases import Kind
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.protocol.keys import KeyState, KeyTimes, StoredKey, next_of
+from dapd.protocol.states import JobState
 from dapd.protocol.task import Instant, TaskState
 from dapd.runtime.context import Context
 from dapd.telemetry import logs
@@ -133,7 +134,7 @@ class StatusView(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class _Read:
     backlog: WholeBacklog
-    oldest: dict[tuple[Kind, str], JobRow]
+    oldest: dict[tuple[Kind, JobState], JobRow]
     look: Look
     collect_before: dict[int, int]
     quarantined_tasks: int
@@ -176,7 +177,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
 
 def _read(tx: Tx, config: Config, at: Instant) -> _Read:
     found = whole_backlog(tx)
-    oldest: dict[tuple[Kind, str], JobRow] = {}
+    oldest: dict[tuple[Kind, JobState], JobRow] = {}
     kinds: tuple[tuple[Kind, list[Unfinished]], ...] = (
         ("collection", found.collection_jobs),
         ("aggregation", found.aggregation_jobs),
@@ -245,13 +246,13 @@ def _info(sealed: SealedTask) -> str:
 
 
 def _jobs_lines(context: Context, read: _Read) -> list[JobsLine]:
-    totals: defaultdict[tuple[Kind, str, str], list[int]] = defaultdict(lambda: [0, 0])
+    totals: defaultdict[tuple[Kind, str, JobState], list[int]] = defaultdict(lambda: [0, 0])
     for row in read.backlog.collection_jobs:
         _add(totals["collection", row.role, row.state], row)
     for row in read.backlog.aggregation_jobs:
         _add(totals["aggregation", row.role, row.state], row)
     return [
-        JobsLine(kind, role, state, count, n, _oldest(context, read, kind, state))
+        JobsLine(kind, role, state.value, count, n, _oldest(context, read, kind, state))
         for (kind, role, state), (count, n) in totals.items()
     ]
 
@@ -261,7 +262,7 @@ def _add(total: list[int], row: Unfinished) -> None:
     total[1] += row.n or 0
 
 
-def _oldest(context: Context, read: _Read, kind: Kind, state: str) -> JobView | None:
+def _oldest(context: Context, read: _Read, kind: Kind, state: JobState) -> JobView | None:
     row = read.oldest.get((kind, state))
     return None if row is None else view(context, read.look, row)
 

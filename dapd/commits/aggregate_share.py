@@ -22,6 +22,7 @@ from dapd.protocol.batches import (
     selected_range,
 )
 from dapd.protocol.collect import encrypt_aggregate_share
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
 
 
@@ -60,7 +61,7 @@ def serve_aggregate_share(
     check_share_request_content(message.collection_job_req)
     _check_agreement(message, total)
     batches.close(
-        tx, task.task_pk, *batch.closed, state="collected", collection_pk=None
+        tx, task.task_pk, *batch.closed, state=RangeState.COLLECTED, collection_pk=None
     )  # C1, C4: buckets of the query that are empty too
     sealed = encrypt_aggregate_share(task, message.collection_job_req, total.share)
     response = AggregateShare(sealed).encode()

@@ -22,6 +22,7 @@ from dapd.protocol.batches import (
     time_bucket,
 )
 from dapd.protocol.collect import FixCut, Freeze, Move, interval_move, next_batch_move
+from dapd.protocol.states import CollectionState, RangeState
 from dapd.protocol.task import Instant, Task
 
 
@@ -66,7 +67,7 @@ def advance_collection(
     The job is looked at again when it is touched, at ``look_again`` (ms) at the latest. ``None``:
     the lease is lost.
     """
-    if not collections.claim(tx, lease, "waiting"):  # D1
+    if not collections.claim(tx, lease, CollectionState.WAITING):  # D1
         return None
     job = collections.by_pk(tx, lease.pk)
     if refusal := _obstacle_to(tx, task, job, at):
@@ -132,7 +133,7 @@ def freeze_collection(
         raise BatchChangedError
     if not task.by_time and not outstanding.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
         raise BatchChangedError
-    batches.close(tx, task.task_pk, *batch, state="closed", collection_pk=job.pk)
+    batches.close(tx, task.task_pk, *batch, state=RangeState.CLOSED, collection_pk=job.pk)
     collections.touch(tx, task.task_pk, at.now)  # C5: those that overlap fail now
     return True
 
@@ -169,7 +170,7 @@ def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
     job = collections.by_id(tx, task.task_pk, job_id, task.mark_at(at))
     if job is None:
         return False
-    if job.state in {"frozen", "polling"}:
+    if job.state in (CollectionState.FROZEN, CollectionState.POLLING):
         if job.sends or not task.by_time:
             batches.settle(tx, job.pk)
         else:

@@ -16,7 +16,7 @@ from dapd.datastore import batches, collections, leader_jobs, outstanding, tasks
 from dapd.datastore.sqlite import Tx
 from dapd.datastore.tasks import Outline
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, merged, time_bucket
-from dapd.protocol.states import LeaderJobState
+from dapd.protocol.states import LeaderJobState, RangeState
 from dapd.protocol.task import Instant
 
 REASON = "restored from a backup"
@@ -87,7 +87,7 @@ class BatchTally:
     bucket: bytes
     n: int
     checksum: bytes
-    state: str | None
+    state: RangeState | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,9 @@ def inspect(tx: Tx, task: Outline, limit: int, *, everything: bool) -> Quarantin
         bucket: batches.bucket_state(tx, task.task_pk, bucket)
         for bucket in sorted(batches.buckets(tx, task.task_pk))
     }
-    wanted = [bucket for bucket, state in states.items() if everything or state == "quarantined"]
+    wanted = [
+        bucket for bucket, state in states.items() if everything or state is RangeState.QUARANTINED
+    ]
     tallies = []
     for bucket in wanted[:limit]:
         n, checksum = batches.tally(tx, task.task_pk, bucket)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import assert_never
 
 from dapd.commits.leader_jobs import give_up_job
 from dapd.datastore import batches, chunks, collections, counters, sealed, unsealable
@@ -20,7 +21,7 @@ from dapd.datastore.sealed import Cell, Column
 from dapd.datastore.sqlite import Tx
 from dapd.errors import UsageError
 from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
-from dapd.protocol.states import LeaderJobState
+from dapd.protocol.states import ChunkState, LeaderJobState, RangeState
 from dapd.protocol.task import Instant
 
 
@@ -200,7 +201,7 @@ def _forget_share(tx: Tx, share_pk: int, now: int) -> Counter[str]:
     if state is None:
         batches.quarantine(tx, share.task_pk, [_range(share.bucket)])
         collections.touch(tx, share.task_pk, now)
-    if state in {"closed", "collected"}:  # it was summed before
+    if state in (RangeState.CLOSED, RangeState.COLLECTED):  # it was summed before
         return Counter()
     return _counted(tx, share.task_pk, "contribution_lost", share.n)
 
@@ -213,13 +214,18 @@ def _forget_job(tx: Tx, job_pk: int, forgetting: Forgetting) -> Counter[str]:
 def _forget_chunk(tx: Tx, chunk_pk: int, forgetting: Forgetting) -> Counter[str]:
     """Reports that wait are lost; those in a job are lost with it."""
     chunk = unsealable.chunk(tx, chunk_pk)
-    if chunk.state == "assigned" and chunk.job_pk is not None:
-        return _forget_job(tx, chunk.job_pk, forgetting)
-    if chunk.state != "waiting":
-        return Counter()
-    chunks.decide(tx, chunk_pk)
-    collections.touch(tx, chunk.task_pk, forgetting.at.now)
-    return _counted(tx, chunk.task_pk, "aggregate_lost", chunk.n)
+    match chunk.state:
+        case ChunkState.WAITING:
+            chunks.decide(tx, chunk_pk)
+            collections.touch(tx, chunk.task_pk, forgetting.at.now)
+            return _counted(tx, chunk.task_pk, "aggregate_lost", chunk.n)
+        case ChunkState.ASSIGNED:
+            job_pk = chunk.job_pk
+            return Counter() if job_pk is None else _forget_job(tx, job_pk, forgetting)
+        case ChunkState.DECIDED:
+            return Counter()
+        case _:
+            assert_never(chunk.state)
 
 
 def _counted(tx: Tx, task_pk: int, name: str, n: int) -> Counter[str]:

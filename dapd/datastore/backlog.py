@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.sqlite import Tx
+from dapd.datastore.leases import Kind
+from dapd.datastore.sqlite import Row, Tx
+from dapd.protocol.states import JobState, job_state
 
 _Q_JOBS = """
 SELECT task_pk, role, state, count(*), sum(n), min(run_at), min(created_at), max(attempts)
@@ -32,7 +34,7 @@ class Unfinished:
 
     task_pk: int
     role: str
-    state: str
+    state: JobState
     jobs: int
     n: int
     run_at: int
@@ -62,7 +64,12 @@ class WholeBacklog:
 def whole_backlog(tx: Tx) -> WholeBacklog:
     """In one snapshot."""
     return WholeBacklog(
-        [Unfinished(*row) for row in tx.all(_Q_JOBS)],
-        [Unfinished(*row) for row in tx.all(_Q_COLLECTIONS)],
+        [_unfinished("aggregation", row) for row in tx.all(_Q_JOBS)],
+        [_unfinished("collection", row) for row in tx.all(_Q_COLLECTIONS)],
         [Waiting(*row) for row in tx.all(_Q_WAITING)],
     )
+
+
+def _unfinished(kind: Kind, row: Row) -> Unfinished:
+    task_pk, role, state, *rest = row
+    return Unfinished(task_pk, role, job_state(kind, role, state), *rest)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dapd.datastore.sqlite import Tx
+from dapd.datastore.sqlite import Row, Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
+from dapd.protocol.states import RangeState
 from dapd.reports import BucketTotal
 
 # Ranges of a task never overlap: the last one that begins early enough is the only one to ask.
@@ -115,12 +116,9 @@ class Crowded:
     after: bytes | None
 
 
-def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> str | None:
-    """``closed`` while its collection runs, then ``collected``; ``quarantined`` if a restore may
-    have forgotten that; ``None`` for a bucket that takes reports.
-    """
-    row = tx.one(_Q_STATE, task_pk=task_pk, bucket=bucket)
-    return row[0] if row else None
+def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> RangeState | None:
+    """The state of the range that the bucket is in; ``None`` for a bucket that takes reports."""
+    return _range_state(tx.one(_Q_STATE, task_pk=task_pk, bucket=bucket))
 
 
 def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
@@ -128,20 +126,19 @@ def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
     return [bucket for bucket in buckets if bucket_state(tx, task_pk, bucket) is not None]
 
 
-def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> str | None:
-    """The state that [lo, hi) shares a bucket with, ``quarantined`` before the others (rule C4);
+def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> RangeState | None:
+    """The state that [lo, hi) shares a bucket with, ``QUARANTINED`` before the others (rule C4);
     ``None`` if all of it is open.
     """
     if tx.one(_Q_QUARANTINED, task_pk=task_pk, lo=lo, hi=hi) is not None:
-        return "quarantined"
-    row = tx.one(_Q_OVERLAP, task_pk=task_pk, lo=lo, hi=hi)
-    return row[0] if row else None
+        return RangeState.QUARANTINED
+    return _range_state(tx.one(_Q_OVERLAP, task_pk=task_pk, lo=lo, hi=hi))
 
 
 def close(
-    tx: Tx, task_pk: int, lo: bytes, hi: bytes, *, state: str, collection_pk: int | None
+    tx: Tx, task_pk: int, lo: bytes, hi: bytes, *, state: RangeState, collection_pk: int | None
 ) -> None:
-    """Shut [lo, hi): ``closed`` on a Leader that freezes, ``collected`` on a Helper."""
+    """Shut [lo, hi): ``CLOSED`` on a Leader that freezes, ``COLLECTED`` on a Helper."""
     tx.execute(_Q_CLOSE, task_pk=task_pk, lo=lo, hi=hi, state=state, collection_pk=collection_pk)
 
 
@@ -181,7 +178,7 @@ def quarantined_tasks(tx: Tx) -> int:
 def quarantine(tx: Tx, task_pk: int, ranges: Iterable[BucketRange]) -> None:
     """Shut open ranges, because a restore may have forgotten that they were collected."""
     for lo, hi in ranges:
-        close(tx, task_pk, lo, hi, state="quarantined", collection_pk=None)
+        close(tx, task_pk, lo, hi, state=RangeState.QUARANTINED, collection_pk=None)
 
 
 def release(tx: Tx, task_pk: int, quarantined: BucketRange) -> None:
@@ -310,3 +307,8 @@ def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:
     """How many reports the buckets of [lo, hi) hold."""
     row = tx.one(_Q_COUNT, task_pk=task_pk, lo=lo, hi=hi)
     return int(row[0]) if row else 0
+
+
+def _range_state(row: Row | None) -> RangeState | None:
+    """Of the last range that begins early enough, which may end before the buckets asked for."""
+    return None if row is None or row[0] is None else RangeState(row[0])

@@ -16,6 +16,7 @@ from dapd.datastore.expiry import Found
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.collect import Backlog
 from dapd.protocol.packing import Waiting
+from dapd.protocol.states import ChunkState
 from dapd.reports import Chunk, cut_chunk
 
 _Q_INSERT = """
@@ -122,6 +123,11 @@ class Place:
     attempts: int = 0
     job_pk: int | None = None
 
+    @property
+    def state(self) -> ChunkState:
+        """Assigned if it names a job, else waiting."""
+        return ChunkState.WAITING if self.job_pk is None else ChunkState.ASSIGNED
+
 
 def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
     """Store reports with their rows: assigned if ``place`` names a job, else waiting."""
@@ -135,7 +141,7 @@ def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
         time_min=time_min,
         time_max=time_max,
         ids=ids,
-        state="waiting" if place.job_pk is None else "assigned",
+        state=place.state,
         job_pk=place.job_pk,
         run_at=place.run_at,
         attempts=place.attempts,
@@ -197,7 +203,7 @@ def hand_over(tx: Tx, chunk_pk: int, place: Place) -> None:
     tx.execute(
         _Q_HAND_OVER,
         chunk_pk=chunk_pk,
-        state="waiting" if place.job_pk is None else "assigned",
+        state=place.state,
         job_pk=place.job_pk,
         bucket=place.bucket,
         run_at=place.run_at,
@@ -274,7 +280,7 @@ def drop(tx: Tx, chunk_pk: int, expired_before: int) -> tuple[int, bytes]:
         return 0, b""
     tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
     state, n, ids = row
-    return (n if state == "waiting" else 0), ids
+    return (n if ChunkState(state) is ChunkState.WAITING else 0), ids
 
 
 def complement(mask: bytes) -> bytes:

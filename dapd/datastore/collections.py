@@ -268,7 +268,7 @@ def drop_all(tx: Tx, task_pk: int, now: int, most: int) -> int:
     return tx.execute(_Q_DROP_ALL, task_pk=task_pk, now=now, most=most)
 
 
-def claim(tx: Tx, lease: Lease, state: str) -> bool:
+def claim(tx: Tx, lease: Lease, state: CollectionState) -> bool:
     """Whether the lease still holds on a job in this state (rule D1)."""
     return bool(tx.execute(_Q_CLAIM, pk=lease.pk, state=state, token=lease.token))
 
@@ -318,12 +318,12 @@ def ask_later(tx: Tx, lease: Lease, later: Later) -> bool:
 
 def finish(tx: Tx, lease: Lease, response: bytes) -> bool:
     """Claim the job and store its result; what was needed to make it goes."""
-    return _end(tx, lease, "finished", response=response)
+    return _end(tx, lease, CollectionState.FINISHED, response=response)
 
 
 def fail(tx: Tx, lease: Lease, error: str, detail: str) -> bool:
     """Claim the job and end it with an error of the draft; its identity goes (rule A1)."""
-    return _end(tx, lease, "failed", error=error, detail=detail)
+    return _end(tx, lease, CollectionState.FAILED, error=error, detail=detail)
 
 
 def delete(tx: Tx, pk: int) -> None:
@@ -339,7 +339,7 @@ def note_served(tx: Tx, pk: int, now: int) -> None:
 def _end(
     tx: Tx,
     lease: Lease,
-    state: str,
+    state: CollectionState,
     *,
     response: bytes | None = None,
     error: str | None = None,

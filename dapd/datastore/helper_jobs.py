@@ -252,7 +252,8 @@ def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
         return None
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
     job_id, state, n, admitted_ids = row
-    return Dropped(job_id, n if state == HelperJobState.RECEIVED else 0, admitted_ids or b"")
+    undecided = n if HelperJobState(state) is HelperJobState.RECEIVED else 0
+    return Dropped(job_id, undecided, admitted_ids or b"")
 
 
 def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:

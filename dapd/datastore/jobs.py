@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapd.datastore.leases import Kind
-from dapd.datastore.sqlite import Tx
+from dapd.datastore.sqlite import Row, Tx
+from dapd.protocol.states import JobState, job_state
 
 _AGGREGATION = """
 SELECT 'aggregation' AS kind, job_pk AS pk, id, task_pk, role, state, n, created_at, run_at,
@@ -68,7 +69,7 @@ class JobRow:
     id: bytes
     task_pk: int
     role: str
-    state: str
+    state: JobState
     n: int | None
     created_at: int
     run_at: int
@@ -89,7 +90,9 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs: of one task, in one state; ``ended`` ones too, the newest first then."""
+    """Which jobs: of one task, in the states of one name; ``ended`` ones too, the newest first
+    then.
+    """
 
     task_pk: int | None = None
     state: str | None = None
@@ -112,7 +115,7 @@ def page(tx: Tx, wanted: Wanted, after: tuple[Kind, int] | None, limit: int) -> 
     return found
 
 
-def oldest(tx: Tx, kind: Kind, state: str) -> JobRow | None:
+def oldest(tx: Tx, kind: Kind, state: JobState) -> JobRow | None:
     """The first made of the jobs in an unfinished state."""
     return next(iter(_rows(tx, _OPEN[kind], Wanted(state=state), 0, 1)), None)
 
@@ -120,21 +123,26 @@ def oldest(tx: Tx, kind: Kind, state: str) -> JobRow | None:
 def by_pk(tx: Tx, kind: Kind, pk: int) -> JobRow | None:
     """The job of this kind and key."""
     row = tx.one(_BY_PK[kind], pk=pk)
-    return None if row is None else JobRow(*row)
+    return None if row is None else _job(row)
 
 
 def by_id(tx: Tx, job_id: bytes) -> list[JobRow]:
     """The jobs with this resource id, in whatever task."""
     rows = [*tx.all(_Q_AGGREGATION_BY_ID, id=job_id), *tx.all(_Q_COLLECTION_BY_ID, id=job_id)]
-    return [JobRow(*row) for row in rows]
+    return [_job(row) for row in rows]
 
 
 def _rows(tx: Tx, queries: tuple[str, ...], wanted: Wanted, after: int, limit: int) -> list[JobRow]:
     rows = [
-        JobRow(*row)
+        _job(row)
         for query in queries
         for row in tx.all(
             query, after=after, task_pk=wanted.task_pk, state=wanted.state, limit=limit
         )
     ]
     return sorted(rows, key=lambda row: row.pk, reverse=wanted.ended)[:limit]
+
+
+def _job(row: Row) -> JobRow:
+    kind, pk, job_id, task_pk, role, state, *rest = row
+    return JobRow(kind, pk, job_id, task_pk, role, job_state(kind, role, state), *rest)

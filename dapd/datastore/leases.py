@@ -14,6 +14,7 @@ from typing import Literal
 
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.retry import LONGEST_RETRY_AFTER
+from dapd.protocol.states import JobState, job_state
 
 Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
@@ -25,12 +26,14 @@ _TABLES: dict[Kind, dict[str, str]] = {
     "aggregation": {
         "table": "aggregation_jobs",
         "pk": "job_pk",
+        "role": "role",
         "computing": "state IN ('assigned', 'received')",
         "exchanging": "state IN ('stored', 'polling')",
     },
     "collection": {
         "table": "collection_jobs",
         "pk": "collection_pk",
+        "role": "'leader'",
         "computing": "state IN ('waiting')",
         "exchanging": "state IN ('frozen', 'polling')",
     },
@@ -38,7 +41,7 @@ _TABLES: dict[Kind, dict[str, str]] = {
 
 # One query for each index: the oldest due jobs, without a sort of all that are due.
 _SELECT_DUE = """
-SELECT {pk}, id, task_pk, state, run_at, attempts, sends, crashes FROM {table}
+SELECT {pk}, id, task_pk, {role}, state, run_at, attempts, sends, crashes FROM {table}
 WHERE run_at <= :now
   AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)"""
 _Q_COMPUTING = (
@@ -83,7 +86,7 @@ class Due:
     pk: int
     id: bytes
     task_pk: int
-    state: str
+    state: JobState
     run_at: int
     attempts: int
     sends: int
@@ -133,7 +136,8 @@ def _due(
     for which, query in (("computing", _Q_COMPUTING), ("exchanging", _Q_EXCHANGING)):
         sql = _sql(query.replace("{blocked}", ", ".join(map(str, sorted(barred[which])))), kind)
         for row in tx.all(sql, now=now, longest=LONGEST_WAIT_MS, limit=limit):
-            yield Due(kind, *row)
+            pk, job_id, task_pk, role, state, *rest = row
+            yield Due(kind, pk, job_id, task_pk, job_state(kind, role, state), *rest)
 
 
 def _upcoming(tx: Tx, now: int) -> Iterator[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapd.datastore.sqlite import Tx
+from dapd.protocol.states import ChunkState
 
 _Q_CHUNK = "SELECT task_pk, n, state, job_pk FROM report_chunks WHERE chunk_pk = :pk"
 _Q_DROP_SHARE = """
@@ -22,11 +23,11 @@ _Q_EMPTY_OUTBOUND = "UPDATE tasks SET aggregator_token = x'' WHERE task_pk = :pk
 
 @dataclass(frozen=True, slots=True)
 class LostChunk:
-    """A chunk whose rows are lost; ``job_pk`` is the job that holds it, if it is ``assigned``."""
+    """A chunk whose rows are lost; ``job_pk`` is the job that holds it, if it is assigned."""
 
     task_pk: int
     n: int
-    state: str
+    state: ChunkState
     job_pk: int | None
 
 
@@ -43,7 +44,8 @@ def chunk(tx: Tx, chunk_pk: int) -> LostChunk:
     """The chunk as it stands."""
     row = tx.one(_Q_CHUNK, pk=chunk_pk)
     assert row is not None
-    return LostChunk(*row)
+    task_pk, n, state, job_pk = row
+    return LostChunk(task_pk, n, ChunkState(state), job_pk)
 
 
 def drop_share(tx: Tx, share_pk: int) -> LostShare:

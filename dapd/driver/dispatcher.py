@@ -143,7 +143,7 @@ class Dispatcher:
             context.metrics.steps_failed.labels(lease.due.kind).inc()
             _log.exception(
                 "step_failed",
-                state=lease.due.state,
+                state=lease.due.state.value,
                 remedy="retried; if it stays, see `dapd jobs show`, and report this line",
             )
             limits = context.config.leader
@@ -158,7 +158,9 @@ class Dispatcher:
             raise
         finally:
             elapsed = time.perf_counter() - begun
-            context.metrics.step_seconds.labels(lease.due.kind, lease.due.state).observe(elapsed)
+            context.metrics.step_seconds.labels(lease.due.kind, lease.due.state.value).observe(
+                elapsed
+            )
 
     async def _keep_leases(self) -> None:
         """Renew what is held, well before it ends."""

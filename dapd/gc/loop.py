@@ -23,6 +23,7 @@ from dapd.datastore.expiry import PAGE
 from dapd.datastore.tasks import UnreadableTask
 from dapd.gc import compact, copies, space
 from dapd.gc.sweep import ALL, Sweep
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.runtime.context import Context
 
@@ -165,14 +166,14 @@ def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:
     """
     page = helper_jobs.answered(tx, task.task_pk, after)
     size = 8 if task.by_time else 32
-    states: dict[bytes, str | None] = {}
+    states: dict[bytes, RangeState | None] = {}
     settled = []
     for job in page:
         buckets = [job.buckets[at : at + size] for at in range(0, len(job.buckets), size)]
         for bucket in buckets:
             if bucket not in states:
                 states[bucket] = batches.bucket_state(tx, task.task_pk, bucket)
-        if buckets and all(states[bucket] == "collected" for bucket in buckets):
+        if buckets and all(states[bucket] is RangeState.COLLECTED for bucket in buckets):
             settled.append(job.job_pk)
     return (page[-1].job_pk if len(page) == PAGE else None), settled
 

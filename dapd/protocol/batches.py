@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, assert_never
 
 from dapd.errors import Abort
 from dapd.messages.collection import AggregateShareReq, CollectionJobReq
 from dapd.messages.common import BatchMode, Extension, Interval
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 
 _LARGEST_TIME = 2**64 - 1
@@ -132,7 +133,7 @@ def selected_range(
     return ShareRequestBatch(selected, closed)
 
 
-def obstacle(state: str | None) -> tuple[str, str] | None:
+def obstacle(state: RangeState | None) -> tuple[str, str] | None:
     """(error, detail) of a batch that is closed in part, by the state that ``overlapping`` found.
 
     What a restore may have forgotten is not called ``batchOverlap``: a Leader would take that for
@@ -141,10 +142,12 @@ def obstacle(state: str | None) -> tuple[str, str] | None:
     match state:
         case None:
             return None
-        case "quarantined":
+        case RangeState.QUARANTINED:
             return "batchInvalid", _QUARANTINED
-        case _:
+        case RangeState.CLOSED | RangeState.COLLECTED:
             return "batchOverlap", "part of the batch is collected or being collected"
+        case _:
+            assert_never(state)
 
 
 def check_share_request_content(request: CollectionJobReq) -> None:

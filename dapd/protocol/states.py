@@ -1,4 +1,4 @@
-"""The state machines of jobs and chunks: their states, and every legal move in one table each.
+"""The states of jobs, chunks and closed ranges, and the legal moves of each but the ranges.
 
 Sections "Leader Initialization", "Helper Initialization", "Asynchronous Request Handling" and
 "Collection Job Initialization". The transactions in ``dapd.commits`` make the moves, and each names
@@ -9,6 +9,7 @@ parameter can't use a partial index; Python has them from here alone.
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 
 class LeaderJobState(StrEnum):
@@ -71,11 +72,35 @@ class ChunkState(StrEnum):
     """Each of its reports is aggregated, or rejected and counted."""
 
 
-COMPUTING: frozenset[str] = frozenset(
+class RangeState(StrEnum):
+    """A range of buckets that take no more reports. A bucket in no range takes them."""
+
+    CLOSED = "closed"
+    """On a Leader, while its collection runs (C2)."""
+    COLLECTED = "collected"
+    """For good (C1)."""
+    QUARANTINED = "quarantined"
+    """A restore may have forgotten its collection, or what it holds is known to be lost."""
+
+
+JobState = LeaderJobState | HelperJobState | CollectionState
+"""Jobs of different kinds have states of the same name, which are equal as strings are."""
+
+
+def job_state(
+    kind: Literal["aggregation", "collection"], role: Literal["leader", "helper"], name: str
+) -> JobState:
+    """The state of this name of a job of this kind, at the Aggregator in this role."""
+    if kind == "collection":
+        return CollectionState(name)
+    return LeaderJobState(name) if role == "leader" else HelperJobState(name)
+
+
+COMPUTING: frozenset[JobState] = frozenset(
     {LeaderJobState.ASSIGNED, HelperJobState.RECEIVED, CollectionState.WAITING}
 )
 """States of unfinished jobs of any kind whose next step needs a computing slot (rule E1)."""
-EXCHANGING: frozenset[str] = frozenset(
+EXCHANGING: frozenset[JobState] = frozenset(
     {
         LeaderJobState.STORED,
         LeaderJobState.POLLING,

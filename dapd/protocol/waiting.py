@@ -9,7 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dapd.protocol.states import COMPUTING, UNFINISHED
+from dapd.protocol.states import (
+    COMPUTING,
+    UNFINISHED,
+    CollectionState,
+    JobState,
+    LeaderJobState,
+)
 from dapd.protocol.task import TaskState
 
 
@@ -37,7 +43,7 @@ class JobFacts:
     """A row of a job. Times are in ms; ``leased`` says that a step holds it now."""
 
     name: str
-    state: str
+    state: JobState
     run_at: int
     leased: bool
     attempts: int
@@ -146,12 +152,14 @@ def _not_due(job: JobFacts, now: int) -> Why:
         text = f"it failed, {job.attempts} times in a row: {job.last_error}; again in {wait}"
         remedy = f"mend what it names, then `dapd jobs retry {job.name}`"
         return Why(Reason.FAILED, text, remedy)
-    if job.state == "polling":
-        return Why(Reason.HELPER_WORKS, f"the Helper works on it; it is asked again in {wait}")
-    if job.state == "waiting":
-        text = f"it waits for its reports; it is looked at when one comes, or in {wait}"
-        return Why(Reason.REPORTS, text)
-    return Why(Reason.NOT_YET, f"it is due in {wait}")
+    match job.state:
+        case LeaderJobState.POLLING | CollectionState.POLLING:
+            return Why(Reason.HELPER_WORKS, f"the Helper works on it; it is asked again in {wait}")
+        case CollectionState.WAITING:
+            text = f"it waits for its reports; it is looked at when one comes, or in {wait}"
+            return Why(Reason.REPORTS, text)
+        case _:
+            return Why(Reason.NOT_YET, f"it is due in {wait}")
 
 
 def _occupied(job: JobFacts, around: Surroundings) -> Why | None:

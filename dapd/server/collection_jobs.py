@@ -88,7 +88,7 @@ async def _current(context: Context, task: Task, job: CollectionJob, *, created:
             raise Abort(job.error, job.detail or "the collection job failed")
         case CollectionState.DELETED:
             raise _unknown_job()
-        case _:
+        case CollectionState.WAITING | CollectionState.FROZEN | CollectionState.POLLING:
             return processing(location, context.config.collection.retry_after)
 
 

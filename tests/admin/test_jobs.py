@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -15,6 +16,7 @@ from dapd.datastore.sqlite import Tx
 from dapd.errors import UsageError
 from dapd.http import Refused
 from dapd.messages.common import BatchMode
+from dapd.protocol.states import CollectionState, HelperJobState, LeaderJobState, RangeState
 from tests.collecting import NEXT_BATCH
 from tests.server.test_collection_jobs import served
 
@@ -59,7 +61,7 @@ async def test_a6_an_abandoned_frozen_collection_stays_collected_if_it_was_sent(
             job = jobs.by_pk(tx, "collection", pk)
             assert job is not None
             lo, hi = tx.all("SELECT lo, hi FROM collection_jobs")[0]
-            batches.close(tx, job.task_pk, lo, hi, state="closed", collection_pk=pk)
+            batches.close(tx, job.task_pk, lo, hi, state=RangeState.CLOSED, collection_pk=pk)
             tx.execute("UPDATE collection_jobs SET state = 'frozen', sends = :sends", sends=sends)
             frozen = jobs.by_pk(tx, "collection", pk)
             assert frozen is not None
@@ -80,3 +82,9 @@ async def test_an_unknown_job_and_a_strange_cursor_are_refused(tmp_path: Path) -
                 await operations.list_jobs(it.context, JobsRequest(cursor=cursor))
         page = await operations.list_jobs(it.context, JobsRequest(ended=True, limit=1))
         assert (page.jobs, page.next) == ((), None)
+
+
+def test_jobs_can_be_listed_by_every_state() -> None:
+    """The words that a request may have are the states of jobs of all kinds."""
+    states = {*LeaderJobState, *HelperJobState, *CollectionState}
+    assert set(get_args(operations.State)) == {str(state) for state in states}

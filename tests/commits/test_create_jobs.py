@@ -16,6 +16,7 @@ from dapd.datastore.chunks import Place
 from dapd.datastore.sqlite import Row
 from dapd.messages.common import BatchMode
 from dapd.protocol.packing import Limits
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskSettings
 from tests.build import (
     NOW,
@@ -80,7 +81,7 @@ class Leader:
             )
         )
 
-    def close(self, time: int, state: str) -> None:
+    def close(self, time: int, state: RangeState) -> None:
         def close(tx: Tx) -> None:
             batches.close(
                 tx, self.task.task_pk, bucket(time), bucket(time + 1), state=state, collection_pk=1
@@ -147,7 +148,7 @@ def test_c3_beyond_the_cut_nothing_of_that_batch_is_assigned(leader: Leader) -> 
 def test_c2_c8_closed_batches_are_left_alone_and_collected_ones_refused(leader: Leader) -> None:
     """C2: later chunks of a closed batch wait; once it is collected, they are rejections."""
     leader.accept(12)
-    leader.close(TIME, "closed")
+    leader.close(TIME, RangeState.CLOSED)
     assert leader.create(NOW + 5000).jobs == 0
     assert leader.counters() == {}
     leader.datastore.run_sync(batches.settle, 1)

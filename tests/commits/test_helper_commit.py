@@ -17,6 +17,7 @@ from dapd.errors import Abort
 from dapd.messages.common import BatchMode
 from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.helper import judge_init
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 from dapd.reports import HelperVerified, ReportError
 from tests.build import (
@@ -228,7 +229,7 @@ def test_i7_a_collected_bucket_takes_no_more(store: Datastore, pair: Pair, task:
         task.task_pk,
         time_bucket(TIME - 5),
         time_bucket(TIME),
-        state="collected",
+        state=RangeState.COLLECTED,
         collection_pk=None,
     )
     assert outcomes(job, commit(store, pair, task, job)) == bytes([COLLECTED, FINE, FINE])
@@ -241,7 +242,9 @@ def test_i7_a_collected_batch_id_takes_no_more(store: Datastore) -> None:
     batch_id = secrets.token_bytes(32)
     job = leader_job(pair, make_reports(pair, [1, 0]), batch_id=batch_id)
     batch = batch_id_range(batch_id)
-    store.run_sync(batches.close, task.task_pk, *batch, state="collected", collection_pk=None)
+    store.run_sync(
+        batches.close, task.task_pk, *batch, state=RangeState.COLLECTED, collection_pk=None
+    )
     assert outcomes(job, commit(store, pair, task, job)) == bytes([COLLECTED] * 2)
     assert store.read_sync(contributions, task.task_pk, *batch) == []
 

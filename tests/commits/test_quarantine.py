@@ -20,6 +20,7 @@ from dapd.datastore.sqlite import Row
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, b64url_encode
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, merged, time_bucket
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
 from tests.build import NOW, PRECISION, TIME, add_task, open_store, task_pair
 
@@ -40,7 +41,9 @@ def added(store: Datastore, mode: BatchMode = BatchMode.TIME_INTERVAL, *, leader
     return add_task(store, pair.leader if leader else pair.helper, pair)
 
 
-def close(store: Datastore, task: Task, start: int, end: int, state: str = "collected") -> None:
+def close(
+    store: Datastore, task: Task, start: int, end: int, state: RangeState = RangeState.COLLECTED
+) -> None:
     lo, hi = time_bucket(start), time_bucket(end)
     store.run_sync(batches.close, task.task_pk, lo, hi, state=state, collection_pk=None)
 
@@ -90,7 +93,7 @@ def test_every_interval_up_to_now_is_closed_but_those_that_are(
     """C1: gaps between closed ranges are filled, up to the newest report there may have been."""
     task = added(store, leader=leader)
     close(store, task, TIME - 10, TIME - 8)
-    close(store, task, TIME - 5, TIME - 4, "closed")
+    close(store, task, TIME - 5, TIME - 4, RangeState.CLOSED)
     store.run_sync(quarantine, AT, LEEWAY)
     assert quarantined(store, task) == [(0, TIME - 10), (TIME - 8, TIME - 5), (TIME - 4, MARK)]
     assert rows(store, "SELECT quarantined_before, expired_before FROM tasks") == [(MARK, 0)]
@@ -127,7 +130,9 @@ def test_leader_selected_batches_are_closed_and_not_offered(store: Datastore) ->
     for batch_id in ids:
         store.run_sync(outstanding.insert, task.task_pk, batch_id)
     taken = batch_id_range(ids[0])
-    store.run_sync(batches.close, task.task_pk, *taken, state="collected", collection_pk=None)
+    store.run_sync(
+        batches.close, task.task_pk, *taken, state=RangeState.COLLECTED, collection_pk=None
+    )
     store.run_sync(quarantine, AT, LEEWAY)
     offered = store.read_sync(outstanding.open_batches, task.task_pk, 0)
     assert [each.batch_id for each in offered] == [ids[0]]
@@ -146,7 +151,7 @@ def test_a_frozen_collection_counts_as_sent(store: Datastore) -> None:
 
     def freeze(tx: Tx) -> None:
         tx.execute("UPDATE collection_jobs SET state = 'frozen'")
-        batches.close(tx, task.task_pk, lo, hi, state="closed", collection_pk=job.pk)
+        batches.close(tx, task.task_pk, lo, hi, state=RangeState.CLOSED, collection_pk=job.pk)
 
     store.run_sync(freeze)
     store.run_sync(quarantine, AT, LEEWAY)

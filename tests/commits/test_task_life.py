@@ -26,6 +26,7 @@ from dapd.datastore.uncollected import Uncollected
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode
 from dapd.protocol.batches import batch_id_range, time_bucket
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
 from tests.build import (
     AGGREGATOR_TOKEN,
@@ -187,15 +188,15 @@ class TestDelete:
         job = who.query(QUERY)
         pk = who.leader.task_pk
         bucket, after = time_bucket(TIME), time_bucket(TIME + 1)
-        for state in ("quarantined", "closed", "collected"):
+        for state in (RangeState.QUARANTINED, RangeState.CLOSED, RangeState.COLLECTED):
 
-            def shut(tx: Tx, state: str = state) -> None:
+            def shut(tx: Tx, state: RangeState = state) -> None:
                 tx.execute("DELETE FROM collected")
                 batches.close(tx, pk, bucket, after, state=state, collection_pk=job.pk)
 
             who.store.run_sync(shut)
             left = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW)).uncollected
-            assert left.aggregated == (0 if state == "collected" else 3)
+            assert left.aggregated == (0 if state is RangeState.COLLECTED else 3)
         who.store.run_sync(
             lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
         )
@@ -245,7 +246,7 @@ class TestCollectBefore:
         who.decide(1)
         who.store.run_sync(
             batches.close, who.leader.task_pk, time_bucket(TIME), time_bucket(TIME + 3),
-            state="collected", collection_pk=None,
+            state=RangeState.COLLECTED, collection_pk=None,
         )  # fmt: skip
         assert first() is None
 
@@ -272,7 +273,7 @@ class TestCollectBefore:
             assert first() == (TIME + 3 + 1) * PRECISION * 1000
             who.store.run_sync(
                 batches.close, task.task_pk, *batch_id_range(other),
-                state="collected", collection_pk=None,
+                state=RangeState.COLLECTED, collection_pk=None,
             )  # fmt: skip
             assert first() == (TIME + 5 + 1) * PRECISION * 1000
 

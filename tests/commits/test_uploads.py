@@ -13,6 +13,7 @@ from dapd.commits.uploads import OpenedUploads, store_uploads
 from dapd.crypto import Keyring
 from dapd.datastore import Datastore, Tx, batches, counters, replay
 from dapd.messages.common import BatchMode
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 from dapd.reports import ReplayIndex, ReportError, open_uploads, parse_upload_errors
 from tests.build import ANY_TIME, NOW, TIME, Pair, add_task, make_reports, open_store, task_pair
@@ -120,8 +121,8 @@ def test_chunks_are_never_larger_than_a_job_may_be(leader: Leader) -> None:
     assert sorted(leader.chunk_sizes()) == [1, 3, 3]
 
 
-@pytest.mark.parametrize("state", ["closed", "collected"])
-def test_c2_a_closed_or_collected_batch_takes_no_uploads(tmp_path: Path, state: str) -> None:
+@pytest.mark.parametrize("state", [RangeState.CLOSED, RangeState.COLLECTED])
+def test_c2_a_closed_or_collected_batch_takes_no_uploads(tmp_path: Path, state: RangeState) -> None:
     """C2, B1, I7: they are ``report_replayed``; their ids stay free for a reopened batch."""
     pair = task_pair()
     opened = open_store(tmp_path / "leader.sqlite")
@@ -137,7 +138,7 @@ def test_c2_a_closed_or_collected_batch_takes_no_uploads(tmp_path: Path, state: 
     assert leader.store(leader.opened(b"".join(reports))) == [[ReportError.REPORT_REPLAYED]]
     assert leader.chunk_sizes() == [1]
     leader.datastore.run_sync(batches.reopen, 7)
-    accepted = [[]] if state == "closed" else [[ReportError.REPORT_REPLAYED]]
+    accepted = [[]] if state is RangeState.CLOSED else [[ReportError.REPORT_REPLAYED]]
     assert leader.store(leader.opened(reports[0])) == accepted
     opened.close()
 

@@ -10,18 +10,22 @@ from dapd.datastore import leases
 from dapd.datastore.leases import Due
 from dapd.driver.dispatcher import Dispatcher, _Chooser
 from dapd.driver.step import Step
+from dapd.protocol.states import HelperJobState, JobState, LeaderJobState
 from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
 from tests.build import StillClock, make_config, open_context, task_pair
 from tests.datastore.test_leases import NOW, add_job
 from tests.datastore.test_sqlite import open_new
 
+ASSIGNED, STORED = LeaderJobState.ASSIGNED, LeaderJobState.STORED
+POLLING = LeaderJobState.POLLING
+
 
 def peer(permits: int = 8) -> Peer:
     return Peer(permits, StillClock(), lambda: 0.0)
 
 
-def job(pk: int, state: str, *, task_pk: int = 1, crashes: int = 0) -> Due:
+def job(pk: int, state: JobState, *, task_pk: int = 1, crashes: int = 0) -> Due:
     return Due("aggregation", pk, bytes(16), task_pk, state, pk, 0, 0, crashes)
 
 
@@ -32,14 +36,14 @@ def pks(chosen: list[Due]) -> list[int]:
 def test_e1_computing_jobs_are_bounded_by_slots_and_exchanges_are_not() -> None:
     """A full set of slots keeps no exchange waiting, nor the other way round."""
     chooser = _Chooser({1: peer()}, 1, busy=False)
-    due = [job(1, "assigned"), job(2, "received"), job(3, "stored"), job(4, "polling")]
+    due = [job(1, ASSIGNED), job(2, HelperJobState.RECEIVED), job(3, STORED), job(4, POLLING)]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
 
 def test_e1_exchanges_are_bounded_by_their_own_peers_permits() -> None:
     """A peer without a permit delays nobody else; its oldest due job goes first."""
     chooser = _Chooser({1: peer(1), 2: peer(2)}, 0, busy=False)
-    due = [job(1, "stored"), job(2, "stored"), *(job(n, "polling", task_pk=2) for n in (3, 4, 5))]
+    due = [job(1, STORED), job(2, STORED), *(job(n, POLLING, task_pk=2) for n in (3, 4, 5))]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
 
@@ -51,14 +55,14 @@ def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
     assert failing.free == 0
     clock.advance(1)
     chooser = _Chooser({1: failing}, 0, busy=False)
-    assert pks(chooser.choose([job(1, "stored"), job(2, "stored")])) == [1]
+    assert pks(chooser.choose([job(1, STORED), job(2, STORED)])) == [1]
     failing.answered(serves=True)
     assert failing.free == 8
 
 
 def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
     """Nothing runs beside it, so that the next crash names the culprit."""
-    suspect, other = job(1, "assigned", crashes=2), job(2, "assigned")
+    suspect, other = job(1, ASSIGNED, crashes=2), job(2, ASSIGNED)
     assert pks(_Chooser({1: peer()}, 4, busy=False).choose([suspect, other])) == [1]
     assert pks(_Chooser({1: peer()}, 4, busy=True).choose([suspect, other])) == [2]
     assert pks(_Chooser({1: peer()}, 4, busy=False).choose([other, suspect])) == [2]
@@ -66,7 +70,7 @@ def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
 
 def test_a_job_of_a_task_that_is_not_loaded_yet_waits() -> None:
     """A command may have added the task a moment ago."""
-    assert _Chooser({1: peer()}, 4, busy=False).choose([job(1, "assigned", task_pk=9)]) == []
+    assert _Chooser({1: peer()}, 4, busy=False).choose([job(1, ASSIGNED, task_pk=9)]) == []
 
 
 def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from dapd.messages.collection import AggregateShare, AggregateShareReq, Collecti
 from dapd.messages.common import BatchMode
 from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
 from dapd.protocol.collect import Freeze
+from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
 from dapd.runtime.context import Context
 from tests.build import NOW, TIME
@@ -165,8 +166,8 @@ async def test_every_crowded_bucket_is_found_a_bounded_look_at_a_time(leader: Si
         assert found == crowded
 
 
-@pytest.mark.parametrize("state", ["closed", "collected", "quarantined"])
-async def test_c2_a_batch_that_is_shut_is_left_as_it_is(leader: Side, state: str) -> None:
+@pytest.mark.parametrize("state", RangeState)
+async def test_c2_a_batch_that_is_shut_is_left_as_it_is(leader: Side, state: RangeState) -> None:
     """Its sum is fixed; also if it was shut while its contributions were added up."""
     leader.fill(64)
     commit = leader.merged(64)

@@ -7,12 +7,21 @@ from typing import Any
 
 import pytest
 
+from dapd.protocol.states import (
+    COMPUTING,
+    CollectionState,
+    HelperJobState,
+    JobState,
+    LeaderJobState,
+)
 from dapd.protocol.task import TaskState
 from dapd.protocol.waiting import JobFacts, PeerFacts, Reason, Surroundings, spell, why_waiting
 
 NOW = 1_000_000
 PEER = PeerFacts("https://helper.example/", paused=False, failures=0, blocked_for=0, free=8)
-JOB = JobFacts("a7", "stored", NOW, leased=False, attempts=0, crashes=0, last_error=None)
+JOB = JobFacts(
+    "a7", LeaderJobState.STORED, NOW, leased=False, attempts=0, crashes=0, last_error=None
+)
 AROUND = Surroundings(NOW, "6Xf", TaskState.ACTIVE, PEER, computing=0, slots=2, running=0)
 LATER = NOW + 300_000
 PAUSED = replace(PEER, paused=True)
@@ -24,8 +33,8 @@ FULL = replace(PEER, free=0)
 @pytest.mark.parametrize(
     ("job", "around", "reason", "said"),
     [
-        ({"state": "finished"}, {}, Reason.ENDED, "finished"),
-        ({"state": "lost", "leased": True}, {}, Reason.ENDED, "lost"),
+        ({"state": LeaderJobState.FINISHED}, {}, Reason.ENDED, "finished"),
+        ({"state": LeaderJobState.LOST, "leased": True}, {}, Reason.ENDED, "lost"),
         ({"leased": True}, {"task_state": TaskState.DISABLED}, Reason.RUNNING, "works on it now"),
         ({}, {"task_state": None}, Reason.TASK_NOT_SERVED, "can't be read"),
         ({}, {"task_state": TaskState.DISABLED}, Reason.TASK_NOT_SERVED, "disabled"),
@@ -41,16 +50,31 @@ FULL = replace(PEER, free=0)
         ),
         ({"run_at": LATER, "crashes": 2}, {}, Reason.CRASHED, "ended 2 times"),
         ({"run_at": LATER, "last_error": "HTTP 401"}, {}, Reason.FAILED, "HTTP 401; again in 5 m"),
-        ({"run_at": LATER, "state": "polling"}, {}, Reason.HELPER_WORKS, "asked again in 5 m"),
-        ({"run_at": LATER, "state": "waiting"}, {}, Reason.REPORTS, "waits for its reports"),
+        (
+            {"run_at": LATER, "state": LeaderJobState.POLLING},
+            {},
+            Reason.HELPER_WORKS,
+            "asked again in 5 m",
+        ),
+        (
+            {"run_at": LATER, "state": CollectionState.WAITING},
+            {},
+            Reason.REPORTS,
+            "waits for its reports",
+        ),
         ({"run_at": LATER}, {}, Reason.NOT_YET, "due in 5 minutes"),
         ({"crashes": 2}, {"running": 1}, Reason.RUNS_ALONE, "runs alone"),
-        ({"state": "assigned"}, {"computing": 2}, Reason.NO_SLOT, "all 2 computing slots"),
+        (
+            {"state": LeaderJobState.ASSIGNED},
+            {"computing": 2},
+            Reason.NO_SLOT,
+            "all 2 computing slots",
+        ),
         ({}, {"peer": FULL}, Reason.NO_PERMIT, "all the requests it may have at once"),
         ({}, {}, Reason.NEXT, "taken next"),
         ({"crashes": 2}, {}, Reason.NEXT, "taken next"),
-        ({"state": "frozen"}, {"computing": 2}, Reason.NEXT, "taken next"),
-        ({"state": "received"}, {"peer": None}, Reason.NEXT, "taken next"),
+        ({"state": CollectionState.FROZEN}, {"computing": 2}, Reason.NEXT, "taken next"),
+        ({"state": HelperJobState.RECEIVED}, {"peer": None}, Reason.NEXT, "taken next"),
     ],
 )
 def test_the_first_obstacle_is_named(
@@ -62,8 +86,8 @@ def test_the_first_obstacle_is_named(
     assert said in why.text
 
 
-@pytest.mark.parametrize("state", ["assigned", "received", "waiting"])
-def test_e1_a_job_that_computes_needs_no_peer(state: str) -> None:
+@pytest.mark.parametrize("state", sorted(COMPUTING))
+def test_e1_a_job_that_computes_needs_no_peer(state: JobState) -> None:
     """A peer that is paused or away keeps nobody from computing."""
     for peer in (PAUSED, AWAY, FULL):
         why = why_waiting(replace(JOB, state=state), replace(AROUND, peer=peer))
