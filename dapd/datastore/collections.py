@@ -88,7 +88,7 @@ WHERE collection_pk = :pk AND state IN ('waiting', 'frozen', 'polling') AND leas
 _Q_DELETE = """
 UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NULL,
   share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
-WHERE collection_pk = :pk"""
+WHERE collection_pk = :pk AND state <> 'deleted'"""
 _Q_NOTE_SERVED = """
 UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
 

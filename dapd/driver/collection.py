@@ -39,6 +39,7 @@ from dapd.protocol.collect import (
 )
 from dapd.protocol.exchange import Later, Standing, Unusable
 from dapd.protocol.outcome import Outcome, Ready, Refused
+from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 
@@ -48,7 +49,7 @@ _LOOK_AGAIN_MS = 60_000
 
 async def run(context: Context, step: Step) -> None:
     """Step a collection job once, and on to its exchange if the peer has a permit free."""
-    if step.lease.due.state != "waiting":
+    if step.lease.due.state is not CollectionState.WAITING:
         await _exchange(context, step)
     elif await _advance(context, step):
         if step.try_permit():

@@ -3,7 +3,8 @@
 Sections "Leader Initialization", "Helper Initialization", "Asynchronous Request Handling" and
 "Collection Job Initialization". The transactions in ``dapd.commits`` make the moves, and each names
 the state that it moves from (rule D1). SQL has the states as plain literals, since a bound
-parameter can't use a partial index; Python has them from here alone.
+parameter can't use a partial index; Python has them from here alone. A table's ``None`` has the
+states that a new row may begin in.
 """
 
 from __future__ import annotations
@@ -121,7 +122,8 @@ _LEADER_ENDS = frozenset(
     }
 )
 
-LEADER_JOB_MOVES: dict[LeaderJobState, frozenset[LeaderJobState]] = {
+LEADER_JOB_MOVES: dict[LeaderJobState | None, frozenset[LeaderJobState]] = {
+    None: frozenset({LeaderJobState.ASSIGNED}),
     LeaderJobState.ASSIGNED: frozenset(
         {
             LeaderJobState.STORED,
@@ -138,7 +140,8 @@ LEADER_JOB_MOVES: dict[LeaderJobState, frozenset[LeaderJobState]] = {
     LeaderJobState.LOST: frozenset(),
 }
 
-HELPER_JOB_MOVES: dict[HelperJobState, frozenset[HelperJobState]] = {
+HELPER_JOB_MOVES: dict[HelperJobState | None, frozenset[HelperJobState]] = {
+    None: frozenset({HelperJobState.RECEIVED, HelperJobState.FINISHED}),
     HelperJobState.RECEIVED: frozenset({HelperJobState.FINISHED, HelperJobState.DELETED}),
     HelperJobState.FINISHED: frozenset({HelperJobState.DELETED}),
     HelperJobState.DELETED: frozenset(),
@@ -148,7 +151,8 @@ _COLLECTION_ENDS = frozenset(
     {CollectionState.FINISHED, CollectionState.FAILED, CollectionState.DELETED}
 )
 
-COLLECTION_MOVES: dict[CollectionState, frozenset[CollectionState]] = {
+COLLECTION_MOVES: dict[CollectionState | None, frozenset[CollectionState]] = {
+    None: frozenset({CollectionState.WAITING}),
     CollectionState.WAITING: frozenset(
         {CollectionState.FROZEN, CollectionState.FAILED, CollectionState.DELETED}
     ),
@@ -159,7 +163,8 @@ COLLECTION_MOVES: dict[CollectionState, frozenset[CollectionState]] = {
     CollectionState.DELETED: frozenset(),
 }
 
-CHUNK_MOVES: dict[ChunkState, frozenset[ChunkState]] = {
+CHUNK_MOVES: dict[ChunkState | None, frozenset[ChunkState]] = {
+    None: frozenset({ChunkState.WAITING, ChunkState.ASSIGNED}),
     ChunkState.WAITING: frozenset({ChunkState.ASSIGNED, ChunkState.DECIDED}),
     ChunkState.ASSIGNED: frozenset({ChunkState.ASSIGNED, ChunkState.WAITING, ChunkState.DECIDED}),
     ChunkState.DECIDED: frozenset(),
