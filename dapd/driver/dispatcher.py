@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import structlog
 import trio
@@ -46,7 +46,7 @@ class Dispatcher:
         self._context = context
         self._steps = steps
         self._slots = trio.CapacityLimiter(slots)
-        self._held: dict[bytes, Lease] = {}
+        self._held: dict[bytes, Step] = {}
         self._clock_offset: int | None = None
 
     async def run(self) -> None:
@@ -71,7 +71,7 @@ class Dispatcher:
         """Start a step in ``nursery`` for each job that can start now; the seconds to wait then."""
         context = self._context
         peers = self._peers_by_task()
-        chooser = _Chooser(peers, self._free_slots(), busy=bool(self._held))
+        chooser = _Chooser(peers, self._free_slots(), list(self._held.values()))
         blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
         unserved = context.tasks.unserved
         barred = {"computing": unserved, "exchanging": {*blocked, *unserved}}
@@ -82,8 +82,8 @@ class Dispatcher:
         for reason, jobs in chooser.left_alone.items():
             context.metrics.not_stepped.labels(reason).inc(jobs)
         for lease in leased:
-            self._held[lease.token] = lease
-            nursery.start_soon(self._step, lease)
+            step = self._held[lease.token] = self._step_of(lease)
+            nursery.start_soon(self._run, step)
         unblocked = context.peers.next_unblocked(now)
         upcoming = [at for at in (next_run_at, unblocked) if at is not None]
         return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
@@ -114,10 +114,13 @@ class Dispatcher:
         configuration = self._context.tasks.by_pk(task_pk).configuration
         return self._context.peers.at(configuration.helper_aggregator_endpoint)
 
-    async def _step(self, lease: Lease) -> None:
-        context, due = self._context, lease.due
-        task = context.tasks.by_pk(due.task_pk)
-        step = Step(lease, task, self._slots, self._peer(due.task_pk))
+    def _step_of(self, lease: Lease) -> Step:
+        task_pk = lease.due.task_pk
+        return Step(lease, self._context.tasks.by_pk(task_pk), self._slots, self._peer(task_pk))
+
+    async def _run(self, step: Step) -> None:
+        context, lease, task = self._context, step.lease, step.task
+        due = lease.due
         run = self._steps[due.kind, "leader" if task.is_leader else "helper"]
         try:
             with bound_contextvars(
@@ -168,45 +171,63 @@ class Dispatcher:
         while True:
             await trio.sleep(LEASE_MS / 3000)
             if self._held:
-                await context.run(leases.renew, list(self._held.values()), context.now())
+                held = [step.lease for step in self._held.values()]
+                await context.run(leases.renew, held, context.now())
 
 
 class _Chooser:
-    """Picks among due jobs, oldest first, without more than the slots and permits at hand."""
+    """Picks among due jobs, oldest first, without more than the slots and permits at hand.
 
-    def __init__(self, peers: Mapping[int, Peer], slots: int, *, busy: bool) -> None:
+    A *suspect* is a job that may have killed the process twice. It runs alone (rule E2): once it is
+    the oldest job that could start, nothing else starts until it has run. It waits for the steps
+    that are ``held``, but not for their exchanges with other peers, which may last for long.
+    """
+
+    def __init__(self, peers: Mapping[int, Peer], slots: int, held: Collection[Step] = ()) -> None:
         self._peers = peers
         self._slots = slots
-        self._busy = busy
+        self._held = held
         self._free = {id(peer): peer.free for peer in peers.values()}
         self._taken: Counter[int] = Counter()
         self.left_alone: Counter[str] = Counter()
 
     def choose(self, due: Sequence[Due]) -> list[Due]:
+        if any(_is_suspect(step.lease.due) for step in self._held):
+            self.left_alone["runs_alone"] += len(due)
+            return []
         chosen: list[Due] = []
         for job in due:
             if job.task_pk not in self._peers:
                 self.left_alone["task_not_served"] += 1
-                continue
-            if not self._may_run(job, chosen):
+            elif _is_suspect(job):
+                if not chosen and not self._is_hindered(job) and self._take_means(job):
+                    return [job]
                 self.left_alone["runs_alone"] += 1
-                continue
-            if job.state in COMPUTING:
-                if self._slots <= 0:
-                    self.left_alone["no_slot"] += 1
-                    continue
-                self._slots -= 1
-            else:
-                key = id(self._peers[job.task_pk])
-                if self._taken[key] >= self._free[key]:
-                    self.left_alone["no_permit"] += 1
-                    continue
-                self._taken[key] += 1
-            chosen.append(job)
+                break
+            elif self._take_means(job):
+                chosen.append(job)
         return chosen
 
-    def _may_run(self, job: Due, chosen: Sequence[Due]) -> bool:
-        """A job that may have killed the process twice runs alone (rule E2)."""
-        if any(other.crashes > 1 for other in chosen):
+    def _is_hindered(self, suspect: Due) -> bool:
+        """Whether a step is under way beside which the suspect must not run."""
+        peer = self._peers[suspect.task_pk]
+        return any(not step.has_permit or step.peer is peer for step in self._held)
+
+    def _take_means(self, job: Due) -> bool:
+        """Take the slot or the permit that the job's next step needs, if one is free."""
+        if job.state in COMPUTING:
+            if self._slots <= 0:
+                self.left_alone["no_slot"] += 1
+                return False
+            self._slots -= 1
+            return True
+        key = id(self._peers[job.task_pk])
+        if self._taken[key] >= self._free[key]:
+            self.left_alone["no_permit"] += 1
             return False
-        return job.crashes <= 1 or not (self._busy or chosen)
+        self._taken[key] += 1
+        return True
+
+
+def _is_suspect(job: Due) -> bool:
+    return job.crashes > 1

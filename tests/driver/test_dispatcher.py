@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
 from dapd.datastore import leases
-from dapd.datastore.leases import Due
+from dapd.datastore.leases import Due, Lease
 from dapd.driver.dispatcher import Dispatcher, _Chooser
 from dapd.driver.step import Step
 from dapd.protocol.states import HelperJobState, JobState, LeaderJobState
@@ -35,14 +36,14 @@ def pks(chosen: list[Due]) -> list[int]:
 
 def test_e1_computing_jobs_are_bounded_by_slots_and_exchanges_are_not() -> None:
     """A full set of slots keeps no exchange waiting, nor the other way round."""
-    chooser = _Chooser({1: peer()}, 1, busy=False)
+    chooser = _Chooser({1: peer()}, 1)
     due = [job(1, ASSIGNED), job(2, HelperJobState.RECEIVED), job(3, STORED), job(4, POLLING)]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
 
 def test_e1_exchanges_are_bounded_by_their_own_peers_permits() -> None:
     """A peer without a permit delays nobody else; its oldest due job goes first."""
-    chooser = _Chooser({1: peer(1), 2: peer(2)}, 0, busy=False)
+    chooser = _Chooser({1: peer(1), 2: peer(2)}, 0)
     due = [job(1, STORED), job(2, STORED), *(job(n, POLLING, task_pk=2) for n in (3, 4, 5))]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
@@ -54,23 +55,48 @@ def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
     failing.unreachable(1, 60)
     assert failing.free == 0
     clock.advance(1)
-    chooser = _Chooser({1: failing}, 0, busy=False)
+    chooser = _Chooser({1: failing}, 0)
     assert pks(chooser.choose([job(1, STORED), job(2, STORED)])) == [1]
     failing.answered(serves=True)
     assert failing.free == 8
 
 
+def held(due: Due, at: Peer, *, has_permit: bool) -> Step:
+    """A step under way."""
+    lease = Lease(due, bytes(16))
+    return Step(lease, task_pair().leader, trio.CapacityLimiter(1), at, has_permit)
+
+
 def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
     """Nothing runs beside it, so that the next crash names the culprit."""
     suspect, other = job(1, ASSIGNED, crashes=2), job(2, ASSIGNED)
-    assert pks(_Chooser({1: peer()}, 4, busy=False).choose([suspect, other])) == [1]
-    assert pks(_Chooser({1: peer()}, 4, busy=True).choose([suspect, other])) == [2]
-    assert pks(_Chooser({1: peer()}, 4, busy=False).choose([other, suspect])) == [2]
+    peers = {1: peer()}
+    assert pks(_Chooser(peers, 4).choose([suspect, other])) == [1]
+    assert pks(_Chooser(peers, 4).choose([other, suspect])) == [2]
+    running = held(suspect, peers[1], has_permit=True)
+    assert pks(_Chooser(peers, 4, [running]).choose([other])) == []
+
+
+def test_e2_once_it_is_the_oldest_nothing_starts_before_it() -> None:
+    """So it can't starve: what computes ends, and so do the exchanges with its own peer."""
+    suspect, other = job(1, STORED, crashes=2), job(2, ASSIGNED)
+    peers = {1: peer(), 2: peer()}
+    for at, has_permit in ((peers[2], False), (peers[1], True)):
+        under_way = held(job(3, STORED), at, has_permit=has_permit)
+        assert pks(_Chooser(peers, 4, [under_way]).choose([suspect, other])) == []
+
+
+def test_e2_it_waits_for_no_exchange_with_another_peer() -> None:
+    """A slow Helper of another task must not keep it from running."""
+    suspect, other = job(1, ASSIGNED, crashes=2), job(2, STORED, task_pk=2)
+    peers = {1: peer(), 2: peer()}
+    slow = held(job(3, STORED, task_pk=2), peers[2], has_permit=True)
+    assert pks(_Chooser(peers, 4, [slow]).choose([suspect, other])) == [1]
 
 
 def test_a_job_of_a_task_that_is_not_loaded_yet_waits() -> None:
     """A command may have added the task a moment ago."""
-    assert _Chooser({1: peer()}, 4, busy=False).choose([job(1, ASSIGNED, task_pk=9)]) == []
+    assert _Chooser({1: peer()}, 4).choose([job(1, ASSIGNED, task_pk=9)]) == []
 
 
 def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> None:
@@ -143,3 +169,49 @@ async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path
         clock.time -= 3600 * 1000
         assert await runs_after_a_round() == 2
         assert await runs_after_a_round() == 2
+
+
+async def test_e2_a_suspect_runs_beside_the_exchanges_of_another_tasks_slow_helper(
+    tmp_path: Path,
+) -> None:
+    """However many of those there are, and however long they last."""
+    slow, suspected = task_pair(), task_pair()
+    slow_url = "http://127.0.0.1:1/slow"
+    configuration = replace(slow.leader.configuration, helper_aggregator_endpoint=slow_url)
+    slow_leader = replace(slow.leader, configuration_bytes=configuration.encode())
+    hang, suspect_ran = trio.Event(), trio.Event()
+    sent: list[int] = []
+
+    async def hang_or_run(context: Context, step: Step) -> None:
+        if step.lease.due.crashes > 1:
+            assert len(sent) >= 3
+            suspect_ran.set()
+        else:
+            sent.append(step.lease.pk)
+            context.jobs.ring()
+            await hang.wait()
+        await context.run(leases.release, step.lease, context.now() + leases.LEASE_MS)
+
+    async with open_context(
+        make_config(tmp_path), (slow_leader, slow), (suspected.leader, suspected)
+    ) as context:
+        first, second = sorted(
+            context.tasks.all(), key=lambda task: task.task_id != slow_leader.task_id
+        )
+        for age in range(3):
+            await context.run(add_job, first.task_pk, "stored", NOW - 100 + age)
+        await context.run(add_job, second.task_pk, "assigned", NOW - 50)
+        await context.run(
+            lambda tx: tx.execute(
+                "UPDATE aggregation_jobs SET crashes = 2 WHERE task_pk = :pk", pk=second.task_pk
+            )
+        )
+        for age in range(3):
+            await context.run(add_job, first.task_pk, "stored", NOW - 10 + age)
+        dispatcher = Dispatcher(context, {("aggregation", "leader"): hang_or_run}, 1)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(dispatcher.run)
+            with trio.fail_after(60):
+                await suspect_ran.wait()
+            context.drain()
+            hang.set()
