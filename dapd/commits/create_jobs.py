@@ -14,7 +14,7 @@ from dapd.datastore import chunks, collections, counters, leader_jobs, outstandi
 from dapd.datastore.chunks import Place
 from dapd.datastore.sqlite import Tx
 from dapd.messages.common import BATCH_ID_SIZE
-from dapd.protocol.packing import Asked, Limits, Packed, Piece, fill, pack
+from dapd.protocol.packing import Limits, Packed, Piece, fill, pack
 from dapd.protocol.task import Instant, Task
 
 JOB_ID_SIZE = 16
@@ -42,7 +42,7 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
     now = at.now
     refused_before = task.refused_before_at(at)
     refused = _refuse(tx, task, refused_before, now)
-    asked = [Asked(each.lo, each.hi, each.cut) for each in collections.waiting(tx, task.task_pk)]
+    asked = collections.waiting(tx, task.task_pk)
     waiting = chunks.assignable(tx, task.task_pk, now, refused_before, _MOST_CHUNKS)
     if task.by_time:
         plan = pack(waiting, asked, limits, now)

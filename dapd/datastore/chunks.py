@@ -40,6 +40,10 @@ UPDATE report_chunks SET run_at = :now WHERE state = 'waiting' AND run_at > :lat
 # The state of the range that a chunk's bucket is in; ranges of a task never overlap.
 _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
     WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
+# A collection with a fixed cut that wants the chunk, which was accepted after that cut (rule C3).
+_HELD_BACK = """EXISTS (SELECT 1 FROM collection_jobs AS asked
+    WHERE asked.task_pk = chunk.task_pk AND asked.state = 'waiting' AND chunk.seq > asked.cut
+      AND (asked.hi = x'' OR (asked.lo <= chunk.bucket AND chunk.bucket < asked.hi)))"""
 _Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
   AND {_SHUT} = 'collected' ORDER BY seq LIMIT :limit"""  # noqa: S608 - constants alone
@@ -50,7 +54,7 @@ ORDER BY seq LIMIT :limit"""
 _Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
 WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
-  AND +time_max >= :expired_before AND {_SHUT} IS NULL
+  AND +time_max >= :expired_before AND {_SHUT} IS NULL AND NOT {_HELD_BACK}
 ORDER BY seq, chunk_pk LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
@@ -184,8 +188,8 @@ def waiting_expired(tx: Tx, task_pk: int, expired_before: int, limit: int) -> li
 
 
 def assignable(tx: Tx, task_pk: int, now: int, expired_before: int, limit: int) -> list[Waiting]:
-    """Due chunks in the order of acceptance; those of closed batches are left alone (C2), and those
-    below the watermark.
+    """Due chunks in the order of acceptance, without those of closed batches (C2), those behind the
+    cut of a collection that wants them (C3), and those below the watermark (D6).
     """
     rows = tx.all(
         _Q_ASSIGNABLE, task_pk=task_pk, now=now, expired_before=expired_before, limit=limit

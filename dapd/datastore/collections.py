@@ -15,6 +15,7 @@ from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Row, Tx
 from dapd.protocol.exchange import Later
+from dapd.protocol.packing import Asked
 from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Instant, Mark
 
@@ -55,7 +56,7 @@ _Q_DROP_ALL = """
 DELETE FROM collection_jobs WHERE collection_pk IN (SELECT collection_pk FROM collection_jobs
   WHERE task_pk = :task_pk AND (lease_token IS NULL OR lease_until <= :now) LIMIT :most)"""
 _Q_WAITING = """
-SELECT lo, hi, cut FROM collection_jobs WHERE task_pk = :task_pk AND state = 'waiting'
+SELECT lo, hi FROM collection_jobs WHERE task_pk = :task_pk AND state = 'waiting'
 ORDER BY collection_pk"""
 _Q_TOUCH = """
 UPDATE collection_jobs SET run_at = :now
@@ -91,15 +92,6 @@ UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NU
 WHERE collection_pk = :pk AND state <> 'deleted'"""
 _Q_NOTE_SERVED = """
 UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingCollection:
-    """What the creator must obey: the range, empty if no batch is bound yet; the cut, if fixed."""
-
-    lo: bytes
-    hi: bytes
-    cut: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +144,9 @@ class GivenUp:
     sends: int
 
 
-def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
-    """The collections of a task that wait for their reports, oldest first (rule C3)."""
-    return [WaitingCollection(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
+def waiting(tx: Tx, task_pk: int) -> list[Asked]:
+    """What a task's collections wait for, oldest first (rule C3)."""
+    return [Asked(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
 
 
 def touch(tx: Tx, task_pk: int, now: int) -> None:

@@ -1,8 +1,8 @@
-"""Which waiting chunks become which aggregation jobs: sizes, waiting, flushing and the cut.
+"""Which waiting chunks become which aggregation jobs: sizes, waiting and flushing.
 
 Sections "Leader Initialization" (the Leader chooses candidate reports) and "Leader-selected Batch
-Mode"; rules C3, C6, C8, D5. Left out: collected and closed batches, which the transaction has
-taken out before.
+Mode"; rules C6, C8, D5. Left out: chunks of collected and closed batches, and those behind a
+collection's cut, which the transaction doesn't offer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,10 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty.
-
-    Once its cut is fixed, later chunks of that batch are not assigned (rule C3).
-    """
+    """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty."""
 
     lo: bytes
     hi: bytes
-    cut: int | None
 
     def wants(self, bucket: bytes) -> bool:
         return not self.hi or self.lo <= bucket < self.hi
@@ -78,23 +74,13 @@ class Plan:
     next_at: int | None
 
 
-def before_the_cut(chunks: Sequence[Waiting], asked: Sequence[Asked]) -> list[Waiting]:
-    """The chunks that no collection's cut holds back (rule C3)."""
-    cuts = [each for each in asked if each.cut is not None]
-    return [
-        chunk
-        for chunk in chunks
-        if not any(each.wants(chunk.bucket) and chunk.seq > (each.cut or 0) for each in cuts)
-    ]
-
-
 def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
     """Time-interval jobs: first fit among the latest few, in the order of acceptance.
 
     A chunk above the maximum goes alone (rule D5).
     """
     bins: list[Packed] = []
-    for chunk in before_the_cut(chunks, asked):
+    for chunk in chunks:
         for packed in bins[-_OPEN_JOBS:]:
             if packed.n + chunk.n <= limits.max_size:
                 packed.add(Piece(chunk, chunk.n))
@@ -121,7 +107,7 @@ def fill(
     left = list(rooms)
     batch = 0
     current: Packed | None = None
-    for chunk in before_the_cut(chunks, asked):
+    for chunk in chunks:
         remaining = chunk.n
         while remaining:
             while batch < len(left) and not left[batch]:

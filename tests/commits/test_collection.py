@@ -292,17 +292,6 @@ async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -
     assert pair.job(job).n == 4
 
 
-async def test_c3_the_creator_is_told_the_cut(pair: Aggregators) -> None:
-    """``waiting`` lists the ranges and cuts of a task's waiting collections."""
-    job = pair.query(QUERY)
-    listed = pair.store.read_sync(collections.waiting, pair.leader.task_pk)
-    assert [(each.lo, each.hi, each.cut) for each in listed] == [(job.lo, job.hi, None)]
-    seq = pair.upload(3)
-    move(pair, job)
-    listed = pair.store.read_sync(collections.waiting, pair.leader.task_pk)
-    assert [each.cut for each in listed] == [seq]
-
-
 async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -> None:
     """A touch makes the job due, however far its own ``run_at`` is away."""
     job = pair.query(QUERY)

@@ -175,6 +175,24 @@ def test_a_deferred_chunk_waits_for_its_time_d5(leader: Leader) -> None:
     assert leader.create().jobs == 0
 
 
+def test_c3_no_number_of_chunks_behind_a_cut_keeps_others_from_their_job(leader: Leader) -> None:
+    """C3: more than one transaction looks at, all older than those of another batch."""
+    leader.accept(1)
+    leader.collect(bucket(TIME), bucket(TIME + 1), cut=0)
+    leader.datastore.run_sync(
+        lambda tx: tx.execute(
+            "WITH RECURSIVE counted(k) AS (VALUES (1) UNION ALL SELECT k + 1 FROM counted"
+            " WHERE k < 20000)"
+            " INSERT INTO report_chunks (task_pk, seq, bucket, n, time_min, time_max, ids, state,"
+            " run_at) SELECT task_pk, seq, bucket, n, time_min, time_max, ids, state, run_at"
+            " FROM report_chunks, counted"
+        )
+    )
+    leader.accept(20, time=TIME + 1)
+    leader.create()
+    assert leader.jobs() == [20]
+
+
 def test_c6_chunks_are_cut_to_fill_batches_to_the_target(selecting: Leader) -> None:
     """C6, D5: the oldest batch below its target is filled exactly; slices keep their seq."""
     selecting.accept(30, 30)
