@@ -29,7 +29,7 @@ Row = tuple[Any, ...]
 BUSY_TIMEOUT_MS = 5_000
 READERS = 4
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
-_COMMITS_BETWEEN_WAL_LOOKS = 1_000
+COMMITS_BETWEEN_WAL_LOOKS = 100
 # "DAPD" in ASCII, so that a file of another program is recognised before it is touched.
 APPLICATION_ID = 0x44415044
 _INCREMENTAL = 2
@@ -217,13 +217,19 @@ class Datastore:
             self.replay.rollback()  # D3: whatever ROLLBACK says
 
     def _watch_wal(self, connection: sqlite3.Connection) -> None:
-        """Long readers keep the automatic checkpoint from resetting the WAL (rule E5)."""
+        """Shorten a WAL that long readers kept the automatic checkpoint from resetting (rule E5).
+
+        While such a reader, a backup for instance, is still there, nothing is shortened: the writer
+        does not wait for it.
+        """
         self._commits += 1
-        if self._commits % _COMMITS_BETWEEN_WAL_LOOKS:
+        if self._commits % COMMITS_BETWEEN_WAL_LOOKS:
             return
         wal = self.path.with_name(self.path.name + "-wal")
         if wal.exists() and wal.stat().st_size > WAL_LIMIT_BYTES:
+            connection.execute("PRAGMA busy_timeout = 0")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
 
 
 def commit_sequence(tx: Tx) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
 import trio
 
 from dapd.datastore import Datastore, Tx, open_for_command, open_for_daemon
-from dapd.datastore.sqlite import Pages
+from dapd.datastore.sqlite import COMMITS_BETWEEN_WAL_LOOKS, WAL_LIMIT_BYTES, Pages
 from dapd.errors import DatastoreError
 
 IDS = bytes(range(32))
@@ -207,3 +208,34 @@ async def test_space_goes_back_in_bounded_steps(tmp_path: Path) -> None:
     assert await datastore.run(Tx.give_back, 100, 0.0) == 0
     datastore.close()
     assert datastore.path.stat().st_size == (before.total - 100) * 4096
+
+
+def test_e5_a_long_reader_never_keeps_the_writer_waiting(tmp_path: Path) -> None:
+    """A backup reads for minutes: while it does, the WAL grows, and is shortened after it."""
+    datastore = open_new(tmp_path)
+    wal = datastore.path.with_name(datastore.path.name + "-wal")
+
+    def note(tx: Tx) -> None:
+        tx.execute("INSERT OR REPLACE INTO sealing_keys (key_id) VALUES (:id)", id=b"x")
+
+    def commit_as_often_as_the_wal_is_looked_at() -> None:
+        for _ in range(COMMITS_BETWEEN_WAL_LOOKS):
+            datastore.run_sync(note)
+
+    reader = sqlite3.connect(datastore.path)
+    reader.execute("BEGIN")
+    assert reader.execute(_COUNT).fetchone() == (0,)
+    grown = "CREATE TABLE filler AS SELECT zeroblob(:size) AS x"
+    datastore.run_sync(lambda tx: tx.execute(grown, size=WAL_LIMIT_BYTES))
+    # Whatever waits for the reader would wait for ever.
+    datastore._writer.execute(f"PRAGMA busy_timeout = {2**31 - 1}")
+    writing = threading.Thread(target=commit_as_often_as_the_wal_is_looked_at, daemon=True)
+    writing.start()
+    writing.join(timeout=100)
+    assert not writing.is_alive()
+    assert wal.stat().st_size > WAL_LIMIT_BYTES
+    reader.execute("ROLLBACK")
+    reader.close()
+    commit_as_often_as_the_wal_is_looked_at()
+    assert wal.stat().st_size < WAL_LIMIT_BYTES
+    datastore.close()
