@@ -155,7 +155,8 @@ def _progress(tx: Tx, row: JobRow, at: Instant) -> Progress | None:
     except UnreadableTask:
         return None
     job = collections.by_pk(tx, row.pk)
-    backlog = chunks.backlog(tx, task.task_pk, job.lo, job.hi, None)
+    batch, too_early_after = (job.lo, job.hi), task.too_early_after_at(at)
+    backlog = chunks.backlog(tx, task.task_pk, batch, None, too_early_after)
     return Progress(
         _aggregated(tx, task, job.lo, job.hi, at),
         backlog.assigned,

@@ -149,8 +149,8 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
             click.confirm(f"Forget key {key_id} and what it sealed, for good?", abort=True)
         now = time.time_ns() // 1_000_000
         # By the later of the two clocks, as `dapd key` dates what it does (rule F1).
-        safe = max(store.read_sync(safe_clock.instant, now))
-        forgetting = Forgetting(lost, Instant(now, safe))
+        later = store.read_sync(safe_clock.instant, now).later
+        forgetting = Forgetting(lost, Instant(now, later))
         dropped: Counter[str] = Counter()
         for column in ORDER:
             after: int | None = -1

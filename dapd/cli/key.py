@@ -88,7 +88,7 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
     from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
-        now = max(_instant(datastore))
+        now = _instant(datastore).later
         made = datastore.run_sync(hpke_keys.add, sealer, SUITES[suite], now, active=active)
     click.echo(f"Key {made.config_id} ({suite}) made, {made.to}. {_FOLLOWS}")
     if active:
@@ -108,7 +108,7 @@ def promote(config: Path | None, config_id: int) -> None:
     from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
-        moves = datastore.run_sync(hpke_keys.promote, sealer, config_id, max(_instant(datastore)))
+        moves = datastore.run_sync(hpke_keys.promote, sealer, config_id, _instant(datastore).later)
     expired = " and ".join(f"key {move.config_id}" for move in moves[1:])
     click.echo(f"Key {config_id} is active{', ' + expired + ' expired' if expired else ''}.")
     click.echo(_FOLLOWS)
@@ -127,7 +127,7 @@ def expire(config: Path | None, config_id: int) -> None:
     from dapd.commits import hpke_keys
 
     with command_store(config, "key") as (_, datastore, sealer):
-        datastore.run_sync(hpke_keys.expire, sealer, config_id, max(_instant(datastore)))
+        datastore.run_sync(hpke_keys.expire, sealer, config_id, _instant(datastore).later)
     click.echo(f"Key {config_id} is expired; it opens reports until it is deleted. {_FOLLOWS}")
 
 

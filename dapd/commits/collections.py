@@ -87,11 +87,12 @@ def advance_collection(
 def _planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instant) -> Move:
     """What the job should do next, given everything in the database."""
     minimum = task.configuration.min_batch_size
+    too_early_after = task.too_early_after_at(at)
     if task.by_time:
-        backlog = chunks.backlog(tx, task.task_pk, job.lo, job.hi, cut)
+        backlog = chunks.backlog(tx, task.task_pk, (job.lo, job.hi), cut, too_early_after)
         aggregated = batches.aggregated(tx, task.task_pk, job.lo, job.hi)
         return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
-    backlog = chunks.backlog(tx, task.task_pk, b"", b"", cut)
+    backlog = chunks.backlog(tx, task.task_pk, (b"", b""), cut, too_early_after)
     mark = watermarks.expired_before(tx, task, at)
     open_batches = outstanding.open_batches(tx, task.task_pk, mark)
     return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)

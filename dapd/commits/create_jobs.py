@@ -43,7 +43,8 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
     refused_before = task.refused_before_at(at)
     refused = _refuse(tx, task, refused_before, now)
     asked = collections.waiting(tx, task.task_pk)
-    waiting = chunks.assignable(tx, task.task_pk, now, refused_before, _MOST_CHUNKS)
+    times = refused_before, task.too_early_after_at(at)
+    waiting = chunks.assignable(tx, task.task_pk, now, times, _MOST_CHUNKS)
     if task.by_time:
         plan = pack(waiting, asked, limits, now)
         batch_ids: list[bytes] = []

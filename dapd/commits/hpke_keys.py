@@ -122,7 +122,7 @@ def remove(tx: Tx, config_id: int, at: Instant, times: KeyTimes, *, compromised:
         _refuse_last(key, stored)
     else:
         _refuse_needed(key, at.safe, times)
-    if not keys.move(tx, config_id, key.state, KeyState.DELETED, max(at)):
+    if not keys.move(tx, config_id, key.state, KeyState.DELETED, at.later):
         raise _overtaken(config_id)
 
 

@@ -28,7 +28,7 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
     Returns them as they are then. ``early_leeway`` is how far ahead of the clock (s) a report may
     have been admitted. Run again at the same moment it changes nothing.
     """
-    newest = max(at.now, at.safe) + int(early_leeway * 1000)
+    newest = at.later + int(early_leeway * 1000)
     watermarks.note_restore(tx, newest)
     for task in tasks.outlines(tx):
         _shut_batches(tx, task, newest)

@@ -54,7 +54,9 @@ ORDER BY seq LIMIT :limit"""
 _Q_ASSIGNABLE = f"""
 SELECT chunk_pk, seq, bucket, n, run_at FROM report_chunks AS chunk
 WHERE task_pk = :task_pk AND state = 'waiting' AND run_at <= :now
-  AND +time_max >= :expired_before AND {_SHUT} IS NULL AND NOT {_HELD_BACK}
+  AND +time_max >= :expired_before
+  AND (+time_max <= :too_early_after OR time_min <= :too_early_after)
+  AND {_SHUT} IS NULL AND NOT {_HELD_BACK}
 ORDER BY seq, chunk_pk LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_ASSIGN = """
 UPDATE report_chunks SET state = 'assigned', job_pk = :job_pk, bucket = :bucket
@@ -95,7 +97,14 @@ SELECT COALESCE(sum(CASE WHEN state = 'waiting' THEN n END), 0),
   COALESCE(sum(CASE WHEN :cut IS NULL OR seq <= :cut THEN n END), 0),
   COALESCE(max(seq), 0)
 FROM report_chunks WHERE task_pk = :task_pk AND state IN ('waiting', 'assigned')"""
-_Q_BACKLOG_OF_RANGE = f"{_Q_BACKLOG} AND bucket >= :lo AND bucket < :hi"
+_Q_TOO_EARLY = """
+SELECT COALESCE(sum(n), 0), COALESCE(sum(CASE WHEN :cut IS NULL OR seq <= :cut THEN n END), 0)
+FROM report_chunks
+WHERE task_pk = :task_pk AND time_max > :too_early_after AND time_min > :too_early_after
+  AND +state = 'waiting'"""
+_RANGE = " AND bucket >= :lo AND bucket < :hi"
+_Q_BACKLOG_OF_RANGE = _Q_BACKLOG + _RANGE
+_Q_TOO_EARLY_OF_RANGE = _Q_TOO_EARLY + _RANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +196,21 @@ def waiting_expired(tx: Tx, task_pk: int, expired_before: int, limit: int) -> li
     return [(pk, n) for pk, n in rows]
 
 
-def assignable(tx: Tx, task_pk: int, now: int, expired_before: int, limit: int) -> list[Waiting]:
-    """Due chunks in the order of acceptance, without those of closed batches (C2), those behind the
-    cut of a collection that wants them (C3), and those below the watermark (D6).
+def assignable(tx: Tx, task_pk: int, now: int, times: tuple[int, int], limit: int) -> list[Waiting]:
+    """Due chunks in the order of acceptance, without those of closed batches (C2) and those behind
+    the cut of a collection that wants them (C3).
+
+    ``times`` are the first and the last that a report may have: chunks below are expired (D6), and
+    those above are too early.
     """
+    expired_before, too_early_after = times
     rows = tx.all(
-        _Q_ASSIGNABLE, task_pk=task_pk, now=now, expired_before=expired_before, limit=limit
+        _Q_ASSIGNABLE,
+        task_pk=task_pk,
+        now=now,
+        expired_before=expired_before,
+        too_early_after=too_early_after,
+        limit=limit,
     )
     return [Waiting(*row) for row in rows]
 
@@ -300,13 +318,25 @@ def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
     return [(chunk.ids, chunk.lengths, chunk.rows) for chunk in chunks]
 
 
-def backlog(tx: Tx, task_pk: int, lo: bytes, hi: bytes, cut: int | None) -> Backlog:
-    """Undecided reports of [lo, hi), or of the whole task if ``hi`` is empty (leader-selected,
-    unbound); without a cut, all of them are up to it.
+def backlog(
+    tx: Tx, task_pk: int, batch: tuple[bytes, bytes], cut: int | None, too_early_after: int
+) -> Backlog:
+    """Undecided reports of the batch [lo, hi), or of the whole task if ``hi`` is empty
+    (leader-selected, unbound); without a cut, all of them are up to it.
+
+    Chunks whose reports are all above ``too_early_after`` are not counted: they were accepted while
+    the clock was wrong, and may wait for years. Those that only the Helper called early are.
     """
+    lo, hi = batch
     if hi:
-        row = tx.one(_Q_BACKLOG_OF_RANGE, task_pk=task_pk, cut=cut, lo=lo, hi=hi)
+        queries = (_Q_BACKLOG_OF_RANGE, _Q_TOO_EARLY_OF_RANGE)
+        span = {"lo": lo, "hi": hi}
     else:
-        row = tx.one(_Q_BACKLOG, task_pk=task_pk, cut=cut)
-    assert row is not None
-    return Backlog(*row)
+        queries = (_Q_BACKLOG, _Q_TOO_EARLY)
+        span = {}
+    found = tx.one(queries[0], task_pk=task_pk, cut=cut, **span)
+    early = tx.one(queries[1], task_pk=task_pk, cut=cut, too_early_after=too_early_after, **span)
+    assert found is not None
+    assert early is not None
+    waiting, assigned, undecided, newest_seq = found
+    return Backlog(waiting - early[0], assigned, undecided - early[1], newest_seq)

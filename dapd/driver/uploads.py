@@ -57,8 +57,8 @@ async def _store_all(context: Context, groups: trio.MemoryReceiveChannel[_Groups
 
 async def _open(context: Context, group: Sequence[QueuedUpload]) -> OpenedUploads:
     """Parse, check, open and seal a group; an unknown config id reloads the keyring first (F1)."""
-    at, leeway = context.instant(), context.config.reports.early_leeway
-    rules = {request.task.task_pk: request.task.upload_rules_at(at, leeway) for request in group}
+    at = context.instant()
+    rules = {request.task.task_pk: request.task.upload_rules_at(at) for request in group}
     inputs = [
         (request.task.parameters, rules[request.task.task_pk], request.body) for request in group
     ]

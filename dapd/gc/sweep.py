@@ -85,7 +85,8 @@ class Sweep:
     async def _leaders_work(self) -> None:
         """End what has waited for the Helper until now; it is counted, and its rows go later."""
         task_pk, before = self._task.task_pk, self._mark.before
-        now, safe = self._context.instant()
+        at = self._context.instant()
+        now, safe = at.now, at.safe
 
         def expire_jobs(tx: Tx, job_pks: Sequence[int]) -> Freed:
             return Freed(sum(expire_job(tx, job_pk, now) > 0 for job_pk in job_pks))

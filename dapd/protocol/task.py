@@ -39,13 +39,31 @@ class TaskState(StrEnum):
         return self in (TaskState.ACTIVE, TaskState.DRAINING)
 
 
-class Instant(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Instant:
     """One moment, in milliseconds: ``now`` by this machine's clock, ``safe`` by the one that makes
-    things expire, which no jump of the first one moves (rule D6).
+    things expire, which no jump of the first one moves (rule D6). ``held`` says that the machine's
+    clock is in doubt, ``leeway`` how far ahead a report's time may be.
     """
 
     now: int
     safe: int
+    leeway: int = 0
+    held: bool = False
+
+    @property
+    def later(self) -> int:
+        """By the clock that shows the later time."""
+        return max(self.now, self.safe)
+
+    @property
+    def latest(self) -> int:
+        """The latest time that a report may have; a later one is too early (rule B2).
+
+        The safe time never falls: setting the clock back makes no report too early that was not. A
+        clock in doubt makes none acceptable.
+        """
+        return (self.safe if self.held else self.later) + self.leeway
 
 
 class Mark(NamedTuple):
@@ -168,26 +186,26 @@ class Task:
         """
         return max(self.expired_before_at(at), self.quarantined_before)
 
-    def rules_at(self, at: Instant, early_leeway: float) -> ReportRules:
-        """The bounds for reports judged at this moment; the leeway is in seconds (rule B2)."""
-        return self._rules_at(at, early_leeway, self.refused_before_at(at))
+    def too_early_after_at(self, at: Instant) -> int:
+        """Times above this are too early (rule B2)."""
+        return self.time_of(at.latest)
 
-    def upload_rules_at(self, at: Instant, early_leeway: float) -> ReportRules:
+    def rules_at(self, at: Instant) -> ReportRules:
+        """The bounds for reports judged at this moment (rule B2)."""
+        return self._rules_at(at, self.refused_before_at(at))
+
+    def upload_rules_at(self, at: Instant) -> ReportRules:
         """The same for uploads, of which a task that drains drops all."""
         drains = self.state is TaskState.DRAINING
-        return self._rules_at(
-            at, early_leeway, END_OF_TIME if drains else self.refused_before_at(at)
-        )
+        return self._rules_at(at, END_OF_TIME if drains else self.refused_before_at(at))
 
-    def _rules_at(self, at: Instant, early_leeway: float, expired_before: int) -> ReportRules:
+    def _rules_at(self, at: Instant, expired_before: int) -> ReportRules:
         interval = self.configuration.task_interval
         start, end = (
             (interval.start, interval.start + interval.duration) if interval else (0, END_OF_TIME)
         )
-        # The safe time never falls: setting the clock back makes no report too early that was not.
-        latest = max(at.now, at.safe)
         return ReportRules(
-            too_early_after=self.time_of(latest + int(early_leeway * 1000)),
+            too_early_after=self.too_early_after_at(at),
             task_start=start,
             task_end=end,
             expired_before=expired_before,

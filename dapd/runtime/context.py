@@ -114,11 +114,13 @@ class Context:
 
     def instant(self) -> Instant:
         """This moment, by both clocks."""
-        return Instant(self.clock.now(), self.safe_clock.now())
+        state = self.safe_clock.look()
+        leeway = int(1000 * self.config.reports.early_leeway)
+        return Instant(state.now, state.safe, leeway, held=state.held is not None)
 
     def rules(self, task: Task) -> ReportRules:
         """The bounds that a report of ``task`` must keep now."""
-        return task.rules_at(self.instant(), self.config.reports.early_leeway)
+        return task.rules_at(self.instant())
 
     def job_ended(self, name: JobName) -> None:
         """The job neither waits nor runs any more: answer the requests that are held for it."""

@@ -25,9 +25,9 @@ from dapd.driver.collection import frozen_batch
 from dapd.errors import Abort
 from dapd.messages.collection import AggregateShareReq, CollectionJobReq, Query
 from dapd.messages.common import BatchMode, Extension, Interval
-from dapd.protocol.batches import time_bucket
+from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, Wait
-from dapd.protocol.task import Instant
+from dapd.protocol.task import Instant, TaskSettings
 from tests.build import NOW, TIME
 from tests.collecting import KEEP_MS, NEXT_BATCH, QUERY, Aggregators, aggregators, interval_query
 
@@ -397,3 +397,45 @@ async def test_d6_a_query_below_the_mark_is_expired_unless_it_exists(pair: Aggre
     assert (caught.value.type, caught.value.detail) == ("batchInvalid", "expired")
     assert move(pair, job) == Failed(job.id)
     assert pair.job(job).detail == "expired"
+
+
+YEARS_AHEAD = TIME + 100_000
+LARGE_BATCHES = TaskSettings(batch_target_size=100)
+
+
+async def test_c3_reports_of_a_wrong_clock_hold_back_no_leader_selected_batch(
+    selected: Aggregators,
+) -> None:
+    """One that was accepted while the clock showed another year waits until then; the batch of the
+    others is collected now.
+    """
+    selected.leader = replace(selected.leader, settings=LARGE_BATCHES)
+    batch_id = selected.open_batch()
+    selected.aggregate([1, 1, 1], batch_id=batch_id)
+    selected.upload(1, time=YEARS_AHEAD)
+    job = selected.query(NEXT_BATCH)
+    assert move(selected, job) == Freeze(batch_id_range(batch_id))
+
+
+async def test_c3_reports_of_a_wrong_clock_are_not_counted_for_a_batch(
+    selected: Aggregators,
+) -> None:
+    """They are in no batch for as long as they are too early."""
+    selected.upload(3, time=YEARS_AHEAD)
+    assert move(selected, selected.query(NEXT_BATCH)) == Wait()
+
+
+async def test_c3_a_collection_waits_for_what_only_the_helper_called_early(
+    selected: Aggregators,
+) -> None:
+    """A Helper whose clock is held calls everything early; these reports are aggregated later."""
+    selected.leader = replace(selected.leader, settings=LARGE_BATCHES)
+    selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
+    selected.upload(2)
+    selected.store.run_sync(
+        lambda tx: tx.execute("UPDATE report_chunks SET run_at = run_at + 600000, attempts = 3")
+    )
+    job = selected.query(NEXT_BATCH)
+    assert isinstance(move(selected, job), FixCut)
+    selected.clock.at = LATER
+    assert move(selected, job) == Wait()

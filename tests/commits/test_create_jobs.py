@@ -33,6 +33,7 @@ from tests.build import (
 _Q_ASK = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, request, created_at)
 VALUES (:id, :task_pk, 'waiting', :lo, :hi, :cut, 0, x'', 0)"""
+LEEWAY = 2 * PRECISION * 1000
 LIMITS = Limits(min_size=10, max_size=20, max_wait=1000)
 
 
@@ -61,7 +62,7 @@ class Leader:
 
     def create(self, now: int = NOW) -> Created:
         return self.datastore.run_sync(
-            create_jobs.create, self.task, LIMITS, Instant(now, now), secrets.token_bytes
+            create_jobs.create, self.task, LIMITS, Instant(now, now, LEEWAY), secrets.token_bytes
         )
 
     def jobs(self) -> list[int]:
@@ -190,6 +191,15 @@ def test_c3_no_number_of_chunks_behind_a_cut_keeps_others_from_their_job(leader:
     )
     leader.accept(20, time=TIME + 1)
     leader.create()
+    assert leader.jobs() == [20]
+
+
+def test_d5_chunks_that_are_all_too_early_get_no_job(leader: Leader) -> None:
+    """A wrong clock let them in; they wait until the clock has come to their time."""
+    leader.accept(20, time=TIME + 1000)
+    leader.create()
+    assert leader.jobs() == []
+    leader.create(now=NOW + 1001 * PRECISION * 1000)
     assert leader.jobs() == [20]
 
 
