@@ -282,7 +282,6 @@ class HelperFinish:
     @property
     def admitted_min(self) -> int: ...
     @property
-    def admitted_max(self) -> int: ...
     @property
     def outcomes(self) -> bytes: ...
     @property
@@ -319,6 +318,9 @@ class HelperJob:
     def __new__(cls, body: bytes, offset: int) -> HelperJob: ...
     @property
     def count(self) -> int: ...
+    @property
+    def time_max(self) -> int:
+        """The time of the newest report, up to 2^64 - 1."""
     @property
     def config_ids(self) -> bytes:
         """Distinct config ids of the Helper's input shares."""

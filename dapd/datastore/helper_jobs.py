@@ -41,8 +41,7 @@ UPDATE aggregation_jobs SET state = 'finished', lease_token = NULL, lease_until 
 WHERE task_pk = :task_pk AND id = :id AND state = 'received' AND lease_token = :lease_token
 RETURNING job_pk"""
 _Q_FINISH = """
-UPDATE aggregation_jobs SET admitted_ids = :admitted_ids, newest = COALESCE(:newest, newest),
-  buckets = :buckets
+UPDATE aggregation_jobs SET admitted_ids = :admitted_ids, buckets = :buckets
 WHERE job_pk = :job_pk"""
 _Q_STORE_REQUEST = "INSERT INTO job_bodies (job_pk, request) VALUES (:job_pk, :request)"
 _Q_STORE_RESPONSE = """
@@ -85,8 +84,9 @@ class JobKey:
     """What names a job and the work on it; ``bucket`` is the batch id, empty in time-interval.
 
     Whoever works on the job holds it under ``lease_token``, also before the job is stored.
-    ``made_at`` is a time of the task by the safe clock: when the job expires if it admits nothing.
-    An identical job below ``expired_before`` is not there any more (rule D6).
+    ``newest`` is the time of its newest report, admitted or not: by it the job expires, with its
+    answer and the ids that it admitted. An identical job below ``expired_before`` is not there any
+    more (rule D6).
     """
 
     task_pk: int
@@ -95,7 +95,7 @@ class JobKey:
     n: int
     bucket: bytes
     lease_token: bytes
-    made_at: int
+    newest: int
     expired_before: int = 0
 
 
@@ -131,8 +131,8 @@ def leased(tx: Tx, task_pk: int, job_pk: int, lease_token: bytes) -> JobKey | No
     row = tx.one(_Q_LEASED, job_pk=job_pk, lease_token=lease_token)
     if row is None:
         return None
-    job_id, request_hash, n, bucket, made_at = row
-    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, made_at)
+    job_id, request_hash, n, bucket, newest = row
+    return JobKey(task_pk, job_id, request_hash, n, bucket, lease_token, newest)
 
 
 def waiting(tx: Tx) -> list[tuple[int, int]]:
@@ -169,7 +169,7 @@ def insert(
         lease_token=None if lease_until is None else key.lease_token,
         lease_until=lease_until,
         request_hash=key.request_hash,
-        newest=key.made_at,
+        newest=key.newest,
     )
     return None if row is None else int(row[0])
 
@@ -192,7 +192,6 @@ def store_finish(tx: Tx, job_pk: int, finished: HelperFinish) -> None:
         _Q_FINISH,
         job_pk=job_pk,
         admitted_ids=finished.admitted_ids if admitted else None,
-        newest=finished.admitted_max if admitted else None,
         buckets=b"".join(total.bucket for total in finished.buckets),
     )
     tx.execute(_Q_STORE_RESPONSE, job_pk=job_pk, response=finished.response)

@@ -172,6 +172,8 @@ def _examine(
 def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) -> JobKey:
     at = context.instant()
     expired_before = task.expired_before_at(at)
+    # D6: a rejected report's time may be any; it must not keep the job for ever.
+    latest = task.too_early_after_at(at)
     return JobKey(
         task_pk=task.task_pk,
         id=secrets.token_bytes(16),
@@ -180,7 +182,7 @@ def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) 
         bucket=request.batch_id or b"",
         lease_token=secrets.token_bytes(16),
         # A task that was added again may have its mark ahead of the clock.
-        made_at=max(task.time_of(at.safe), expired_before),
+        newest=max(min(request.rows.time_max, latest), expired_before),
         expired_before=expired_before,
     )
 

@@ -88,6 +88,11 @@ impl HelperJob {
     }
 
     #[getter]
+    fn time_max(&self) -> u64 {
+        (0..self.0.len()).map(|row| self.0.time(row)).max().expect("a job has rows")
+    }
+
+    #[getter]
     fn config_ids(&self) -> Vec<u8> {
         let mut found = [false; 256];
         for row in 0..self.0.len() {
@@ -362,7 +367,6 @@ impl HelperVerified {
             response: self.response(&decision.outcomes),
             admitted_ids: admitted().flat_map(|row| *rows.id(row)).collect(),
             admitted_min: admitted().map(|row| rows.time(row)).min().unwrap_or(0),
-            admitted_max: admitted().map(|row| rows.time(row)).max().unwrap_or(0),
             outcomes: decision.outcomes,
             buckets,
         })
@@ -443,7 +447,6 @@ pub struct HelperFinish {
     response: Vec<u8>,
     admitted_ids: Vec<u8>,
     admitted_min: u64,
-    admitted_max: u64,
     outcomes: Vec<u8>,
     buckets: Vec<BucketTotal>,
 }

@@ -409,7 +409,7 @@ def a7_the_garbage_collector_forgets_an_answer(who: Aggregators) -> None:
 def d6_an_expired_job_keeps_nobody_from_making_an_identical_one(who: Aggregators) -> None:
     key, body, verified = helped(who)
     who.helper_store.run_sync(commit_job, key, verified, NOW, stored=False)
-    again = replace(key, id=secrets.token_bytes(16), expired_before=TIME + 1, made_at=TIME + 1)
+    again = replace(key, id=secrets.token_bytes(16), expired_before=TIME + 1, newest=TIME + 1)
     who.helper_store.run_sync(store_job, again, body, NOW)
 
 

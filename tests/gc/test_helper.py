@@ -246,6 +246,42 @@ async def test_d6_a_job_verified_before_the_mark_rose_is_verified_again(tmp_path
         assert (await side.counters())["aggregate_report_dropped"] == 2
 
 
+async def test_d6_a_job_of_old_and_new_reports_keeps_its_answer_until_all_have_expired(
+    tmp_path: Path,
+) -> None:
+    """The Leader may send the same bytes for as long as its job lives, by its newest report: they
+    are never judged anew, though the only report that was admitted has expired (A1, I3).
+    """
+    async with open_side(tmp_path) as side:
+        side.later(2)
+        reports = make_reports(side.pair, [1, 1], times=[TIME, TIME + 2], tamper_with=[1])
+        job = leader_job(side.pair, reports)
+        first = await helper_job.create(side.context, side.live(), job.body)
+        assert first.response is not None
+        assert job.finish(first.response) == bytes([0, ReportError.VDAF_VERIFY_ERROR])
+        side.later(2)
+        await side.collect()
+        assert side.live().expired_before_at(side.context.instant()) > TIME
+        assert await helper_job.create(side.context, side.live(), job.body) == first
+        side.later(2)
+        await side.collect()
+        assert side.rows() == {}
+        assert side.index(b"")[0] == 0
+
+
+async def test_d6_a_rejected_reports_time_keeps_no_job_for_longer(tmp_path: Path) -> None:
+    """A time may be any number of 64 bits: it neither overflows nor keeps the job for ever."""
+    async with open_side(tmp_path) as side:
+        reports = make_reports(side.pair, [1, 1], times=[TIME, 2**63])
+        job = leader_job(side.pair, reports)
+        first = await helper_job.create(side.context, side.live(), job.body)
+        assert first.response is not None
+        assert job.finish(first.response) == bytes([0, ReportError.REPORT_TOO_EARLY])
+        side.later(4)
+        await side.collect()
+        assert side.rows() == {}
+
+
 def key(task: Task) -> JobKey:
     return JobKey(
         task_pk=task.task_pk,
@@ -254,7 +290,7 @@ def key(task: Task) -> JobKey:
         n=2,
         bucket=b"",
         lease_token=bytes(16),
-        made_at=TIME,
+        newest=TIME,
     )
 
 

@@ -105,7 +105,7 @@ CREATE TABLE aggregation_jobs (
     crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
     request_hash BLOB,
     newest INTEGER NOT NULL,              -- the time that decides when it expires (rule D6): of its newest
-                                          -- report, a Helper's newest admitted one; until then, of its making
+                                          -- report, at a Helper not after its clock at its making
     location TEXT,
     last_error TEXT,
     created_at INTEGER NOT NULL,
