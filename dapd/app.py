@@ -238,7 +238,7 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
             DapHttp(
                 timeout=config.leader.request_timeout,
                 tls=certificates.peer_trust,
-                on_date=safe.note_peer,
+                on_request=safe.ask_peer,
             ) as http,
             trio.open_nursery() as nursery,
         ):

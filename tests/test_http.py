@@ -20,7 +20,7 @@ from dapd.http import (
 )
 from dapd.http.fields import message_of, parse_retry_after
 from dapd.messages.common import MediaType
-from tests.peer import Peer, answer
+from tests.peer import Peer, Request, answer
 
 JOB = MediaType.AGGREGATION_JOB_INIT_REQ
 RESP = MediaType.AGGREGATION_JOB_RESP
@@ -374,10 +374,30 @@ async def test_d6_each_answers_date_is_told_with_its_origin(nursery: trio.Nurser
     told: list[tuple[str, int]] = []
     peer = Peer(lambda _: replies[len(peer.requests) - 1])
     url = await peer.serve(nursery)
-    async with DapHttp(timeout=60, on_date=lambda origin, ms: told.append((origin, ms))) as client:
+    async with DapHttp(
+        timeout=60, on_request=lambda: lambda origin, ms: told.append((origin, ms))
+    ) as client:
         for _ in replies:
             await client.get(f"{url}/dap/hpke_config", MediaType.HPKE_CONFIG_LIST)
     assert told == [(url, 1_800_000_000_000)] * 2
+
+
+async def test_d6_a_request_is_told_before_it_is_sent(nursery: trio.Nursery) -> None:
+    """However early the peer dates its answer, that was after the request was told."""
+    told: list[str] = []
+
+    def script(_: Request) -> bytes:
+        told.append("dated")
+        return answer(404, Date="Fri, 15 Jan 2027 08:00:00 GMT")
+
+    def on_request() -> Callable[[str, int], None]:
+        told.append("asked")
+        return lambda _, __: told.append("answered")
+
+    url = await Peer(script).serve(nursery)
+    async with DapHttp(on_request=on_request) as client:
+        await client.get(f"{url}/dap/hpke_config", MediaType.HPKE_CONFIG_LIST)
+    assert told == ["asked", "dated", "answered"]
 
 
 @pytest.mark.parametrize(

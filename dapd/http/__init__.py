@@ -63,6 +63,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+OnDate = Callable[[str, int], None]
 
 # It logs a line for every request at INFO, URL included; who wants them sets the level back.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
@@ -108,7 +109,8 @@ class DapHttp:
         max_retry_after: a longer Retry-After is cut to this many seconds.
         max_connections: of all peers together.
         tls: a context that replaces the system's trust store; see ``trusting``.
-        on_date: told the origin of each answer that has a ``Date``, and that time in milliseconds.
+        on_request: called as each exchange begins; what it returns is told the origin of the answer
+            and its ``Date`` in milliseconds, if it has one.
     """
 
     def __init__(
@@ -119,9 +121,9 @@ class DapHttp:
         max_retry_after: float = LONGEST_RETRY_AFTER,
         max_connections: int = 100,
         tls: ssl.SSLContext | None = None,
-        on_date: Callable[[str, int], None] | None = None,
+        on_request: Callable[[], OnDate] | None = None,
     ) -> None:
-        self._on_date = on_date
+        self._on_request = on_request
         self.timeout = timeout
         self._max_body = max_body
         self._max_retry_after = max_retry_after
@@ -208,8 +210,10 @@ class DapHttp:
                     request = client.build_request(
                         method, url, content=body, headers=headers, timeout=connecting
                     )
+                    on_date = self._on_request and self._on_request()
                     response = await client.send(request, stream=True)
-                    self._note_date(url, response.headers)
+                    if on_date is not None:
+                        _tell_date(on_date, url, response.headers)
                     try:
                         async for piece in response.aiter_raw():
                             body_read += piece
@@ -231,17 +235,6 @@ class DapHttp:
             return answer
         # Who echoes what it got in a page for people must not bring the token into our log (I9).
         return replace(answer, body=answer.body.replace(token.encode(), b"(the token)"))
-
-    def _note_date(self, url: str, headers: httpx2.Headers) -> None:
-        """Say what time it is there, unless a cache kept the answer."""
-        date = headers.get("Date")
-        if self._on_date is None or date is None or "Age" in headers:
-            return
-        seconds = timestamp(date)
-        if seconds is not None:
-            parts = urlsplit(url)
-            origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-            self._on_date(origin, int(seconds * 1000))
 
     def _resource(
         self, answer: _Answer | Unknown, url: str, expect: MediaType, *, created: bool
@@ -287,6 +280,18 @@ class DapHttp:
             answer.headers.get("Retry-After"), answer.headers.get("Date"), now=time.time()
         )
         return None if seconds is None else min(seconds, self._max_retry_after)
+
+
+def _tell_date(on_date: OnDate, url: str, headers: httpx2.Headers) -> None:
+    """Say what time it is there, unless a cache kept the answer."""
+    date = headers.get("Date")
+    if date is None or "Age" in headers:
+        return
+    seconds = timestamp(date)
+    if seconds is not None:
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        on_date(origin, int(seconds * 1000))
 
 
 class _Pool:

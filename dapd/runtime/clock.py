@@ -9,6 +9,7 @@ it is, until the machine's clock is right again or an operator says that it is r
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +18,8 @@ from dapd.protocol.waiting import spell
 
 AGREEMENT_MS = 5 * 60 * 1000
 """How far the machine's clock may be from what is expected of it, and from its peers' (D6)."""
+_PROMPT_MS = AGREEMENT_MS // 2
+"""How long an answer may take for its ``Date`` to count: its age passes for a difference (D6)."""
 _STEPS = 1 / 1000
 """What share of the time elapsed small steps may add up to: NTP's steps of years are no jump."""
 
@@ -96,11 +99,22 @@ class SafeClock:
             self._doubted = True
         return ClockState(now, self._safe, held, offsets, StoredClock(self._safe, self._doubted))
 
-    def note_peer(self, origin: str, date: int) -> None:
-        """A peer has just answered with this ``Date`` (ms)."""
-        self._peers[origin] = (date, self._clock.elapsed())
-        if abs(date - self._clock.now()) <= AGREEMENT_MS:
-            self._ignored.discard(origin)
+    def ask_peer(self) -> Callable[[str, int], None]:
+        """A request to a peer begins; tell the result the origin and ``Date`` (ms) of the answer.
+
+        A slow answer tells no time: this machine may have slept while the ``Date`` grew old.
+        """
+        asked = self._clock.elapsed()
+
+        def answered(origin: str, date: int) -> None:
+            at = self._clock.elapsed()
+            if at - asked > _PROMPT_MS:
+                return
+            self._peers[origin] = (date, at)
+            if abs(date - self._clock.now()) <= AGREEMENT_MS:
+                self._ignored.discard(origin)
+
+        return answered
 
     def accept(self) -> None:
         """The machine's clock is right, says an operator, however far it is from the safe one.

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import email.utils
+
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dapd.datastore.safe_clock import StoredClock
+from dapd.http import DapHttp, Refused
+from dapd.messages.common import MediaType
 from dapd.runtime.clock import AGREEMENT_MS, SafeClock
 from dapd.runtime.peers import Peer, Peers
 from tests.build import StillClock
+from tests.peer import Peer as ScriptedPeer
+from tests.peer import Request, answer
 
 SECOND = 1000
 HOUR = 3600 * SECOND
@@ -68,7 +75,7 @@ def test_d6_a_clock_that_comes_right_again_is_followed_again(
 def test_d6_after_accept_it_is_the_machines_clock(moves: list[tuple[int, int]], jump: int) -> None:
     """An operator's word ends every hold."""
     clock, safe = started(StoredClock(StillClock.time - 30 * DAY))
-    safe.note_peer(PEER, clock.time + HOUR)
+    safe.ask_peer()(PEER, clock.time + HOUR)
     for passed, step in [*moves, (0, jump)]:
         clock.passed += passed
         clock.time += passed + step
@@ -186,34 +193,63 @@ def test_d6_a_peer_that_differs_holds_it_until_it_agrees() -> None:
     """Who is wrong can't be known: nothing expires meanwhile."""
     clock, safe = started()
     at = safe.now()
-    safe.note_peer(PEER, clock.time - 4 * 60 * SECOND)
+    safe.ask_peer()(PEER, clock.time - 4 * 60 * SECOND)
     assert safe.look().held is None
-    safe.note_peer(PEER, clock.time + 2 * HOUR)
+    safe.ask_peer()(PEER, clock.time + 2 * HOUR)
     clock.advance(60)
     state = safe.look()
     assert state.held == "the clock is 2 hours behind those of the peers"
     assert (state.safe, state.offsets) == (at, {PEER: 2 * HOUR})
-    safe.note_peer(PEER, clock.time + 20 * SECOND)
+    safe.ask_peer()(PEER, clock.time + 20 * SECOND)
     assert (safe.look().held, safe.now()) == (None, clock.time)
 
 
 def test_d6_setting_this_machine_right_needs_no_new_answer() -> None:
     """The peer's last answer still says what time it is."""
     clock, safe = started()
-    safe.note_peer(PEER, clock.time - 20 * 60 * SECOND)
+    safe.ask_peer()(PEER, clock.time - 20 * 60 * SECOND)
     clock.advance(3600)
     assert safe.look().held == "the clock is 20 minutes ahead of those of the peers"
     clock.time -= 20 * 60 * SECOND
     assert safe.look().held is None
 
 
+async def test_d6_an_answer_from_before_a_suspension_holds_nothing(nursery: trio.Nursery) -> None:
+    """The peer has answered, this machine sleeps, and reads the answer when it wakes."""
+    clock, safe = started()
+
+    def sleep(_: Request) -> bytes:
+        date = email.utils.formatdate(clock.time / 1000, usegmt=True)
+        clock.advance(3 * 3600)
+        return answer(404, Date=date)
+
+    url = await ScriptedPeer(sleep).serve(nursery)
+    async with DapHttp(on_request=safe.ask_peer) as http:
+        outcome = await http.get(f"{url}/hpke_config", MediaType.HPKE_CONFIG_LIST)
+    assert isinstance(outcome, Refused)
+    state = safe.look()
+    assert (state.held, state.safe, state.offsets) == (None, clock.time, {})
+
+
+def test_d6_a_slow_answer_leaves_what_a_prompt_one_said() -> None:
+    """It neither holds the clock nor ends a hold."""
+    clock, safe = started()
+    slow = safe.ask_peer()
+    clock.advance(3600)
+    safe.ask_peer()(PEER, clock.time + HOUR)
+    slow(PEER, clock.time)
+    state = safe.look()
+    assert state.held == "the clock is 60 minutes behind those of the peers"
+    assert state.offsets == {PEER: HOUR}
+
+
 def test_d6_one_of_several_peers_does_not_hold_it() -> None:
     """Most peers decide: half of them is not most."""
     clock, safe = started()
-    safe.note_peer("https://a.example", clock.time)
-    safe.note_peer("https://b.example", clock.time + HOUR)
+    safe.ask_peer()("https://a.example", clock.time)
+    safe.ask_peer()("https://b.example", clock.time + HOUR)
     assert safe.look().held is None
-    safe.note_peer("https://c.example", clock.time - HOUR)
+    safe.ask_peer()("https://c.example", clock.time - HOUR)
     assert safe.look().held is not None
 
 
@@ -221,14 +257,14 @@ def test_d6_an_accepted_difference_holds_nothing_until_the_peer_agreed_once() ->
     """A peer that stays wrong rings no pager for ever."""
     clock, safe = started()
     for _ in range(3):
-        safe.note_peer(PEER, clock.time + HOUR)
+        safe.ask_peer()(PEER, clock.time + HOUR)
         if safe.look().held:
             safe.accept()
         clock.advance(60)
     assert (safe.look().held, safe.now()) == (None, clock.time)
     assert safe.look().offsets == {PEER: HOUR}
-    safe.note_peer(PEER, clock.time)
-    safe.note_peer(PEER, clock.time + HOUR)
+    safe.ask_peer()(PEER, clock.time)
+    safe.ask_peer()(PEER, clock.time + HOUR)
     assert safe.look().held is not None
 
 

@@ -146,7 +146,7 @@ async def _ask(
     endpoint: str, tls: ssl.SSLContext, seconds: float, heard: Heard, into: dict[str, Answer]
 ) -> None:
     url = resource_url(endpoint, "hpke_config")
-    async with DapHttp(timeout=seconds, tls=tls, on_date=heard.note_date) as http:
+    async with DapHttp(timeout=seconds, tls=tls, on_request=lambda: heard.note_date) as http:
         outcome = await http.get(url, MediaType.HPKE_CONFIG_LIST)
     if not isinstance(outcome, Unknown) or outcome.status is not None:
         into[endpoint] = answers.configs_of(outcome)
