@@ -6,16 +6,19 @@ front adds.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import h11
 import trio
+from hypercorn.config import Config as HypercornConfig
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
@@ -63,6 +66,40 @@ class _Http1(H11Protocol):
             discarded.set()
 
 
+class _Tasks(TaskGroup):
+    """Runs the application; "disconnect" ends its queue of events instead of waiting in it.
+
+    hypercorn waits until there is room among the events that the application has yet to read, also
+    for "disconnect", and also if the application has answered and reads no more: such a connection
+    would stay for ever.
+    """
+
+    async def spawn_app(
+        self, app: Any, config: HypercornConfig, scope: Any, send: Any
+    ) -> Callable[[Any], Awaitable[None]]:
+        room: int = config.max_app_queue_size
+        putting, reading = trio.open_memory_channel[dict[str, Any]](room)
+        last: dict[str, Any] = {}
+
+        async def put(event: dict[str, Any]) -> None:
+            if event["type"].endswith(".disconnect"):
+                last.update(event)
+                putting.close()  # also ends a put that waits for room
+            else:
+                with suppress(trio.ClosedResourceError):
+                    await putting.send(event)
+
+        async def receive() -> dict[str, Any]:
+            try:
+                return await reading.receive()
+            except trio.EndOfChannel:
+                return last
+
+        threads = trio.to_thread.run_sync, trio.from_thread.run
+        self.spawn(_handle, app, config, scope, receive, send, *threads)
+        return put
+
+
 class Connection(TCPServer):
     """hypercorn's, without the choice of a protocol, and without waiting for the next request of a
     peer that has gone until the keep-alive time is over; but not closed on who still sends a body
@@ -73,7 +110,7 @@ class Connection(TCPServer):
         secure = isinstance(self.stream, trio.SSLStream)
         sock = self.stream.transport_stream.socket if secure else self.stream.socket
         try:
-            async with TaskGroup() as self._task_group:
+            async with _Tasks() as self._task_group:
                 self.protocol = _Http1(  # type: ignore[assignment]
                     self.app,
                     self.config,

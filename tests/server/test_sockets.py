@@ -50,10 +50,12 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
 
 
 @asynccontextmanager
-async def refusing() -> AsyncIterator[int]:
-    """The port of a server that answers 413 without reading a body."""
+async def refusing(*, late: bool = False) -> AsyncIterator[int]:
+    """The port of a server that answers 413 without reading a body; or once no more of it fits."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        if late:
+            await trio.testing.wait_all_tasks_blocked()
         headers = [(b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
@@ -87,6 +89,19 @@ async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> No
         if end == "connection":
             await stream.send_eof()
         assert await raw.read_all(stream) == b""
+
+
+@pytest.mark.parametrize("chunks", [9, 10, 11, 1000])
+async def test_a_refused_body_in_many_pieces_keeps_no_connection(chunks: int) -> None:
+    """More of them than the application has room for, which reads none."""
+    head = raw.request("POST", "/", {"Transfer-Encoding": "chunked"})
+    head = head.replace(b"Content-Length: 0\r\n", b"")
+    async with (
+        refusing(late=True) as port,
+        await trio.open_tcp_stream("127.0.0.1", port) as stream,
+    ):
+        await stream.send_all(head + b"1\r\nx\r\n" * chunks)
+        assert (await raw.read_all(stream)).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("end", ["grace", "patience"])
