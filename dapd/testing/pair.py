@@ -10,8 +10,8 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -228,25 +228,31 @@ async def running_pair(
     """
     if not structlog.is_configured():
         _log_to_standard_error()
-    async with trio.open_nursery() as nursery:
-        sides = {
-            role: Aggregator(directory / role, _free_port(), settings or {}, clock, nursery)
-            for role, settings in (("leader", leader), ("helper", helper))
-        }
-        pair = Pair(sides["leader"], sides["helper"])
-        await pair.helper.start()
-        await pair.leader.start()
-        try:
-            yield pair
-        finally:
-            with trio.CancelScope(shield=True):
-                for side in (pair.leader, pair.helper):
-                    if side.daemon is not None:
-                        await side.stop()
+    with _reserved_port() as leader_port, _reserved_port() as helper_port:
+        async with trio.open_nursery() as nursery:
+            pair = Pair(
+                Aggregator(directory / "leader", leader_port, leader or {}, clock, nursery),
+                Aggregator(directory / "helper", helper_port, helper or {}, clock, nursery),
+            )
+            await pair.helper.start()
+            await pair.leader.start()
+            try:
+                yield pair
+            finally:
+                with trio.CancelScope(shield=True):
+                    for side in (pair.leader, pair.helper):
+                        if side.daemon is not None:
+                            await side.stop()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port for a daemon to listen on, which Linux gives to nobody who asks for any free one, also
+    before the daemon listens and while it is stopped.
+    """
+    with socket.socket() as holder:
+        # Sockets of one address that both say this exclude each other only in listening.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        yield port

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,15 @@ async def test_an_aggregator_can_be_stopped_and_started_again(tmp_path: Path) ->
         await pair.leader.start()
         result = await task.collect()
         assert (result.value, result.report_count) == (2, 3)
+
+
+async def test_nobody_else_gets_the_port_of_a_stopped_aggregator(tmp_path: Path) -> None:
+    """It starts again on it, whatever else looks for a free port meanwhile."""
+    async with running_pair(tmp_path) as pair:
+        await pair.helper.stop()
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", pair.helper.port))
+        await pair.helper.start()
 
 
 async def test_a_failure_is_logged_without_local_variables(
