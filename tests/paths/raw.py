@@ -75,6 +75,7 @@ async def ask(
 
 def parse(raw: bytes) -> Reply:
     """The answer in these bytes, which end where it ends."""
+    assert raw, "the connection ended without an answer"
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
