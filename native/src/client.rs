@@ -1,5 +1,5 @@
-//! What a Client does to its measurements, and a Collector to its aggregate shares (sections
-//! "Client Behavior" of "Uploading Reports", "Collection Job Finalization").
+//! The Client's sharding and sealing, and the Collector's unsharding (sections "Client Behavior"
+//! of "Uploading Reports", "Collection Job Finalization").
 
 use prio::codec::Encode;
 use prio::vdaf::{Aggregatable, Aggregator, Client, Collector};
@@ -18,7 +18,7 @@ use crate::vdaf::{
     context, decode_aggregate, dispatch, encode, fixed, Aggregate, AnyVdaf, Kind, Vdaf, P3,
 };
 
-/// Public share, Leader's and Helper's input share.
+/// (public share, Leader's input share, Helper's input share), encoded.
 type Shards = (Vec<u8>, Vec<u8>, Vec<u8>);
 type Measurements = Vec<Vec<u128>>;
 type Column = Vec<Vec<u8>>;
@@ -96,7 +96,7 @@ pub fn shard(
     })
 }
 
-/// An Aggregator as reports are sealed to it.
+/// An Aggregator that reports are sealed to.
 struct Recipient {
     hpke: HpkeRecipient,
     info: &'static [u8],
@@ -105,7 +105,7 @@ struct Recipient {
 }
 
 impl Recipient {
-    /// An encoded `HpkeCiphertext`.
+    /// Seal the input share of `row`: an encoded `HpkeCiphertext`.
     fn seal(&self, row: usize, aad: &[u8]) -> Result<Vec<u8>> {
         let payload = &*self.shares[row];
         if payload.is_empty() {
@@ -119,7 +119,7 @@ impl Recipient {
     }
 }
 
-/// What all reports of a call share.
+/// The inputs that all reports of a call have in common.
 struct Sealing {
     task_id: [u8; 32],
     task_configuration: Vec<u8>,
@@ -129,7 +129,7 @@ struct Sealing {
 }
 
 impl Sealing {
-    /// The encoded `Report`.
+    /// Build one encoded `Report`.
     fn report(&self, row: usize, id: &ReportId, time: u64, public_share: &[u8]) -> Result<Vec<u8>> {
         let public_extensions = &self.public_extensions;
         let metadata = ReportMetadata { report_id: id, time, public_extensions };
@@ -148,7 +148,7 @@ impl Sealing {
     leader_input_shares, helper_input_shares, *,
     public_extensions = Vec::new(), leader_extensions = Vec::new(), helper_extensions = Vec::new(),
 ))]
-#[allow(clippy::too_many_arguments)] // `_native.pyi` fixes them
+#[allow(clippy::too_many_arguments)] // the interface of `_native.pyi`
 pub fn seal_reports(
     py: Python<'_>,
     task_id: &[u8],
@@ -225,7 +225,7 @@ fn unshard_with<T: Kind>(vdaf: &P3<T>, shares: [&[u8]; 2], count: usize) -> Resu
         .map_err(|error| Error::value(format!("aggregate shares give no result: {error}")))
 }
 
-/// A number, or a list of them.
+/// An aggregate result: a number or a list of numbers, depending on the VDAF.
 #[derive(IntoPyObject)]
 pub enum AggregateResult {
     Number(u128),

@@ -1,4 +1,4 @@
-//! Bytes to structures and back, in the presentation language of RFC 8446, section 3.
+//! Encoding and decoding of structures in the presentation language of RFC 8446, section 3.
 
 use crate::error::DecodeError;
 
@@ -11,7 +11,7 @@ pub struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    /// Reads `data` from `offset` on (its end at most).
+    /// Read `data` from `offset` on; an offset beyond the end counts as the end.
     pub fn new(data: &'a [u8], offset: usize) -> Self {
         Self { data, offset: offset.min(data.len()) }
     }
@@ -70,7 +70,7 @@ impl<'a> Reader<'a> {
         self.take(len, name)
     }
 
-    /// `T name<0..2^16-1>` as raw bytes, of which it is known that every item parses.
+    /// `T name<0..2^16-1>`: check that every item parses, and return the raw bytes.
     pub fn raw_list16<T: Wire<'a>>(&mut self, name: &str) -> Decoded<&'a [u8]> {
         let raw = self.opaque16(0, name)?;
         let mut items = Self { data: &self.data[..self.offset], offset: self.offset - raw.len() };
@@ -80,7 +80,7 @@ impl<'a> Reader<'a> {
         Ok(raw)
     }
 
-    /// All structures up to the end.
+    /// Read structures up to the end.
     pub fn list<T: Wire<'a>>(&mut self) -> Decoded<Vec<T>> {
         let mut items = Vec::new();
         while !self.is_empty() {
@@ -102,12 +102,12 @@ pub fn put32(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
-/// A structure of the draft, borrowed from the message that holds it.
+/// A structure of the draft, borrowed from the message that contains it.
 pub trait Wire<'a>: Sized {
     fn read(reader: &mut Reader<'a>) -> Decoded<Self>;
     fn write(&self, out: &mut Vec<u8>);
 
-    /// The whole of `data`; trailing bytes are an error.
+    /// Decode the whole of `data`; trailing bytes are an error.
     fn decode(data: &'a [u8]) -> Decoded<Self> {
         let mut reader = Reader::new(data, 0);
         let value = Self::read(&mut reader)?;

@@ -1,7 +1,7 @@
-//! Accepted reports at rest: columns of ids, lengths and rows, sliced without a key.
+//! Accepted reports at rest: columns of ids, lengths and rows, which can be cut without a key.
 //!
-//! A row is `opaque32` of the sealed input share payload, then what the Helper is sent of the
-//! report: metadata, public share, HPKE ciphertext. Only this crate knows that.
+//! A row is `opaque32` of the sealed input share payload, then the part of the report that the
+//! Helper is sent: metadata, public share, HPKE ciphertext. Only this crate knows that layout.
 
 use pyo3::prelude::*;
 
@@ -14,7 +14,7 @@ pub type Chunk = (usize, u64, u64, Vec<u8>, Vec<u8>, Vec<u8>);
 /// The parts of a stored row.
 pub struct StoredRow<'a> {
     pub sealed: &'a [u8],
-    /// An encoded `ReportShare`: all that follows.
+    /// The rest of the row: an encoded `ReportShare`.
     pub share: &'a [u8],
 }
 
@@ -39,7 +39,7 @@ pub fn damaged() -> Error {
     Error::value("a stored report does not parse: the chunk is damaged")
 }
 
-/// Columns being written.
+/// The columns of a chunk while it is being written.
 #[derive(Default)]
 pub struct Columns {
     count: usize,
@@ -63,14 +63,14 @@ impl Columns {
         self.count
     }
 
-    /// `None` without a row.
+    /// Return the chunk, or `None` if it has no rows.
     pub fn finish(self) -> Option<Chunk> {
         let (min, max) = self.times?;
         Some((self.count, min, max, self.ids, self.lengths, self.rows))
     }
 }
 
-/// The (id, row) pairs of a chunk.
+/// Split a chunk into its (id, row) pairs.
 pub fn read_columns<'a>(
     ids: &'a [u8],
     lengths: &'a [u8],
@@ -95,7 +95,7 @@ pub fn read_columns<'a>(
     Ok(out)
 }
 
-/// The rows whose byte in `keep` is not 0.
+/// Copy the rows whose byte in `keep` is not 0 into a new chunk.
 #[pyfunction]
 pub fn cut_chunk(
     py: Python<'_>,

@@ -1,4 +1,4 @@
-//! The crate's errors, and the one place where they become Python exceptions.
+//! The crate's errors, and their conversion to Python exceptions.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::types::PyAnyMethods;
 use pyo3::{PyErr, Python};
 
-/// Bytes that are not what they should be: `reason` at byte `offset`.
+/// Malformed bytes: what is wrong (`reason`) and where (`offset`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DecodeError {
     pub offset: usize,
@@ -21,7 +21,7 @@ impl DecodeError {
     }
 }
 
-/// What a call of this module raises.
+/// An error of a call, and the Python exception that it becomes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error {
     /// `dapd.errors.DecodeError`

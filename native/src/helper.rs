@@ -1,9 +1,9 @@
 //! The Helper's side of an aggregation job (sections "Helper Initialization", "Input Share
 //! Decryption", "Input Share Validation"; rules B2, E3).
 //!
-//! A job is parsed, verified on the jobs' pool, and finished with what the transaction found out.
-//! Verification keeps of a row its outcome and its small outbound message, and of the output
-//! shares nothing but their sums.
+//! A job is parsed, verified on the `JOBS` pool, and finished with the outcomes that the database
+//! transaction determined (replays, collected batches). Of each row, verification keeps the outcome
+//! and the small outbound message; of the output shares it keeps only the sums.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ use crate::vdaf::{
     P3,
 };
 
-/// The request body and where its rows start.
+/// The request body and the offset of each row.
 struct Rows {
     body: PyBackedBytes,
     starts: Vec<usize>,
@@ -41,7 +41,7 @@ impl Rows {
         while !reader.is_empty() {
             let start = reader.offset();
             let init = VerifyInit::read(&mut reader)?;
-            // A3, F4: the whole ids, not hashes of them.
+            // A3, F4: compare whole ids, not hashes.
             if !seen.insert(init.report_share.metadata.report_id) {
                 return Err(DecodeError::new(start, "repeated report id").into());
             }
@@ -107,7 +107,7 @@ impl HelperJob {
         (0..self.0.len()).flat_map(|row| *self.0.id(row)).collect()
     }
 
-    #[allow(clippy::too_many_arguments)] // `_native.pyi` fixes them
+    #[allow(clippy::too_many_arguments)] // the interface of `_native.pyi`
     fn verify(
         &self,
         py: Python<'_>,
@@ -134,7 +134,7 @@ impl HelperJob {
     }
 }
 
-/// All that it takes to verify a row, also again.
+/// Everything needed to verify a row, now or a second time.
 struct Work {
     rows: Arc<Rows>,
     task: Arc<Task>,
@@ -142,7 +142,7 @@ struct Work {
     keyring: Keyring,
 }
 
-/// What came of some rows in a row.
+/// The result of verifying some consecutive rows.
 struct Piece<T: Kind> {
     outcomes: Vec<u8>,
     messages: Vec<u8>,
@@ -226,7 +226,7 @@ impl Work {
             return Err(rejection);
         }
         let keypair = self.keyring.get(sealed.config_id).ok_or(report_error::HPKE_DECRYPT_ERROR)?;
-        // Metadata and public share follow each other here as in the AAD.
+        // Metadata and public share are adjacent here, as in the AAD.
         let aad_len = 16 + 8 + 2 + metadata.public_extensions.len() + 4 + share.public_share.len();
         let start = self.rows.starts[row];
         let aad = self.task.aad(&self.rows.body[start..start + aad_len]);
@@ -247,24 +247,26 @@ impl Work {
 pub struct HelperVerified {
     work: Work,
     owner: Owner,
-    /// As verified; 1 and 2, which only `known` can give, are the transaction's to confirm.
+    /// The outcomes of verification. 1 (collected) and 2 (replayed) come only from `known`; the
+    /// transaction decides about these rows again.
     outcomes: Vec<u8>,
-    /// The outbound messages of the rows with outcome 0. They all have one length.
+    /// The outbound messages of the rows with outcome 0, all of the same length.
     messages: Vec<u8>,
     shares: Shares,
     #[pyo3(get)]
     seconds_per_report: f64,
 }
 
-/// The transaction's word on every row, beside what verification summed.
+/// The final outcome of every row, and how it differs from what verification summed.
 struct Decision {
     outcomes: Vec<u8>,
-    /// Rows in the sums that must come out of them, by bucket.
+    /// Rows that are in the sums but don't count.
     surplus: Vec<usize>,
-    /// Whether a row counts that was left out.
+    /// Whether a row counts that is not in the sums.
     lacking: bool,
 }
 
+/// Return whether the transaction decides about a row with this outcome.
 fn undecided(outcome: u8) -> bool {
     matches!(
         outcome,
@@ -277,7 +279,7 @@ impl HelperVerified {
         self.work.task.key(self.work.rows.time(row))
     }
 
-    /// The keys of the collected buckets that this job may touch.
+    /// The keys of those collected buckets that this job may add to.
     fn keys(&self, collected: &[PyBackedBytes]) -> HashSet<u64> {
         let by_time = self.work.task.bucket_by_time;
         let key = |bucket: &PyBackedBytes| match by_time {
@@ -324,7 +326,7 @@ impl HelperVerified {
         let rows = || outcomes.iter().zip(&self.outcomes).enumerate();
         let kept: HashSet<u64> =
             rows().filter(|(_, (new, _))| **new == 0).map(|(row, _)| self.key(row)).collect();
-        // A bucket that keeps no row has no total, so nothing need come out of it.
+        // A bucket without counted rows has no total, so nothing need be subtracted from it.
         let surplus = rows()
             .filter(|(row, (new, old))| **old == 0 && **new != 0 && kept.contains(&self.key(*row)))
             .map(|(row, _)| row)
@@ -333,7 +335,7 @@ impl HelperVerified {
         Ok(Decision { outcomes, surplus, lacking })
     }
 
-    /// The sums without the surplus rows, which are computed again one by one (rule E3).
+    /// Subtract the surplus rows from the sums, verifying each once more for its output share (E3).
     fn without<T: Kind>(&self, vdaf: &P3<T>, surplus: &[usize]) -> Result<Shares> {
         let mut shares = self.shares.clone();
         for &row in surplus {
@@ -372,7 +374,7 @@ impl HelperVerified {
         })
     }
 
-    /// The `AggregationJobResp`: every report, in the request's order (I6).
+    /// Encode the `AggregationJobResp`: every report, in the request's order (I6).
     fn response(&self, outcomes: &[u8]) -> Vec<u8> {
         let verified = self.outcomes.iter().filter(|outcome| **outcome == 0).count();
         let mut messages = self.messages.chunks(self.messages.len().max(1) / verified.max(1));

@@ -1,6 +1,6 @@
 //! HPKE in base mode (RFC 9180), by mls-rs-crypto-awslc; section "HPKE Configuration Request".
 //!
-//! Opening takes both keys at hand: deriving the public key anew would cost a third more.
+//! A key pair keeps its public key, because deriving it for every open would cost a third more.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
-/// Both KEMs have private keys of this size (RFC 9180, table 2).
+/// The size of a private key of either KEM (RFC 9180, table 2).
 const PRIVATE_KEY_LEN: usize = 32;
 
 /// (config id, KEM id, KDF id, AEAD id, public key).
@@ -29,7 +29,8 @@ enum Kem {
 }
 
 impl Kem {
-    /// `enc` or a public key as RFC 9180 serializes it: no compressed or hybrid points.
+    /// Return whether `bytes` have the form in which RFC 9180 serializes `enc` and public keys: no
+    /// compressed or hybrid points.
     fn is_point(self, bytes: &[u8]) -> bool {
         match self {
             Self::X25519 => bytes.len() == 32,
@@ -47,7 +48,7 @@ impl Kem {
     }
 }
 
-/// The supported triples of (KEM, KDF, AEAD) ids of RFC 9180, section 7.
+/// Look up a suite by its (KEM, KDF, AEAD) ids of RFC 9180, section 7; `None` if not supported.
 fn suite(kem_id: u16, kdf_id: u16, aead_id: u16) -> Option<(Kem, AwsLcCipherSuite)> {
     let (kem, suite) = match (kem_id, kdf_id, aead_id) {
         (0x0020, 0x0001, 0x0001) => (Kem::X25519, CipherSuite::CURVE25519_AES128),
@@ -90,7 +91,7 @@ impl HpkeRecipient {
         self.provider
             .hpke_seal(&self.public_key, info, Some(aad), plaintext)
             .map(|sealed| (sealed.kem_output, sealed.ciphertext))
-            // A point of small order is found out only here.
+            // Only sealing detects a point of small order.
             .map_err(|_| Error::value("invalid HPKE public key"))
     }
 }
@@ -113,7 +114,7 @@ impl HpkeKeypair {
         self.0.ids.0
     }
 
-    /// `OpenBase`; `None` if it does not open, for whatever reason.
+    /// `OpenBase`; `None` if it fails for any reason.
     pub fn open_raw(
         &self,
         info: &[u8],

@@ -1,7 +1,7 @@
 //! The Leader's side of an aggregation job (section "Leader Initialization"; rules B2, B5, B6).
 //!
-//! Between the two calls lies one sealed state with an entry for every report of the job's chunks:
-//! id, outcome, time, and the VDAF's state (empty for a rejected report).
+//! Between the two calls the database keeps one sealed state, with an entry for every report of the
+//! job's chunks: id, outcome, time, and the VDAF's state (empty for a rejected report).
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
@@ -34,7 +34,7 @@ pub struct LeaderFinish {
     buckets: Vec<BucketTotal>,
 }
 
-/// One report's entry in the state; `inbound`, the Helper's message, is not stored.
+/// One report's entry in the state. `inbound`, the Helper's message, is not stored.
 struct Entry<'a> {
     id: &'a ReportId,
     outcome: u8,
@@ -112,7 +112,7 @@ impl Starting<'_> {
         share: &ReportShare<'_>,
         input: &[u8],
     ) -> Result<(Vec<u8>, Vec<u8>), Rejection> {
-        // Time has passed, and the rules may have changed, since the upload (B2).
+        // Since the upload, time has passed and the rules may have changed (B2).
         if let Some(rejection) = self.rules.check(share.metadata.time) {
             return Err(rejection);
         }
@@ -158,7 +158,8 @@ pub fn leader_start(
     })
 }
 
-/// The state's entries, each with the Helper's message if the report goes on (rule B5).
+/// Match the Helper's answers to the state's entries, and check that none is missing, extra or out
+/// of order (rule B5). An entry that the Helper continues gets its message.
 fn answered<'a>(state: &'a [u8], response: &'a [u8]) -> Result<Vec<Entry<'a>>> {
     let mut entries = Reader::new(state, 0);
     let mut answers = Reader::new(response, 0);
@@ -179,7 +180,7 @@ fn answered<'a>(state: &'a [u8], response: &'a [u8]) -> Result<Vec<Entry<'a>>> {
                 Verdict::Finish => {
                     return Err(DecodeError::new(offset, "finish instead of continue").into())
                 }
-                // `reserved` names no error, but a rejection it is; 0 means "fine" in a column.
+                // Code 0 is `reserved`: a rejection without a reason. In a column it means "fine".
                 Verdict::Reject(report_error::FINE) => entry.outcome = report_error::REPORT_DROPPED,
                 Verdict::Reject(error) => entry.outcome = error,
             }
@@ -233,7 +234,7 @@ fn finish_all<T: Kind>(
 }
 
 #[pyfunction]
-#[allow(clippy::too_many_arguments)] // `_native.pyi` fixes them
+#[allow(clippy::too_many_arguments)] // the interface of `_native.pyi`
 pub fn leader_finish(
     py: Python<'_>,
     parameters: &TaskParameters,

@@ -1,7 +1,7 @@
-//! The Rust data plane of dapd: whole requests and jobs in, columns out.
+//! The Rust data plane of dapd: it takes whole requests and jobs and returns columns.
 //!
-//! `dapd/_native.pyi` documents what Python sees. Every call releases the GIL; a report that fails
-//! is a value in a column of outcomes; errors become Python exceptions in `error` alone.
+//! `dapd/_native.pyi` documents the Python interface. Every call releases the GIL. A report that
+//! fails is a value in a column of outcomes. Only `error` turns errors into Python exceptions.
 
 pub mod client;
 mod codec;

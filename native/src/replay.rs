@@ -1,8 +1,8 @@
-//! Which report ids of a task are taken (rules D3, F4).
+//! The replay index: the report ids that each task has admitted (rules D3, F4).
 //!
-//! Per task a set of 64-bit hashes under a random secret key, about 20 MB a million ids. Two ids
-//! of one task with the same hash (chance 2^-64 a pair, not to be found without the key) cost the
-//! later report its place, never more.
+//! It keeps a set of 64-bit hashes per task, keyed with a random secret, about 20 MB per million
+//! ids. If two ids of a task have the same hash (probability 2^-64 per pair, and nobody can search
+//! for one without the key), the later report is rejected as replayed; nothing else goes wrong.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
@@ -13,7 +13,7 @@ use pyo3::types::PyBytes;
 
 use crate::error::{Error, Result};
 
-/// The hashes are keyed and uniform already: hashing them anew would only cost time.
+/// The identity: the values are keyed, uniform hashes already.
 #[derive(Default)]
 struct AsIs(u64);
 
@@ -34,11 +34,11 @@ type Hashes = HashSet<u64, BuildHasherDefault<AsIs>>;
 #[derive(Default)]
 struct State {
     tasks: HashMap<i64, Hashes>,
-    /// What the running transaction admitted, to be undone by `rollback`.
+    /// The ids that the running transaction admitted; `rollback` removes them.
     journal: Vec<(i64, u64)>,
 }
 
-/// The set of taken report ids. One transaction at a time admits; `peek` may come from any thread.
+/// The set of admitted report ids. One transaction at a time admits; any thread may `peek`.
 #[pyclass(module = "dapd._native", frozen)]
 #[derive(Default)]
 pub struct ReplayIndex {
@@ -93,7 +93,7 @@ impl ReplayIndex {
         self.state().journal.clear();
     }
 
-    /// D3: the index is undone with its transaction.
+    /// Undo what the transaction admitted, when it rolls back (D3).
     pub fn rollback_admitted(&self) {
         let State { tasks, journal } = &mut *self.state();
         for (task_pk, hash) in journal.drain(..) {
@@ -228,7 +228,7 @@ mod tests {
         let names = || proptest::collection::vec(0..12u8, 0..6);
         prop_oneof![
             (0..2i64, names()).prop_map(|(task, names)| Step::Admit(task, names)),
-            // Ids are forgotten after the transaction that deletes them, never inside one.
+            // Callers forget ids after the transaction that deletes them, never inside one.
             (0..2i64, names()).prop_map(|(task, names)| Step::Forget(task, names)),
             Just(Step::Commit),
             Just(Step::Rollback),

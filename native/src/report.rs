@@ -1,6 +1,7 @@
 //! The report-level structures of DAP-18, as views of their bytes.
 //!
-//! Message-level structures are Python's, but for the lists of these. `ReportError` is an open number, `VerifyRespType` closed.
+//! Python parses the message-level structures, except for the lists of these. Unknown values of
+//! `ReportError` are accepted, those of `VerifyRespType` are not.
 
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -9,7 +10,7 @@ use crate::codec::put16;
 pub use crate::codec::{put32, Decoded, Reader, Wire};
 use crate::error::{DecodeError, Error, Result};
 
-/// `ReportError` (section "Basic Type Definitions"); 0, reserved there, is "fine" in a column.
+/// `ReportError` (section "Basic Type Definitions"). 0, reserved there, means "fine" in a column.
 pub mod report_error {
     pub const FINE: u8 = 0;
     pub const BATCH_COLLECTED: u8 = 1;
@@ -25,9 +26,9 @@ pub mod report_error {
     pub const OUTDATED_CONFIG: u8 = 11;
 }
 
-/// HPKE's `info` for an input share, sender Client (0x01), recipient the Leader (0x02).
+/// HPKE's `info` for an input share from the Client (0x01) to the Leader (0x02).
 pub const LEADER_INFO: &[u8] = b"dap-18 input share\x01\x02";
-/// The same, recipient the Helper (0x03).
+/// HPKE's `info` for an input share from the Client (0x01) to the Helper (0x03).
 pub const HELPER_INFO: &[u8] = b"dap-18 input share\x01\x03";
 
 pub type ReportId = [u8; 16];
@@ -53,7 +54,7 @@ impl<'a> Wire<'a> for Extension<'a> {
     }
 }
 
-/// The raw items of an extension list. Raises `ValueError` beyond 2^16-1 bytes.
+/// Encode the items of an extension list. Fails with `ValueError` beyond 2^16-1 bytes.
 pub fn encode_extensions(extensions: &[(u16, Vec<u8>)]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     for (extension_type, extension_data) in extensions {
@@ -89,7 +90,7 @@ impl<'a> Wire<'a> for HpkeCiphertext<'a> {
     }
 }
 
-/// `ReportMetadata`; `public_extensions` holds the raw items, each of which parses.
+/// `ReportMetadata`; `public_extensions` are the raw items, each of which parses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportMetadata<'a> {
     pub report_id: &'a ReportId,
@@ -185,7 +186,7 @@ impl<'a> Wire<'a> for VerifyInit<'a> {
     }
 }
 
-/// What a `VerifyResp` says of its report.
+/// A `VerifyResp`'s type and the value that belongs to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     Continue(&'a [u8]),
@@ -229,7 +230,7 @@ impl<'a> Wire<'a> for VerifyResp<'a> {
     }
 }
 
-/// `PlaintextInputShare`; `private_extensions` holds the raw items, each of which parses.
+/// `PlaintextInputShare`; `private_extensions` are the raw items, each of which parses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlaintextInputShare<'a> {
     pub private_extensions: &'a [u8],
@@ -268,7 +269,7 @@ impl<'a> Wire<'a> for ReportUploadStatus<'a> {
     }
 }
 
-/// `InputShareAad`; `task_configuration` is encoded.
+/// Encode `InputShareAad`; `task_configuration` is encoded already.
 pub fn input_share_aad(
     task_id: &[u8; 32],
     task_configuration: &[u8],
@@ -281,7 +282,7 @@ pub fn input_share_aad(
     out
 }
 
-/// `UploadErrors` as (report id, ReportError).
+/// Parse `UploadErrors` into (report id, ReportError) pairs.
 #[pyfunction]
 pub fn parse_upload_errors<'py>(
     py: Python<'py>,
@@ -299,7 +300,7 @@ mod tests {
 
     use super::*;
 
-    /// The bytes that a structure's fields are cut from, each field at most 40 bytes long.
+    /// Random bytes for a structure's fields, each shorter than 40 bytes.
     #[derive(Clone, Debug)]
     struct Seed {
         id: ReportId,
@@ -362,7 +363,8 @@ mod tests {
         }
     }
 
-    /// It parses back equal, alone and in a list; no part of it and nothing longer parses.
+    /// Check that the encoding parses back, alone and in a list, and that no shorter or longer
+    /// input parses.
     macro_rules! round_trip {
         ($kind:ident, $value:expr) => {
             let encoded = $value.encode();
@@ -381,7 +383,7 @@ mod tests {
         };
     }
 
-    /// What decodes encodes to the same bytes.
+    /// Check that anything that decodes encodes to the same bytes.
     macro_rules! same_bytes {
         ($data:expr, $($kind:ident)*) => {$(
             if let Ok(value) = $kind::decode($data) {

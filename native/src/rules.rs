@@ -1,10 +1,10 @@
-//! The rules of "Input Share Validation" that need nothing but the report (rules B2, B3).
+//! The checks of "Input Share Validation" that need only the report itself (rules B2, B3).
 
 use pyo3::prelude::*;
 
 use crate::report::{report_error, Extension, Reader};
 
-/// The bounds that a report is checked against; its times count the task's time precision.
+/// The bounds that a report is checked against. Times count the task's time precision.
 #[pyclass(module = "dapd._native", frozen, skip_from_py_object)]
 #[derive(Clone, Debug)]
 pub struct ReportRules {
@@ -31,8 +31,9 @@ impl ReportRules {
 }
 
 impl ReportRules {
-    /// The `ReportError` of a report of this time (B2). `report_too_early` comes last: it invites
-    /// another try, which can't help where another bound is broken as well.
+    /// Return the `ReportError` of a report with this time, if any (B2). `report_too_early` is
+    /// checked last: it tells the client to try again later, which is useless if another bound
+    /// rejects the report anyway.
     pub fn check(&self, time: u64) -> Option<u8> {
         if time < self.task_start {
             Some(report_error::TASK_NOT_STARTED)
@@ -47,8 +48,8 @@ impl ReportRules {
         }
     }
 
-    /// Whether the raw items of both lists are known, each list strictly increasing, and no type
-    /// occurs in both (B3). If not, the report is `invalid_message`.
+    /// Return whether all extension types are known, strictly increasing in each list, and in one
+    /// list only (B3). If not, the report is `invalid_message`. The lists are raw items.
     pub fn check_extensions(&self, public: &[u8], private: &[u8]) -> bool {
         let Some(public) = self.types(public) else {
             return false;

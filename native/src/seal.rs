@@ -1,8 +1,8 @@
 //! Sealing at rest: AES-256-GCM-SIV of aws-lc-rs, `0x01 || key_id(8) || nonce(12) || ciphertext`.
 //!
-//! GCM-SIV because nonces are random and one key seals for years (rule F2). What a value's AAD
-//! holds stands here for the columns that Rust seals, in `dapd/crypto.py` for all. The rows of a
-//! chunk are sealed one by one; their calls here take its columns as they are stored.
+//! GCM-SIV because nonces are random and one key seals for years (rule F2). The AADs of the columns
+//! that Rust seals are built here; `dapd/crypto.py` lists those of all columns. Each row of a chunk
+//! is sealed on its own; `reseal_rows` and `row_key_ids` take the chunk's columns as stored.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 const FORMAT: u8 = 1;
 const KEY_ID_LEN: usize = 8;
 const HEAD_LEN: usize = 1 + KEY_ID_LEN + NONCE_LEN;
-/// How many bytes longer than its plaintext a sealed value is.
+/// The number of bytes by which a sealed value is longer than its plaintext.
 pub const OVERHEAD: usize = HEAD_LEN + 16;
 
 /// `chunk_rows.rows`: one accepted report's row.
@@ -29,12 +29,12 @@ pub fn leader_state_aad(task_id: &[u8], job_id: &[u8]) -> Vec<u8> {
     [b"job_bodies.leader_state", task_id, job_id].concat()
 }
 
-/// `batch_shares.share`: what one job adds to one batch bucket (rule F3).
+/// `batch_shares.share`: one job's aggregate share for one batch bucket (rule F3).
 pub fn batch_share_aad(task_id: &[u8], job_id: &[u8], bucket: &[u8]) -> Vec<u8> {
     [b"batch_shares.share", task_id, job_id, bucket].concat()
 }
 
-/// The first key seals, all open.
+/// The sealing keys: the first one seals, all of them open.
 #[pyclass(module = "dapd._native", frozen)]
 pub struct Sealer(Vec<([u8; KEY_ID_LEN], LessSafeKey)>);
 
@@ -83,7 +83,7 @@ impl Sealer {
         out.extend_from_slice(tag.as_ref());
     }
 
-    /// Append the plaintext of `sealed` to `out`, which a failure leaves as it was.
+    /// Append the plaintext of `sealed` to `out`; on failure `out` is unchanged.
     pub fn open_to(&self, aad: &[u8], sealed: &[u8], out: &mut Vec<u8>) -> Result<()> {
         let id = key_id_of(sealed)?;
         let key = self
@@ -104,7 +104,7 @@ impl Sealer {
     }
 }
 
-/// The id of the key that sealed this value.
+/// Return the id of the key that sealed this value.
 fn key_id_of(sealed: &[u8]) -> Result<[u8; KEY_ID_LEN]> {
     if sealed.len() < OVERHEAD || sealed[0] != FORMAT {
         return Err(Error::value("not a sealed value"));
@@ -112,7 +112,7 @@ fn key_id_of(sealed: &[u8]) -> Result<[u8; KEY_ID_LEN]> {
     Ok(sealed[1..=KEY_ID_LEN].try_into().expect("the head is longer than that"))
 }
 
-/// Seal each row again. Every row keeps its length.
+/// Open each row and seal it again with the first key. Every row keeps its length.
 #[pyfunction]
 pub fn reseal_rows<'py>(
     py: Python<'py>,
@@ -145,7 +145,7 @@ fn resealed(
     Ok(out)
 }
 
-/// How many rows each key sealed, as (key id, rows).
+/// Count the rows that each key sealed: (key id, rows).
 #[pyfunction]
 pub fn row_key_ids<'py>(
     py: Python<'py>,

@@ -1,4 +1,4 @@
-//! What one job adds to a batch bucket (section "Batch Buckets"), and the two thread pools.
+//! A job's totals for each batch bucket (section "Batch Buckets"), and the two thread pools.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -21,12 +21,13 @@ fn pool(name: &'static str) -> ThreadPool {
         .expect("the system starts threads")
 }
 
-/// Verification of jobs.
+/// The pool that verifies aggregation jobs.
 pub static JOBS: LazyLock<ThreadPool> = LazyLock::new(|| pool("dapd-jobs"));
-/// Uploads, which must not wait behind jobs (rule E3), and a client's work.
+/// The pool for uploads, which must not wait behind jobs (rule E3), and for the client library.
 pub static UPLOADS: LazyLock<ThreadPool> = LazyLock::new(|| pool("dapd-uploads"));
 
-/// Rows that a thread takes at once: enough pieces to share out, few partial sums (rule E3).
+/// The rows that a thread takes at once: small enough to balance the load, large enough to keep
+/// partial sums few (rule E3).
 pub fn piece(rows: usize) -> usize {
     rows.div_ceil(4 * rayon::current_num_threads()).max(1)
 }
@@ -42,7 +43,7 @@ pub struct BucketTotal {
     share: Vec<u8>,
 }
 
-/// Whose totals they are: what names and seals a job's shares.
+/// The task and job that totals belong to: their shares are sealed with its ids as AAD.
 pub struct Owner {
     pub task: Arc<Task>,
     pub sealer: Py<Sealer>,
@@ -71,7 +72,7 @@ impl Owner {
         Ok(Self { task, sealer, job_id, batch_id })
     }
 
-    /// Seal the sums of the rows that count, given each one's id and time.
+    /// Seal the sum of each bucket, and compute count, checksum and times of the counted `rows`.
     pub fn totals<'a>(
         &self,
         shares: &Shares,

@@ -1,8 +1,8 @@
-//! Uploads (section "Leader Behavior" of "Uploading Reports"; rule B1): any number of requests are
-//! opened at once; their reports are grouped by task and bucket; each request gets its answer.
+//! Uploads (section "Leader Behavior" of "Uploading Reports"; rule B1).
 //!
-//! Replay and collected batches are the transaction's to judge: its word comes back as a column of
-//! outcomes for each part.
+//! One call opens any number of requests and groups their reports by task and bucket. The database
+//! transaction then checks for replays and collected batches, and returns a column of outcomes for
+//! each part; from these columns each request gets its answer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,14 +29,14 @@ struct Request {
     body: PyBackedBytes,
 }
 
-/// What opens and seals every report of a group.
+/// The keys that open and seal every report of a group.
 struct Opening<'a> {
     keyring: &'a Keyring,
     sealer: &'a Sealer,
 }
 
 impl Opening<'_> {
-    /// The stored row of a report, or why it is refused (rule B1).
+    /// Check, open and seal a report: its row to store, or the reason for refusing it (rule B1).
     fn accept(&self, request: &Request, report: &Report<'_>) -> Result<Vec<u8>, Rejection> {
         let (task, metadata) = (&*request.task, &report.metadata);
         match request.rules.check(metadata.time) {
@@ -73,7 +73,7 @@ impl Opening<'_> {
     }
 }
 
-/// What is left of a request: its reports' ids and outcomes, and where the accepted ones are.
+/// A parsed request: its reports' ids, and each one's outcome or its place in a part.
 struct Answering {
     error: Option<(usize, String)>,
     reports: Vec<(ReportId, Place)>,
@@ -185,7 +185,7 @@ impl Answering {
     }
 }
 
-/// The parts of a group as they grow.
+/// The parts of a group while they are being filled.
 #[derive(Default)]
 struct Parts {
     parts: Vec<Part>,
@@ -220,7 +220,7 @@ fn open_group(requests: &[Request], opening: &Opening<'_>) -> UploadGroup {
         .collect();
     let accept = |(request, report): &(&Request, &Report<'_>)| opening.accept(request, report);
     let opened: Vec<Result<Vec<u8>, Rejection>> = match reports.as_slice() {
-        // A single report is done before a thread of the pool wakes up.
+        // Opening a single report takes less time than waking a thread of the pool.
         [report] => vec![accept(report)],
         reports => UPLOADS.install(|| reports.par_iter().map(accept).collect()),
     };

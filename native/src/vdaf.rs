@@ -1,8 +1,8 @@
-//! Prio3 for two aggregators, by kind, and what a task adds to it.
+//! Prio3 for two aggregators, and the parameters that a task adds to it.
 //!
-//! The five kinds are one enum, taken apart once a call by `dispatch!`; all below is generic over
-//! the circuit. The ping-pong topology of the VDAF draft (section 5.7.1) is `prio`'s. No
-//! parallelism here, and no wire structure of DAP.
+//! The five kinds are one enum. `dispatch!` matches on it once per call; everything else is generic
+//! over the circuit. `prio` implements the ping-pong topology of the VDAF draft (section 5.7.1).
+//! This module knows neither threads nor DAP's messages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use zeroize::Zeroizing;
 use crate::error::{Error, Result};
 use crate::report::{report_error, ReportId};
 
-/// What an encoded measurement may hold at most: an input share is an `opaque<1..2^32-1>`.
+/// The most field elements of an encoded measurement: an input share is an `opaque<1..2^32-1>`.
 const MAX_ELEMENTS: u128 = (1 << 28) - 1;
 /// Padding is harmless, but a gadget's memory grows with its chunk.
 const MAX_PADDED_CHUNK: u128 = 1 << 16;
@@ -37,11 +37,11 @@ pub type Shares = BTreeMap<u64, Vec<u8>>;
 
 const WRONG_LENGTH: &str = "must have as many numbers as length says";
 
-/// A circuit of Prio3, and its measurements and results as the numbers that Python knows.
+/// A circuit of Prio3, with conversions of its measurements and results from and to numbers.
 pub trait Kind: Type + Flp<Field: Send + Sync> + Send + Sync + 'static {
-    /// Whether a measurement and a result are lists.
+    /// Whether a measurement is a list of numbers.
     const VECTOR: bool;
-    /// From `raw`, which has one number unless `VECTOR`; `len` is that of a result.
+    /// Convert `raw`, which has one number unless `VECTOR`; `len` is the length of a result.
     fn measurement(raw: Vec<u128>, len: usize) -> Result<Self::Measurement, &'static str>;
     fn result(result: Self::AggregateResult) -> Vec<u128>;
 }
@@ -87,7 +87,7 @@ impl Kind for SumVec<Field128, ParallelSum<Field128, Mul>> {
 impl Kind for Histogram<Field128, ParallelSum<Field128, Mul>> {
     const VECTOR: bool = false;
     fn measurement(raw: Vec<u128>, len: usize) -> Result<usize, &'static str> {
-        // `prio` indexes with it unseen.
+        // `prio` uses it as an index without checking it.
         let bucket = usize::try_from(raw[0]).ok().filter(|bucket| *bucket < len);
         bucket.ok_or("is not below length")
     }
@@ -143,13 +143,14 @@ pub struct Vdaf {
     elements: usize,
 }
 
-/// The parameters as they came, each checked under its own name.
+/// The parameters as Python passed them; errors name the parameter.
 struct Given<'a, 'py> {
     kind: &'a str,
     values: [(&'static str, Option<Bound<'py, PyAny>>); 4],
 }
 
 impl Given<'_, '_> {
+    /// Require that exactly the `expected` parameters were passed.
     fn only(&self, expected: &[&str]) -> Result<()> {
         for (name, value) in &self.values {
             let kind = self.kind;
@@ -162,7 +163,7 @@ impl Given<'_, '_> {
         Ok(())
     }
 
-    /// The parameter as a number from 1 to `max`.
+    /// Return the parameter, a number from 1 to `max`.
     fn get(&self, name: &str, max: u128) -> Result<u128> {
         let given = self.values.iter().find(|(n, _)| *n == name);
         let value = given.and_then(|(_, value)| value.as_ref()?.extract::<u128>().ok());
@@ -242,7 +243,7 @@ fn build(kind: &str, given: &Given<'_, '_>) -> Result<Built> {
         "sumvec" => {
             given.only(&["length", "max_measurement", "chunk_length"])?;
             let length = given.get("length", MAX_ELEMENTS)?;
-            // Far below the field's modulus, but a uint64 on the wire.
+            // The field could hold more, but on the wire this is a uint64.
             let max = given.get("max_measurement", u64::MAX.into())?;
             let elements = length * bits(max);
             let chunk = given.chunk_length(elements)?;
@@ -273,7 +274,7 @@ fn build(kind: &str, given: &Given<'_, '_>) -> Result<Built> {
     })
 }
 
-/// What verification needs of a task, computed once.
+/// A task's parameters for verification, computed once.
 pub struct Task {
     pub vdaf: Arc<AnyVdaf>,
     pub task_id: [u8; 32],
@@ -290,12 +291,12 @@ pub fn context(task_id: &[u8]) -> Vec<u8> {
 }
 
 impl Task {
-    /// `InputShareAad`, given the encoded metadata and public share as they stand on the wire.
+    /// Build the `InputShareAad` from the metadata and public share as encoded on the wire.
     pub fn aad(&self, metadata_and_public_share: &[u8]) -> Vec<u8> {
         [&self.aad_prefix, metadata_and_public_share].concat()
     }
 
-    /// The key of `Shares` for a report of this time.
+    /// Return the key in `Shares` of a report with this time.
     pub fn key(&self, time: u64) -> u64 {
         if self.bucket_by_time {
             time
@@ -304,7 +305,7 @@ impl Task {
         }
     }
 
-    /// A bucket's name: the time as 8 bytes, or the batch id (empty where there is none yet).
+    /// Return a bucket's name: the time as 8 bytes, or the batch id (empty if there is none yet).
     pub fn bucket(&self, key: u64, batch_id: &[u8]) -> Vec<u8> {
         if self.bucket_by_time {
             key.to_be_bytes().to_vec()
@@ -359,12 +360,12 @@ fn input_share<T: Kind>(vdaf: &P3<T>, aggregator: usize, bytes: &[u8]) -> Option
     InputShare::<T>::get_decoded_with_param(&(vdaf, aggregator), bytes).ok()
 }
 
-/// Whether the Leader's shares of an upload decode (rule B1).
+/// Return whether an upload's public share and Leader's input share decode (rule B1).
 pub fn leader_decodes<T: Kind>(vdaf: &P3<T>, public: &[u8], input: &[u8]) -> bool {
     public_share(vdaf, public).is_some() && input_share(vdaf, 0, input).is_some()
 }
 
-/// `ping_pong_leader_init`: the encoded state and the outbound message.
+/// `ping_pong_leader_init`: return the encoded state and the outbound message.
 pub fn leader_init<T: Kind>(
     vdaf: &P3<T>,
     task: &Task,
@@ -382,7 +383,7 @@ pub fn leader_init<T: Kind>(
     state.and_then(|state| Ok((state, message?))).map_err(|_| report_error::VDAF_VERIFY_ERROR)
 }
 
-/// `ping_pong_helper_init`: the output share and the outbound message (rule B2).
+/// `ping_pong_helper_init`: return the output share and the outbound message (rule B2).
 pub fn helper_init<T: Kind>(
     vdaf: &P3<T>,
     task: &Task,
@@ -410,12 +411,12 @@ pub fn helper_init<T: Kind>(
     }
 }
 
-/// A Leader's stored state, decoded. `None` is this side's own failure.
+/// Decode a Leader's stored state. `None` means that our own database is damaged.
 pub fn leader_state<T: Kind>(vdaf: &P3<T>, state: &[u8]) -> Option<VerifyState<T>> {
     VerifyState::<T>::get_decoded_with_param(&(vdaf, 0), state).ok()
 }
 
-/// `ping_pong_leader_continued`.
+/// `ping_pong_leader_continued`: return the output share.
 pub fn leader_continue<T: Kind>(
     vdaf: &P3<T>,
     task: &Task,
@@ -481,7 +482,7 @@ pub fn decode_aggregate<T: Kind>(vdaf: &P3<T>, bytes: &[u8]) -> Option<Aggregate
     Aggregate::<T>::get_decoded_with_param(&(vdaf, &()), bytes).ok()
 }
 
-/// An encoded sum without one of its output shares.
+/// Subtract an output share from an encoded sum that contains it.
 pub fn subtract<T: Kind>(vdaf: &P3<T>, sum: &[u8], output: &Output<T>) -> Option<Vec<u8>> {
     let mut sum = decode_aggregate(vdaf, sum)?;
     let negated: Vec<_> = output.as_ref().iter().map(|x| -*x).collect();

@@ -1,7 +1,7 @@
 //! The test vectors of the VDAF draft, read from `<repository>/../shared/vectors/vdaf` if present.
 //!
-//! Each file runs twice: through `prio`'s own checker, which knows all shares, randomness and the
-//! step at which a bad report fails; and, with two shares, through what a job calls.
+//! Each file runs through `prio`'s own checker, which knows all shares, randomness and the step at
+//! which a bad report fails. Files with two shares also run through the calls that a job makes.
 
 use std::fs;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use prio::vdaf::test_utils::{
 };
 use zeroize::Zeroizing;
 
-/// The files of one VDAF, or none with the reason printed.
+/// Read the files of one VDAF. If there are none, print the reason.
 fn files(kind: &str) -> Vec<(String, TestVector)> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared/vectors/vdaf");
     let Ok(entries) = fs::read_dir(&folder) else {
@@ -37,12 +37,12 @@ fn files(kind: &str) -> Vec<(String, TestVector)> {
     found
 }
 
-/// The step that fails, if the file is of a bad report.
+/// Return the step that fails, if the file describes a bad report.
 fn failure(vector: &TestVector) -> Option<&OperationKind> {
     vector.operations.iter().find(|op| !op.success).map(|op| &op.operation)
 }
 
-/// The vector's key and context; the rest plays no part in one report's verification.
+/// Build a task with the vector's key and context; verifying a report uses nothing else of it.
 fn task(vector: &TestVector) -> Task {
     Task {
         vdaf: AnyVdaf::Count(Prio3Count::new_count(2).unwrap()).into(),
@@ -59,7 +59,7 @@ fn finish_message(report: &VerificationTestVector) -> Vec<u8> {
     PingPongMessage::Finish { verifier_message }.get_encoded().unwrap()
 }
 
-/// One report through the calls of a Leader's and a Helper's job.
+/// Verify one report through the calls of a Leader's and a Helper's job.
 fn check_job<T: Kind>(name: &str, vdaf: &P3<T>, vector: &TestVector, index: usize) {
     let (task, report) = (task(vector), &vector.reports[index]);
     let id = report.nonce.0.clone().try_into().unwrap();
@@ -90,7 +90,7 @@ fn check_job<T: Kind>(name: &str, vdaf: &P3<T>, vector: &TestVector, index: usiz
     }
 }
 
-/// All files of one VDAF.
+/// Define a test that runs all files of one VDAF.
 macro_rules! vectors {
     ($test:ident, $vdaf:ty, $kind:literal) => {
         #[test]
