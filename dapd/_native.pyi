@@ -1,4 +1,4 @@
-"""The Rust data plane: whole requests and jobs in, columns out.
+"""The Rust data plane: it takes whole requests and jobs and returns columns.
 
 Conventions of every call here:
 
@@ -7,8 +7,8 @@ Conventions of every call here:
   *lengths* are ``n`` little-endian uint32; times count the task's time precision;
 - a *bucket* is the report's time as 8 big-endian bytes, or the 32-byte batch id, or empty
   (a leader-selected report that has no batch yet);
-- every call releases the GIL, may be repeated, and never raises for one bad report. What does
-  not parse as a whole raises ``dapd.errors.DecodeError``; bad parameters raise ``ValueError``.
+- every call releases the GIL, may be repeated, and never raises for one bad report. A malformed
+  message raises ``dapd.errors.DecodeError``; bad parameters raise ``ValueError``.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,10 @@ Extensions: TypeAlias = Sequence[tuple[int, bytes]]
 
 @final
 class Vdaf:
-    """A Prio3 instance for two aggregators. Raises ``ValueError`` that names the parameter."""
+    """A Prio3 instance for two aggregators.
+
+    Raises ``ValueError``, naming the parameter.
+    """
 
     def __new__(
         cls,
@@ -35,14 +38,14 @@ class Vdaf:
     ) -> Vdaf: ...
     @property
     def measurement_len(self) -> int:
-        """Field elements of an encoded measurement."""
+        """The number of field elements of an encoded measurement."""
     @property
     def aggregate_share_len(self) -> int:
-        """Bytes of an encoded aggregate share."""
+        """The number of bytes of an encoded aggregate share."""
 
 @final
 class TaskParameters:
-    """What verification needs of a task; built once and shared.
+    """A task's parameters for verification, built once and shared.
 
     ``verify_key`` is 32 bytes. ``bucket_by_time`` is true in the time-interval batch mode.
     """
@@ -61,8 +64,9 @@ class TaskParameters:
 class ReportRules:
     """The bounds that "Input Share Validation" checks a report against (rules B2, B3).
 
-    ``time > too_early_after`` is too early, ``time < task_start`` not started,
-    ``time >= task_end`` expired, ``time < expired_before`` dropped.
+    A report is ``report_too_early`` if ``time > too_early_after``, ``task_not_started`` if
+    ``time < task_start``, ``task_expired`` if ``time >= task_end``, and ``report_dropped`` if
+    ``time < expired_before``.
     """
 
     def __new__(
@@ -79,7 +83,7 @@ class ReportRules:
 class HpkeKeypair:
     """One HPKE key pair with its config id. The private key is zeroized when dropped.
 
-    Raises ``ValueError`` for an unsupported suite, a malformed key, or halves that don't match.
+    Raises ``ValueError`` for an unsupported suite, a malformed key, or keys that don't match.
     """
 
     def __new__(
@@ -98,18 +102,19 @@ class HpkeKeypair:
     @property
     def private_key(self) -> bytes: ...
     def open(self, info: bytes, aad: bytes, enc: bytes, payload: bytes) -> bytes:
-        """RFC 9180 ``OpenBase``. Raises ``ValueError`` if it does not open."""
+        """RFC 9180 ``OpenBase``. Raises ``ValueError`` if the ciphertext does not open."""
 
 def hpke_seal(
     config: HpkeConfigTuple, info: bytes, aad: bytes, plaintext: bytes
 ) -> tuple[bytes, bytes]:
     """RFC 9180 ``SealBase``: (enc, payload). Raises ``ValueError`` for a bad suite or key."""
 
-def hpke_supported(kem_id: int, kdf_id: int, aead_id: int) -> bool: ...
+def hpke_supported(kem_id: int, kdf_id: int, aead_id: int) -> bool:
+    """Return whether the Rust extension implements this HPKE suite."""
 
 @final
 class Keyring:
-    """Key pairs, looked up by config id; immutable. Raises ``ValueError`` for a repeated id."""
+    """An immutable set of key pairs by config id. Raises ``ValueError`` for a repeated id."""
 
     def __new__(cls, keypairs: Sequence[HpkeKeypair]) -> Keyring: ...
     @property
@@ -119,52 +124,61 @@ class Keyring:
 class Sealer:
     """AES-256-GCM-SIV at rest: ``0x01 || key_id(8) || nonce(12) || ciphertext``.
 
-    The first key seals, all open. ``keys`` are (8-byte id, 32-byte key).
+    The first key seals, all of them open. ``keys`` are (8-byte id, 32-byte key).
     """
 
     def __new__(cls, keys: Sequence[tuple[bytes, bytes]]) -> Sealer: ...
     @property
     def key_ids(self) -> list[bytes]:
-        """In the order of ``keys``."""
+        """The keys' ids, in the order of ``keys``."""
     def seal(self, aad: bytes, plaintext: bytes) -> bytes: ...
     def open(self, aad: bytes, sealed: bytes) -> bytes:
-        """Raises ``ValueError``: unknown key id (named), or the value was tampered with."""
+        """Open a sealed value.
+
+        Raises ``ValueError`` if its key is unknown (naming the id), or if the value or its AAD was
+        changed.
+        """
 
 def reseal_rows(sealer: Sealer, task_id: bytes, ids: bytes, lengths: bytes, rows: bytes) -> bytes:
-    """The rows of a chunk, each sealed again with the first key; each keeps its length (rule F2).
+    """Seal the rows of a chunk again with the first key; each keeps its length (rule F2).
 
     Raises ``ValueError`` for a row that does not parse or open.
     """
 
 def row_key_ids(ids: bytes, lengths: bytes, rows: bytes) -> list[tuple[bytes, int]]:
-    """How many rows of a chunk each sealing key sealed: (key id, rows). Raises ``ValueError`` for
-    columns that do not fit together or rows that do not parse."""
+    """Count the rows of a chunk that each sealing key sealed: (key id, rows).
+
+    Raises ``ValueError`` if the columns differ in length or a row does not parse.
+    """
 
 @final
 class ReplayIndex:
-    """Which report ids of a task are taken: 64-bit keyed hashes under a random secret key (F4).
+    """The report ids that each task has admitted, as keyed 64-bit hashes (rules D3, F4).
 
-    Two ids of a task with one hash (chance 2^-64 a pair) cost the later report its place, no more.
+    If two ids of a task have the same hash (probability 2^-64 per pair), the later report is
+    rejected as replayed; nothing else goes wrong.
     """
 
     def __new__(cls) -> ReplayIndex: ...
     def load(self, task_pk: int, ids: bytes) -> None:
-        """Add ids without a way back (rebuild at start)."""
+        """Add ids that ``rollback`` doesn't remove, when rebuilding the index at start."""
     def admit(self, task_pk: int, ids: bytes) -> bytes:
-        """A mask of the ids known before (1), also by an earlier place here; adds the rest."""
+        """Add ids; return a mask: 1 for each known already, or repeated within ``ids``."""
     def peek(self, task_pk: int, ids: bytes) -> bytes:
-        """The same mask, adding nothing; a hint without promise."""
+        """Return the mask of ``admit`` without adding ids. It may be outdated by the next call."""
     def commit(self) -> None:
         """Make all admits since the last commit or rollback permanent."""
     def rollback(self) -> None:
         """Undo all admits since the last commit or rollback."""
     def forget(self, task_pk: int, ids: bytes) -> None:
-        """Free ids without a way back: after the commit that deletes them, never before."""
+        """Remove ids, which ``rollback`` doesn't restore. Call it only after the transaction that
+        deletes them has committed.
+        """
     def __len__(self) -> int: ...
 
 @final
 class UploadPart:
-    """The readable reports of one task and bucket in an upload group."""
+    """The acceptable reports of one task and bucket in an upload group."""
 
     @property
     def task_id(self) -> bytes: ...
@@ -175,11 +189,11 @@ class UploadPart:
     @property
     def ids(self) -> bytes: ...
     def chunks(self, rejected: bytes, max_rows: int) -> list[Chunk]:
-        """The rows whose outcome in ``rejected`` is 0, in chunks of at most ``max_rows``."""
+        """Return the rows whose outcome in ``rejected`` is 0, in chunks of ``max_rows`` at most."""
 
 @final
 class UploadAnswer:
-    """``error`` is (offset, reason) where the request as a whole is malformed."""
+    """The answer to one upload request; ``error`` is (offset, reason) if it is malformed."""
 
     @property
     def error(self) -> tuple[int, str] | None: ...
@@ -188,17 +202,19 @@ class UploadAnswer:
         """The encoded ``UploadErrors``; empty if all were accepted."""
     @property
     def outcomes(self) -> dict[int, int]:
-        """How many reports had each outcome; 0 is "accepted"."""
+        """The number of reports with each outcome; 0 is "accepted"."""
 
 @final
 class UploadGroup:
+    """The opened reports of some upload requests, grouped into parts."""
+
     @property
     def parts(self) -> list[UploadPart]: ...
     @property
     def unknown_config_ids(self) -> bytes:
-        """Distinct Leader config ids that the keyring lacks."""
+        """The distinct Leader config ids that the keyring lacks."""
     def answers(self, rejected: Sequence[bytes]) -> list[UploadAnswer]:
-        """One answer a request, given a column of outcomes for each part."""
+        """Return one answer per request, given a column of outcomes for each part."""
 
 def open_uploads(
     requests: Sequence[tuple[TaskParameters, ReportRules, bytes]],
@@ -208,14 +224,14 @@ def open_uploads(
     """Parse, check, open and seal the reports of any number of upload requests (rule B1)."""
 
 def parse_upload_errors(body: bytes) -> list[tuple[bytes, int]]:
-    """``UploadErrors`` as (report id, ReportError code)."""
+    """Parse ``UploadErrors`` into (report id, ReportError code) pairs."""
 
 def cut_chunk(ids: bytes, lengths: bytes, rows: bytes, keep: bytes) -> Chunk | None:
-    """The rows whose byte in ``keep`` is not 0; ``None`` if that is no row."""
+    """Return the rows whose byte in ``keep`` is not 0; ``None`` if there are none."""
 
 @final
 class BucketTotal:
-    """What one job adds to one batch bucket. ``share`` is sealed (see ``dapd.crypto``)."""
+    """One job's total for one batch bucket. ``share`` is sealed (see ``dapd.crypto``)."""
 
     @property
     def bucket(self) -> bytes: ...
@@ -232,21 +248,25 @@ class BucketTotal:
 
 @final
 class LeaderStart:
+    """The result of ``leader_start``."""
+
     @property
     def verify_inits(self) -> bytes:
         """The ``VerifyInit`` list; empty if the Leader rejects every report."""
     @property
     def state(self) -> bytes:
-        """The sealed verification state of every row."""
+        """The sealed verification state of all reports."""
     @property
     def outcomes(self) -> bytes:
-        """A row per report of the chunks, 0 if it is in ``verify_inits``."""
+        """A byte per report of the chunks, 0 if the report is in ``verify_inits``."""
 
 @final
 class LeaderFinish:
+    """The result of ``leader_finish``."""
+
     @property
     def outcomes(self) -> bytes:
-        """A row per report of the job's chunks, 0 if it counts in the totals."""
+        """A byte per report of the job's chunks, 0 if the report counts in the totals."""
     @property
     def buckets(self) -> list[BucketTotal]: ...
 
@@ -257,8 +277,11 @@ def leader_start(
     job_id: bytes,
     chunks: Sequence[tuple[bytes, bytes, bytes]],
 ) -> LeaderStart:
-    """Section "Leader Initialization": ``chunks`` are (ids, lengths, rows). Raises ``ValueError``
-    if a stored row does not open or parse, which is this side's own failure."""
+    """Verify a job's reports up to the Leader's first message (section "Leader Initialization").
+
+    ``chunks`` are (ids, lengths, rows). Raises ``ValueError`` if a stored row does not open or
+    parse, which means that our own database is damaged.
+    """
 
 def leader_finish(
     parameters: TaskParameters,
@@ -268,12 +291,16 @@ def leader_finish(
     state: bytes,
     response: bytes,
 ) -> LeaderFinish:
-    """Section "Leader Initialization", from the ``AggregationJobResp``; with an empty response if
-    ``verify_inits`` was empty. Raises ``DecodeError`` if the response does not parse, has a
-    ``finish`` entry, or missing, extra or reordered ids (rule B5)."""
+    """Finish a job with the Helper's ``AggregationJobResp`` (section "Leader Initialization").
+
+    ``response`` is empty if ``verify_inits`` was. Raises ``DecodeError`` if the response does not
+    parse, has a ``finish`` entry, or missing, extra or reordered ids (rule B5).
+    """
 
 @final
 class HelperFinish:
+    """The result of ``HelperVerified.finish``."""
+
     @property
     def response(self) -> bytes:
         """The encoded ``AggregationJobResp``."""
@@ -289,28 +316,35 @@ class HelperFinish:
 
 @final
 class HelperVerified:
-    """A verified job that waits for the transaction's word on replays and collected batches."""
+    """A verified job, to be finished with the replays and collected batches that the transaction
+    finds.
+    """
 
     @property
     def seconds_per_report(self) -> float:
-        """Of one thread, per report that was verified; 0 if none was."""
+        """The time that one thread took per verified report; 0 if none was verified."""
     @property
     def buckets(self) -> list[bytes]:
         """The sorted distinct buckets of the rows that verification did not reject."""
     def candidates(self, collected: Sequence[bytes]) -> bytes:
-        """The ids, in order, of the rows not rejected whose bucket is not in ``collected``."""
+        """Return the ids, in order, of the rows not rejected whose bucket is not collected."""
     def rework_seconds(self, collected: Sequence[bytes], replayed: bytes) -> float:
-        """What ``finish`` would cost: 0 if the verdict agrees with ``known``; infinite if a row
-        that ``known`` left out must count. ``replayed`` is a mask over ``candidates(collected)``.
+        """Estimate the time that ``finish`` takes to subtract rows from the sums.
+
+        It is 0 if ``known`` was right about every row, and infinite if a row counts that ``known``
+        left out. ``replayed`` is a mask over ``candidates(collected)``.
         """
     def known(self, collected: Sequence[bytes], replayed: bytes) -> bytes:
-        """The column to hand to ``verify`` again where ``rework_seconds`` is too long."""
+        """Return the ``known`` for another ``verify``, if ``rework_seconds`` is too long."""
     def finish(self, collected: Sequence[bytes], replayed: bytes) -> HelperFinish:
-        """Pure, without a pool (rule E3). Raises ``ValueError`` for infinite ``rework_seconds``."""
+        """Decide every row, and build the response and the totals. Pure, without threads (E3).
+
+        Raises ``ValueError`` if ``rework_seconds`` is infinite.
+        """
 
 @final
 class HelperJob:
-    """The ``VerifyInit`` list of an ``AggregationJobInitReq``, from ``offset`` of ``body`` on.
+    """The ``VerifyInit`` list of an ``AggregationJobInitReq``, which starts at ``offset``.
 
     Raises ``DecodeError`` for bytes that do not parse, an empty list, or a repeated report id.
     """
@@ -323,7 +357,7 @@ class HelperJob:
         """The time of the newest report, up to 2^64 - 1."""
     @property
     def config_ids(self) -> bytes:
-        """Distinct config ids of the Helper's input shares."""
+        """The distinct config ids of the Helper's input shares."""
     @property
     def ids(self) -> bytes: ...
     def verify(
@@ -336,9 +370,10 @@ class HelperJob:
         batch_id: bytes | None,
         known: bytes,
     ) -> HelperVerified:
-        """Sections "Input Share Decryption", "Input Share Validation", "Helper Initialization".
+        """Open, check and verify every report, and sum the output shares per bucket.
 
-        A row whose outcome in ``known`` is not 0 is left out with that outcome.
+        Sections "Input Share Decryption", "Input Share Validation", "Helper Initialization". A row
+        whose outcome in ``known`` is not 0 is left out with that outcome.
         """
 
 def shard(
@@ -347,9 +382,9 @@ def shard(
     measurements: Sequence[int] | Sequence[Sequence[int]],
     report_ids: bytes,
 ) -> tuple[list[bytes], list[bytes], list[bytes]]:
-    """``Vdaf.shard`` for each measurement: public shares, Leader's and Helper's input shares.
+    """Shard each measurement: (public shares, Leader's input shares, Helper's input shares).
 
-    Raises ``ValueError`` for a measurement that the VDAF can't encode, naming its place.
+    Raises ``ValueError`` for a measurement that the VDAF can't encode, naming its index.
     """
 
 def seal_reports(
@@ -367,11 +402,13 @@ def seal_reports(
     leader_extensions: Extensions = ...,
     helper_extensions: Extensions = ...,
 ) -> list[bytes]:
-    """Encoded ``Report``s, in order; joined they are an ``UploadRequest``."""
+    """Seal shares to the Aggregators: encoded ``Report``s, which joined are an ``UploadRequest``.
+
+    Raises ``ValueError`` for an unusable HPKE configuration or columns of different lengths.
+    """
 
 def merge(vdaf: Vdaf, shares: Iterable[bytes]) -> bytes:
-    """``Vdaf.merge`` of encoded aggregate shares; of none, the encoded zero share."""
+    """Add up encoded aggregate shares; without any, return the encoded zero share."""
 
-def unshard(
-    vdaf: Vdaf, leader_share: bytes, helper_share: bytes, count: int
-) -> int | list[int]: ...
+def unshard(vdaf: Vdaf, leader_share: bytes, helper_share: bytes, count: int) -> int | list[int]:
+    """Compute the result of a batch of ``count`` reports from both aggregate shares."""

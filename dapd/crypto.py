@@ -1,11 +1,10 @@
-"""Keys at work: HPKE, sealing at rest, request tokens. A typed facade over ``dapd._native``.
+"""HPKE, sealing at rest and request tokens: a typed facade over ``dapd._native``.
 
-Left out: where keys are kept and when they change (``dapd.keys``), and all that happens to a
-report, which ``dapd._native`` opens and seals by itself. Sections "HPKE Configuration Request"
-and "Request Authentication"; rules A9, F2, F3.
+``dapd.keys`` keeps and rotates keys; ``dapd._native`` itself opens and seals reports. Sections
+"HPKE Configuration Request" and "Request Authentication"; rules A9, F2, F3.
 
-A sealed value is ``0x01 || key id (8) || nonce (12) || ciphertext``. Its AAD is the column's name,
-then what names the value before it has a row, so a value moved to another place does not open.
+A sealed value is ``0x01 || key id (8) || nonce (12) || ciphertext``. Its AAD is the column's name
+and ids that identify the value, so a value copied to another row or column does not open.
 """
 
 from __future__ import annotations
@@ -57,12 +56,12 @@ _TAG_SIZE = 16
 
 
 def sealing_key_id(key: bytes) -> bytes:
-    """The 8 bytes that name a sealing key: the head of its SHA-256 (rule F2)."""
+    """Return the 8-byte id of a sealing key: the start of its SHA-256 (rule F2)."""
     return hashlib.sha256(key).digest()[:_KEY_ID_SIZE]
 
 
 def make_sealer(keys: Sequence[bytes]) -> Sealer:
-    """A ``Sealer`` whose first key seals and whose keys, 32 bytes each, all open.
+    """Build a ``Sealer`` from 32-byte keys: the first one seals, all of them open.
 
     Raises ``ValueError`` for no key, a key of another length, or the same key twice.
     """
@@ -70,7 +69,7 @@ def make_sealer(keys: Sequence[bytes]) -> Sealer:
 
 
 def seal_key_id_of(sealed: bytes) -> bytes:
-    """The id of the key that sealed this value. Raises ``ValueError`` if it is not a sealed one."""
+    """Return the id of the key that sealed this value. Raises ``ValueError`` if it isn't sealed."""
     if len(sealed) < 1 + _KEY_ID_SIZE + _NONCE_SIZE + _TAG_SIZE or sealed[0] != _FORMAT:
         raise ValueError("not a sealed value")
     return sealed[1 : 1 + _KEY_ID_SIZE]
@@ -107,16 +106,16 @@ def leader_state_aad(task_id: bytes, job_id: bytes) -> bytes:
 
 
 def batch_share_aad(task_id: bytes, job_id: bytes, bucket: bytes) -> bytes:
-    """AAD of ``batch_shares.share``: what one job adds to one batch bucket (rule F3)."""
+    """AAD of ``batch_shares.share``: one job's aggregate share for one batch bucket (rule F3)."""
     return b"batch_shares.share" + task_id + job_id + bucket
 
 
 def hash_token(token: str) -> bytes:
-    """The SHA-256 under which an inbound token is stored (I9)."""
+    """Return the SHA-256 of an inbound token, the only form in which it is stored (rule I9)."""
     return hashlib.sha256(token.encode()).digest()
 
 
 def token_matches(token: str, hashes: Sequence[bytes]) -> bool:
-    """Whether ``token`` is one of those stored as ``hashes``, each in constant time (rule A9)."""
+    """Return whether ``token`` has one of these hashes, comparing in constant time (rule A9)."""
     presented = hash_token(token)
     return any(hmac.compare_digest(presented, stored) for stored in hashes)

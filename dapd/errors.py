@@ -1,6 +1,6 @@
-"""Exceptions, sorted by who is to blame.
+"""Exceptions, one class per culprit: the peer, the operator, the database.
 
-One report that fails is never an exception: it is an outcome in a column.
+A report that fails is never an exception: it is an outcome in a column.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ _MAX_DESCRIPTION = 500
 
 
 class DecodeError(ValueError):
-    """Bytes that are not what they should be: ``reason`` at byte ``offset``."""
+    """Malformed bytes: what is wrong (``reason``) and where (``offset``)."""
 
     def __init__(self, offset: int, reason: str) -> None:
         super().__init__(f"{reason} at byte {offset}")
@@ -18,7 +18,7 @@ class DecodeError(ValueError):
 
 
 class Abort(Exception):
-    """The peer's request is at fault: it ends with a problem document (section "Errors").
+    """The peer's request is at fault; the server answers a problem document (section "Errors").
 
     ``type`` is one of the draft's eleven error tokens, or ``None`` for a plain HTTP status.
     """
@@ -39,7 +39,7 @@ class Abort(Exception):
 
 
 class PeerError(Exception):
-    """The other Aggregator answered something that can't be used, or nothing."""
+    """The other Aggregator sent no answer, or one that can't be used."""
 
 
 class DatastoreError(Exception):
@@ -47,7 +47,7 @@ class DatastoreError(Exception):
 
 
 class UnfitDatastore(DatastoreError):
-    """This program may not run on the database, and a restart doesn't change that."""
+    """This program must not open the database, and a restart doesn't change that."""
 
 
 class UsageError(Exception):
@@ -58,12 +58,12 @@ class UsageError(Exception):
 
 
 class NotYet(UsageError):
-    """The input may be right and only too early: a later start may succeed with it."""
+    """The input may be right but too early: starting again later may succeed."""
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """Foreign text for a terminal or a page: what can't be seen, or turns the direction of what
-    follows, is written as an escape, but for the characters in ``keep``.
+    """Make foreign text safe for a terminal or a page: escape characters that are invisible or
+    change the direction of text, except those in ``keep``.
     """
     return "".join(
         each if each.isprintable() or each in keep else each.encode("unicode_escape").decode()
@@ -72,8 +72,8 @@ def printable(text: str, *, keep: str = "") -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line, for the log. Not its ``repr``, which may show what was worked on,
-    as that of a ``UnicodeDecodeError`` does.
+    """Describe an exception in one line, for the log. Never use its ``repr``, which may contain
+    the data being processed, as that of a ``UnicodeDecodeError`` does.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

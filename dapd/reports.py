@@ -1,10 +1,10 @@
-"""Reports as columns: the typed door to the Rust data plane.
+"""Reports as columns: the part of the Rust extension that processes them, and some helpers.
 
-Left out: keys and sealing (``dapd.crypto``), and what only the database knows: replay and
-collected batches are decided in a transaction and come back as columns of outcomes. Sections
-"Uploading Reports", "Verifying and Aggregating Reports"; rules B1, B2, B5, E3.
+Keys and sealing are in ``dapd.crypto``. Replays and collected batches are not decided here: only a
+database transaction knows them, and passes them in as columns of outcomes. Sections "Uploading
+Reports", "Verifying and Aggregating Reports"; rules B1, B2, B5, E3.
 
-``dapd/_native.pyi`` says what each call takes and gives. No function here looks at one report.
+``dapd/_native.pyi`` documents each call. No Python code here loops over all reports of a job.
 """
 
 from __future__ import annotations
@@ -67,16 +67,16 @@ __all__ = [
 ]
 
 REPORT_ID_SIZE = 16
-# As in the stub, which does not exist at run time.
+# Repeated from the stub, which can't be imported at run time.
 Chunk = tuple[int, int, int, bytes, bytes, bytes]
-"""(n, time_min, time_max, ids, lengths, rows) of some accepted reports; times inclusive."""
+"""Some accepted reports: (n, time_min, time_max, ids, lengths, rows); times inclusive."""
 Extensions = Sequence[tuple[int, bytes]]
-"""Report extensions: (type, data)."""
+"""Report extensions as (type, data)."""
 
 
 class ReportError(IntEnum):
-    """``ReportError``, an open registry: codes beyond these are numbers. In a column of outcomes
-    0, which the draft reserves, means that nothing is wrong with the report.
+    """``ReportError``. Peers may send codes beyond these. In a column of outcomes, 0 (reserved in
+    the draft) means that nothing is wrong with the report.
     """
 
     FINE = 0
@@ -97,29 +97,29 @@ _NAMES = {error.value: error.name.lower() for error in ReportError}
 
 
 def outcome_name(code: int) -> str:
-    """The draft's name of an outcome; ``report_error_N`` for one that it does not have."""
+    """Return the draft's name of an outcome; ``report_error_N`` for one without a name."""
     return _NAMES.get(code, f"report_error_{code}")
 
 
 def count_outcomes(outcomes: bytes) -> dict[int, int]:
-    """How often each outcome occurs in a column."""
+    """Count how often each outcome occurs in a column."""
     return dict(Counter(outcomes))
 
 
 def split_ids(ids: bytes) -> list[bytes]:
-    """The report ids of a column. For messages and small columns, not for hot paths."""
+    """Split a column into report ids. For messages and small columns, not for hot paths."""
     return [ids[at : at + REPORT_ID_SIZE] for at in range(0, len(ids), REPORT_ID_SIZE)]
 
 
 def mask_of(outcomes: bytes, code: int) -> bytes:
-    """A byte per row: 1 where the outcome is ``code``, else 0; ``cut_chunk`` keeps the ones."""
+    """Return a byte per row for ``cut_chunk``: 1 where the outcome is ``code``, else 0."""
     table = bytearray(256)
     table[code] = 1
     return outcomes.translate(bytes(table))
 
 
 def ids_where(ids: bytes, outcomes: bytes, code: int) -> bytes:
-    """The ids of the rows whose outcome is ``code``, in order."""
+    """Return the ids of the rows whose outcome is ``code``, in order."""
     found = []
     row = outcomes.find(code)
     while row >= 0:

@@ -1,7 +1,7 @@
-"""The VDAFs of DAP: from a task's configuration to an instance, from text to measurements.
+"""The VDAFs of DAP: configurations, instances, and the text form of measurements and results.
 
-Left out: their wire encoding (``dapd.messages.task``) and all that happens to a report
-(``dapd.reports``). Section "VDAF Configuration Encodings"; the VDAF draft, section 7.
+Their wire encoding is in ``dapd.messages.task``, the processing of reports in ``dapd.reports``.
+Section "VDAF Configuration Encodings"; the VDAF draft, section 7.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ Measurement = int | list[int]
 AggregateResult = int | list[int]
 
 KINDS: Mapping[str, type[VdafConfiguration]] = {each.kind: each for each in VDAF_CONFIGURATIONS}
-"""The names of VDAFs in files and on the command line."""
+"""The configuration class of each VDAF, by its name in files and on the command line."""
 
 
 def make_vdaf(config: VdafConfiguration) -> Vdaf:
-    """The instance for two aggregators. Raises ``ValueError`` that names the parameter."""
+    """Build the instance for two aggregators. Raises ``ValueError``, naming the parameter."""
     parameters: dict[str, int] = {
         field.name: getattr(config, field.name) for field in fields(config)
     }
@@ -54,8 +54,10 @@ def make_vdaf(config: VdafConfiguration) -> Vdaf:
 
 
 def make_config(kind: str, parameters: Mapping[str, int]) -> VdafConfiguration:
-    """The configuration of a VDAF by name, its ``chunk_length`` filled in where it has one and
-    none is given. Raises ``ValueError`` that names what is unknown, missing, superfluous or bad.
+    """Build a VDAF's configuration from its name and parameters.
+
+    A missing ``chunk_length`` gets its default. Raises ``ValueError``, naming the parameter that is
+    unknown, missing or bad.
     """
     cls = KINDS.get(kind)
     if cls is None:
@@ -65,14 +67,14 @@ def make_config(kind: str, parameters: Mapping[str, int]) -> VdafConfiguration:
     if superfluous := sorted(given.keys() - names):
         raise ValueError(f"VDAF {kind} takes no {superfluous[0]}")
     if "chunk_length" in names and "chunk_length" not in given:
-        # Wrong parameters have no default; the native constructor says what is wrong with them.
+        # If other parameters are wrong, the native constructor below says which.
         given["chunk_length"] = default_chunk_length(kind, given)
     Vdaf(kind, **given)
     return cls(**given)
 
 
 def default_chunk_length(kind: str, parameters: Mapping[str, int]) -> int:
-    """The square root of the encoded measurement's length, as the VDAF draft advises; 1 where
+    """Return the square root of the encoded measurement's length, as the VDAF draft advises; 1 if
     the parameters give no length or the VDAF has no chunks.
     """
     length = max(parameters.get("length", 1), 1)
@@ -84,7 +86,7 @@ def default_chunk_length(kind: str, parameters: Mapping[str, int]) -> int:
 
 
 def expected_measurement(config: VdafConfiguration) -> str:
-    """What a measurement looks like as text, for messages to people."""
+    """Describe the text form of a measurement, for error messages."""
     match config:
         case Prio3Count():
             return "0 or 1"
@@ -101,7 +103,7 @@ def expected_measurement(config: VdafConfiguration) -> str:
 
 
 def parse_measurement(config: VdafConfiguration, text: str) -> Measurement:
-    """The measurement that ``text`` stands for. Raises ``ValueError`` that says what it must be."""
+    """Parse a measurement. Raises ``ValueError``, saying what is expected."""
     try:
         values = [int(item) for item in text.split(",")]
     except ValueError:
@@ -118,7 +120,7 @@ def parse_measurement(config: VdafConfiguration, text: str) -> Measurement:
 
 
 def _is_measurement(config: VdafConfiguration, values: list[int]) -> bool:
-    """Whether the VDAF encodes these values; a single one stands in a list of its own."""
+    """Return whether the VDAF can encode these values; a scalar is a list of one."""
     match config:
         case Prio3Count():
             length, largest, total = 1, 1, 1
@@ -137,5 +139,5 @@ def _is_measurement(config: VdafConfiguration, values: list[int]) -> bool:
 
 
 def format_result(result: AggregateResult) -> str:
-    """The result as text: a number, or numbers separated by commas."""
+    """Format a result: a number, or numbers separated by commas."""
     return str(result) if isinstance(result, int) else ",".join(map(str, result))

@@ -1,17 +1,17 @@
-"""DAP as an HTTP client, once: send, poll, delete (sections "HTTP Usage" and "Errors").
+"""The HTTP client of DAP: send, poll, delete (sections "HTTP Usage" and "Errors").
 
-Every exchange ends as a value, never as an exception:
+Every exchange returns one of these values and never raises:
 
-- ``Ready``: the resource's representation, of the media type that was asked for;
+- ``Ready``: the resource's representation, of the expected media type;
 - ``Processing``: the peer works on it; poll ``location``;
 - ``Refused``: a 4xx that says what is wrong with the request;
-- ``Unknown``: nothing that can be believed: no connection, a cut or oversized body, a wrong media
-  type, a redirect, a Location of another origin, 408, 425, 429, 5xx. The peer may or may not have
-  done what was asked. ``status`` is ``None`` unless a whole answer came.
+- ``Unknown``: no usable answer: no connection, a truncated or oversized body, a wrong media type,
+  a redirect, a Location of another origin, 408, 425, 429, 5xx. The peer may or may not have carried
+  out the request. ``status`` is ``None`` unless a whole answer arrived.
 
-Left out: which refusals are final (rule D4), and what a body means. Redirects are not followed,
-cookies not kept, bodies not decompressed: what arrives is what the peer sent. ``until_known``
-repeats an exchange for a client that can wait; the Leader's driver never waits (I5).
+Callers decide which refusals are final (rule D4) and parse the bodies. This client follows no
+redirects, keeps no cookies and decompresses no bodies: callers get what the peer sent.
+``until_known`` repeats an exchange for callers that can wait; the Leader's driver never waits (I5).
 
     async with DapHttp(timeout=30) as http:
         match await http.create(url, body, MediaType.AGGREGATION_JOB_INIT_REQ, token):
@@ -65,27 +65,27 @@ __all__ = [
 T = TypeVar("T")
 OnDate = Callable[[str, int], None]
 
-# It logs a line for every request at INFO, URL included; who wants them sets the level back.
+# httpx2 logs every request at INFO, with its URL; an application can set the level back.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
-# Which representation each creation has (appendix "HTTP Resources Reference").
+# The representation that each creation request yields (appendix "HTTP Resources Reference").
 _ANSWERS = {
     MediaType.AGGREGATION_JOB_INIT_REQ: MediaType.AGGREGATION_JOB_RESP,
     MediaType.AGGREGATE_SHARE_REQ: MediaType.AGGREGATE_SHARE,
     MediaType.COLLECTION_JOB_REQ: MediaType.COLLECTION_JOB_RESP,
 }
 
-# Told to come again: the request as such was not judged.
+# These statuses ask for another try; they say nothing about the request itself.
 _NOT_JUDGED = (408, 425, 429)
 
-# Below the five seconds after which many servers close an idle connection: a request sent into
-# that moment is lost, and its outcome unknown.
+# Many servers close an idle connection after five seconds. A request sent at that very moment is
+# lost and its outcome unknown, so we close ours earlier.
 _KEEPALIVE_SECONDS = 4.0
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How often an exchange of unknown outcome is made, with how many seconds between."""
+    """How often to attempt an exchange of unknown outcome, and how many seconds to wait between."""
 
     attempts: int = 6
     minimum: float = 0.5
@@ -100,14 +100,14 @@ class _Answer:
 
 
 class DapHttp:
-    """A pool of connections to any number of peers; an async context manager.
+    """An HTTP client for any number of peers, with a pool of connections; a context manager.
 
     Args:
         timeout: seconds for one whole exchange, from waiting for a connection to the last byte; may
             be set at any time, for the exchanges that begin then.
         max_body: an answer longer than this many bytes is ``Unknown``.
         max_retry_after: a longer Retry-After is cut to this many seconds.
-        max_connections: of all peers together.
+        max_connections: the limit for all peers together.
         tls: a context that replaces the system's trust store; see ``trusting``.
         on_request: called as each exchange begins; what it returns is told the origin of the answer
             and its ``Date`` in milliseconds, if it has one.
@@ -141,8 +141,8 @@ class DapHttp:
         await self._pool.aclose()
 
     async def trust(self, tls: ssl.SSLContext | None) -> None:
-        """From now on connect by ``tls``, or by the system's trust store; what is under way goes on
-        over the connection that it has.
+        """Use ``tls``, or the system's trust store, for new connections. Running exchanges finish
+        on their present connections.
         """
         before, self._pool = self._pool, _Pool(self._max_connections, tls)
         await before.retire()
@@ -150,7 +150,7 @@ class DapHttp:
     async def create(self, url: str, body: bytes, media_type: MediaType, token: str) -> Outcome:
         """POST ``body`` to a creation URL. An empty 2xx means ``Processing`` (rule A5).
 
-        ``media_type`` is the body's; it also says which representation a ready answer must have.
+        ``media_type`` is the body's; it also determines the media type of a ready answer.
         """
         answer = await self._exchange("POST", url, token, body, media_type)
         return self._resource(answer, url, _ANSWERS[media_type], created=True)
@@ -177,12 +177,12 @@ class DapHttp:
     async def upload(
         self, url: str, body: bytes, token: str | None = None
     ) -> Ready | Refused | Unknown:
-        """POST an ``UploadRequest``. ``Ready`` with an empty body: every report was accepted."""
+        """POST an ``UploadRequest``. ``Ready`` with an empty body means: all reports accepted."""
         answer = await self._exchange("POST", url, token, body, MediaType.UPLOAD_REQ)
         return self._representation(answer, MediaType.UPLOAD_ERRORS, may_be_empty=True)
 
     async def get(self, url: str, expect: MediaType) -> Ready | Refused | Unknown:
-        """GET an open resource of media type ``expect``."""
+        """GET a resource of media type ``expect`` that needs no token."""
         answer = await self._exchange("GET", url, None)
         return self._representation(answer, expect, may_be_empty=False)
 
@@ -204,8 +204,9 @@ class DapHttp:
         async with self._pool.used() as client:
             with trio.move_on_after(timeout) as scope:
                 try:
-                    # httpx2's own deadline: it forgets to close a connection whose handshake is
-                    # cancelled. For the connection and the handshake each, so that it comes first.
+                    # httpx2 leaks a connection if Trio cancels its handshake, so httpx2's own
+                    # timeout must expire first. It covers connecting and the handshake each,
+                    # therefore half.
                     connecting = httpx2.Timeout(None, connect=timeout / 2)
                     request = client.build_request(
                         method, url, content=body, headers=headers, timeout=connecting
@@ -218,7 +219,8 @@ class DapHttp:
                         async for piece in response.aiter_raw():
                             body_read += piece
                             if len(body_read) > self._max_body:
-                                # Not a break: it would leave httpx2's generators to the collector.
+                                # Not `break`, which would leave httpx2's generators unfinished
+                                # until Python's garbage collector finds them.
                                 scope.cancel()
                     finally:
                         await response.aclose()
@@ -233,13 +235,13 @@ class DapHttp:
         answer = _Answer(response.status_code, response.headers, bytes(body_read))
         if token is None or _succeeded(answer):
             return answer
-        # Who echoes what it got in a page for people must not bring the token into our log (I9).
+        # An error page may echo our request; keep the token out of our log (I9).
         return replace(answer, body=answer.body.replace(token.encode(), b"(the token)"))
 
     def _resource(
         self, answer: _Answer | Unknown, url: str, expect: MediaType, *, created: bool
     ) -> Outcome:
-        """What an answer to a creation or a poll of a resource means."""
+        """Interpret an answer to the creation or a poll of a resource."""
         if isinstance(answer, Unknown):
             return answer
         if not _succeeded(answer):
@@ -256,7 +258,7 @@ class DapHttp:
     def _representation(
         self, answer: _Answer | Unknown, expect: MediaType, *, may_be_empty: bool
     ) -> Ready | Refused | Unknown:
-        """What an answer means where there is nothing to poll."""
+        """Interpret an answer where there is nothing to poll."""
         if isinstance(answer, Unknown):
             return answer
         if not _succeeded(answer):
@@ -295,7 +297,7 @@ def _tell_date(on_date: OnDate, url: str, headers: httpx2.Headers) -> None:
 
 
 class _Pool:
-    """The connections by one trust store; a retired one closes when its last exchange has ended."""
+    """The connections made with one trust store; ``retire`` closes it after its last exchange."""
 
     def __init__(self, max_connections: int, tls: ssl.SSLContext | None) -> None:
         self._users = 0
@@ -307,17 +309,17 @@ class _Pool:
         )
         self._client = httpx2.AsyncClient(
             verify=tls or True,
-            timeout=None,  # trio bounds the whole exchange instead
+            timeout=None,  # _exchange limits the time of the whole exchange
             limits=limits,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             headers={"User-Agent": "dapd", "Accept-Encoding": "identity"},
-            # A proxy from the environment is for the way out, not for this machine.
+            # A proxy from the environment is not for connections to this machine.
             mounts={f"all://{host}": None for host in ("127.0.0.1", "localhost", "[::1]")},
         )
 
     @asynccontextmanager
     async def used(self) -> AsyncIterator[httpx2.AsyncClient]:
-        """The client, for one exchange."""
+        """Yield the client for one exchange."""
         self._users += 1
         try:
             yield self._client
@@ -337,36 +339,39 @@ class _Pool:
 
 
 def trusting(authorities: Path) -> ssl.SSLContext:
-    """For ``DapHttp(tls=...)``: believe certificates from the authorities of a PEM file, and no
-    others. Raises ``UsageError``.
+    """Return a context for ``DapHttp(tls=...)`` that trusts only the authorities in a PEM file.
+
+    Raises ``UsageError``.
     """
     try:
         return ssl.create_default_context(cafile=authorities)
     except ssl.SSLError as error:
-        raise UsageError(f"{authorities}: it holds no certificate in PEM") from error
+        raise UsageError(f"{authorities}: no certificate in PEM format in this file") from error
     except OSError as error:
         raise UsageError(f"{authorities}: {error.strerror}; let this user read it") from error
 
 
 async def until_known(exchange: Callable[[], Awaitable[T]], patience: Patience) -> tuple[T, int]:
-    """Make the same exchange again until its outcome is known: (last outcome, times sent)."""
+    """Repeat an exchange until its outcome is known; return (last outcome, times sent)."""
     for sent in range(1, patience.attempts):
         outcome = await exchange()
         if not isinstance(outcome, Unknown):
             return outcome, sent
-        jitter = random.random()  # noqa: S311 - so that clients don't come back in step; no secret
+        jitter = random.random()  # noqa: S311 - spreads the retries of many clients; no secret
         wait = backoff_ms(sent, patience.minimum, patience.maximum, jitter) / 1000
         await trio.sleep(max(wait, outcome.retry_after or 0))
     return await exchange(), patience.attempts
 
 
 def resource_url(endpoint: str, *segments: str) -> str:
-    """``endpoint`` is used byte for byte, but for the one slash that must follow it (rule B7)."""
+    """Append path segments to an endpoint, which stays as it is byte for byte (rule B7)."""
     return endpoint.removesuffix("/") + "/" + "/".join(segments)
 
 
 def _why(error: BaseException) -> str:
-    """What the error says, or what it came from: a failed handshake's own text is empty."""
+    """Return the first non-empty message among the error and its causes; that of a failed TLS
+    handshake, for example, is empty.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if text := str(cause):
@@ -384,12 +389,12 @@ def _ready(answer: _Answer, expect: MediaType, location: str | None) -> Ready | 
     if message_of(content_type) is not expect:  # A10
         return Unknown(f"the answer's media type is {content_type}, not {expect}", answer.status)
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        return Unknown("the answer is compressed, which was not asked for", answer.status)
+        return Unknown("the answer is compressed, but dapd did not ask for that", answer.status)
     return Ready(answer.body, location, max_age(answer.headers.get("Cache-Control", "")))
 
 
 def _location(answer: _Answer, url: str) -> str | Unknown | None:
-    """The answer's Location, if it has one."""
+    """Return the answer's Location, if it has one, resolved and checked."""
     given = answer.headers.get("Location")
     if given is None:
         return None

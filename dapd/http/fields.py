@@ -1,4 +1,4 @@
-"""What stands in header fields, URLs and problem documents, as far as it can be believed. Pure."""
+"""Parse untrusted header fields, URLs and problem documents."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MAX_DETAIL = 500
 
 
 def message_of(content_type: str | None) -> MediaType | None:
-    """Which protocol message a Content-Type names, if any.
+    """Return the protocol message that a Content-Type names, if any.
 
     Other parameters, such as ``version``, don't matter (rule A10).
     """
@@ -28,10 +28,10 @@ def message_of(content_type: str | None) -> MediaType | None:
 
 
 def parse_retry_after(value: str | None, date: str | None, *, now: float) -> float | None:
-    """Seconds from a Retry-After of either form (RFC 9110, section 10.2.3); never negative.
+    """Parse a Retry-After of either form (RFC 9110, section 10.2.3) into seconds, never negative.
 
-    An HTTP date is measured against the answer's own ``date``, so that a peer's wrong clock does
-    no harm; ``now`` stands in for a missing one. What can't be read is ``None``.
+    An HTTP date counts from the answer's own ``date`` (or ``now``, if that is missing), so that a
+    peer's wrong clock does no harm. An invalid value gives ``None``.
     """
     if value is None:
         return None
@@ -45,7 +45,7 @@ def parse_retry_after(value: str | None, date: str | None, *, now: float) -> flo
 
 
 def timestamp(http_date: str) -> float | None:
-    """Seconds since the Epoch; ``None`` if it can't be read."""
+    """Parse an HTTP date into seconds since the epoch; ``None`` if it is invalid."""
     try:
         return email.utils.parsedate_to_datetime(http_date).timestamp()
     except (ValueError, OverflowError):
@@ -53,20 +53,20 @@ def timestamp(http_date: str) -> float | None:
 
 
 def usable_location(given: str, url: str) -> str | None:
-    """A Location, resolved against the request's URL (rule A5); ``None`` if it leads elsewhere."""
+    """Resolve a Location against the request's URL (A5); ``None`` if it has another origin."""
     try:
         resolved = urljoin(url, given)
         same = _origin(resolved) == _origin(url)
     except ValueError:
         return None
-    # Its token must not go elsewhere; user info would replace the token in our own header.
+    # The token must not go to another origin, and user info would replace it in our header.
     if not same or len(resolved) > _MAX_LOCATION or "@" in urlsplit(resolved).netloc:
         return None
     return urlunsplit(urlsplit(resolved)._replace(fragment=""))
 
 
 def with_step(location: str, step: int | None) -> str:
-    """The Location with this ``step``, in place of the one that it had."""
+    """Set or replace the ``step`` in a Location's query; ``None`` removes it."""
     parts = urlsplit(location)
     query = [item for item in parts.query.split("&") if item and item.partition("=")[0] != "step"]
     if step is not None:
@@ -75,8 +75,10 @@ def with_step(location: str, step: int | None) -> str:
 
 
 def problem(body: bytes) -> tuple[str | None, str]:
-    """(error token, detail) of a problem document (RFC 9457), or of what text came instead; bytes
-    that are no text, such as our request's, are nobody's words.
+    """Parse a problem document (RFC 9457) into (error token, detail).
+
+    Without one, the detail is the body's text; it is empty if the body is binary, such as our own
+    request echoed back.
     """
     try:
         document = json.loads(body)
@@ -96,7 +98,7 @@ def problem(body: bytes) -> tuple[str | None, str]:
 
 
 def max_age(cache_control: str) -> int | None:
-    """Seconds for which an answer with this Cache-Control may be kept, if it says so."""
+    """Return the seconds for which this Cache-Control allows to keep an answer, if it says so."""
     directives = [item.strip().lower() for item in cache_control.split(",")]
     if "no-store" in directives or "no-cache" in directives:
         return 0

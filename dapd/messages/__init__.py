@@ -1,6 +1,6 @@
-"""The message-level structures of DAP-18, bytes <-> frozen dataclasses, without judgement.
+"""The message-level structures of DAP-18 as frozen dataclasses, and their encoding.
 
-What holds reports (``Report``, ``VerifyInit`` and so on) belongs to the Rust extension; whether
-values make sense is decided in ``dapd.protocol``. Every encoding here is canonical: bytes that
+The Rust extension parses the structures of single reports (``Report``, ``VerifyInit``, ...), and
+``dapd.protocol`` decides whether values make sense. Every encoding here is canonical: bytes that
 decode encode to the same bytes.
 """

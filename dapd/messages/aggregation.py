@@ -1,7 +1,7 @@
-"""The heads of the aggregation job requests; the reports that follow them are the Rust extension's.
+"""The heads of aggregation job requests: everything before the reports, which Rust parses.
 
-Sections "Leader Initialization", "Leader Continuation", "Leader-selected Batch Mode". Left out:
-``AggregationJobResp``, which holds nothing but reports.
+Sections "Leader Initialization", "Leader Continuation", "Leader-selected Batch Mode".
+``AggregationJobResp`` is not here, because it contains only reports.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AggregationJobInitHead:
 
     @classmethod
     def decode(cls, body: bytes) -> tuple[Self, int]:
-        """The head and the offset where ``verify_inits`` start. Raises ``DecodeError``."""
+        """Return the head and the offset of ``verify_inits``. Raises ``DecodeError``."""
         reader = Reader(body)
         head = cls(
             reader.uint(1, "verification_key_id"),
@@ -42,7 +42,7 @@ class AggregationJobInitHead:
         return head, reader.offset
 
     def encode(self) -> bytes:
-        """The bytes before ``verify_inits``. Raises ``ValueError`` for a field out of bounds."""
+        """Return the bytes before ``verify_inits``. Raises ``ValueError`` for bad fields."""
         return (
             uint(self.verification_key_id, 1)
             + opaque(self.agg_param, 4)
@@ -54,21 +54,21 @@ class AggregationJobInitHead:
 class AggregationJobContinueHead:
     """``AggregationJobContinueReq`` up to ``verify_continues``.
 
-    Those are not parsed: with the VDAFs of one round, any that follows is at fault (rule A11).
+    Those are not parsed: our VDAFs have one round, so any continuation is an error (rule A11).
     """
 
     step: int
 
     @classmethod
     def decode(cls, body: bytes) -> tuple[Self, int]:
-        """The head of ``body`` and the offset where ``verify_continues`` start: at the end of
-        ``body`` if there are none. Raises ``DecodeError``.
+        """Return the head and the offset of ``verify_continues``, which is the end of ``body`` if
+        there are none. Raises ``DecodeError``.
         """
         reader = Reader(body)
         return cls(reader.uint(2, "step")), reader.offset
 
     def encode(self) -> bytes:
-        """The bytes before ``verify_continues``. Raises ``ValueError`` for a step out of bounds."""
+        """Return the bytes before ``verify_continues``. Raises ``ValueError`` for a bad step."""
         return uint(self.step, 2)
 
 
@@ -82,5 +82,5 @@ def aggregation_job_init_req(
 
 
 def leader_selected_batch_id_extension(batch_id: bytes) -> Extension:
-    """The extension that names the batch of a leader-selected aggregation job."""
+    """Build the extension that names the batch of a leader-selected aggregation job."""
     return Extension(LEADER_SELECTED_BATCH_ID, fixed(batch_id, BATCH_ID_SIZE))

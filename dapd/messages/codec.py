@@ -1,8 +1,7 @@
-"""Reading and writing the presentation language of RFC 8446, section 3, strictly.
+"""Strict encoding and decoding of the presentation language of RFC 8446, section 3.
 
-A structure is read from a ``Reader``; short input, trailing bytes and lengths out of bounds are a
-``DecodeError`` with the offset in the whole message. Writing checks the same bounds and raises
-``ValueError``, which is this program's own mistake.
+Short input, trailing bytes and lengths out of bounds raise ``DecodeError`` with the offset in the
+whole message. Encoding checks the same bounds and raises ``ValueError``, which is a bug of ours.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ class Reader:
 
     @property
     def remaining(self) -> int:
-        """Bytes that are left."""
+        """The number of unread bytes."""
         return self._end - self.offset
 
     def raw(self, size: int, what: str) -> bytes:
-        """``opaque what[size]``."""
+        """Read ``opaque what[size]``."""
         start = self._advance(size, what)
         return bytes(self._data[start : self.offset])
 
     def uint(self, size: int, what: str) -> int:
-        """An unsigned integer of ``size`` bytes."""
+        """Read an unsigned integer of ``size`` bytes."""
         return int.from_bytes(self.raw(size, what))
 
     def opaque(self, size: int, what: str, minimum: int = 0) -> bytes:
-        """``opaque what<minimum..2^(8*size)-1>``."""
+        """Read ``opaque what<minimum..2^(8*size)-1>``."""
         inner = self.vector(size, what, minimum)
         return inner.raw(inner.remaining, what)
 
     def vector(self, size: int, what: str, minimum: int = 0) -> Reader:
-        """The content of a vector with a length of ``size`` bytes, as a reader of its own."""
+        """Return a reader of the content of a vector whose length has ``size`` bytes."""
         start = self.offset
         length = self.uint(size, f"the length of {what}")
         if length < minimum:
@@ -52,7 +51,7 @@ class Reader:
         return Reader(self._data, begin, self.offset)
 
     def finish(self, what: str) -> None:
-        """Nothing may follow."""
+        """Raise ``DecodeError`` if bytes are left."""
         if self.remaining:
             raise DecodeError(self.offset, f"{self.remaining} trailing bytes after {what}")
 
@@ -67,22 +66,22 @@ class Reader:
 
 
 class Message(ABC):
-    """A structure of the draft: ``read`` takes it from a reader, ``decode`` from a whole input."""
+    """A structure of the draft; ``read`` may leave bytes in the reader, ``decode`` may not."""
 
     __slots__ = ()
 
     @classmethod
     @abstractmethod
     def read(cls, reader: Reader) -> Self:
-        """The structure at the reader's place. Raises ``DecodeError``."""
+        """Read the structure from ``reader``. Raises ``DecodeError``."""
 
     @abstractmethod
     def encode(self) -> bytes:
-        """The wire bytes. Raises ``ValueError`` for a field out of its bounds."""
+        """Return the wire bytes. Raises ``ValueError`` for a field out of bounds."""
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """The structure that is the whole of ``data``. Raises ``DecodeError``."""
+        """Decode the whole of ``data``. Raises ``DecodeError``."""
         reader = Reader(data)
         message = cls.read(reader)
         reader.finish(cls.__name__)
@@ -90,14 +89,14 @@ class Message(ABC):
 
 
 def uint(value: int, size: int) -> bytes:
-    """An unsigned integer of ``size`` bytes, big-endian."""
+    """Encode an unsigned integer as ``size`` bytes, big-endian."""
     if not 0 <= value < 1 << 8 * size:
         raise ValueError(f"{value} is no unsigned integer of {size} bytes")
     return value.to_bytes(size)
 
 
 def opaque(data: bytes, size: int, minimum: int = 0) -> bytes:
-    """``opaque data<minimum..2^(8*size)-1>``: a length of ``size`` bytes, then the data."""
+    """Encode ``opaque data<minimum..2^(8*size)-1>``: a length of ``size`` bytes, then the data."""
     if not minimum <= len(data) < 1 << 8 * size:
         raise ValueError(
             f"{len(data)} bytes do not fit a vector of {minimum} to 2^{8 * size}-1 bytes"
@@ -106,7 +105,7 @@ def opaque(data: bytes, size: int, minimum: int = 0) -> bytes:
 
 
 def fixed(data: bytes, size: int) -> bytes:
-    """``opaque data[size]``."""
+    """Return ``data`` as ``opaque data[size]``, after checking its length."""
     if len(data) != size:
         raise ValueError(f"{len(data)} bytes where {size} belong")
     return data

@@ -1,4 +1,4 @@
-"""What Collector, Leader and Helper say about a batch and its aggregate shares.
+"""The messages about batches, collection jobs and aggregate shares.
 
 Sections "Collection Job Initialization", "Obtaining Aggregate Shares", "Aggregate Share
 Encryption", "Batch Modes".
@@ -26,15 +26,13 @@ from dapd.messages.task import TaskConfiguration
 
 @dataclass(frozen=True, slots=True)
 class Query(Message):
-    """``Query``: ``TimeIntervalQueryConfig``'s batch interval, or ``None`` for the next batch that
-    the Leader selects, whose config is empty.
-    """
+    """``Query``: a batch interval, or ``None`` for the next batch that the Leader selects."""
 
     batch_interval: Interval | None
 
     @property
     def batch_mode(self) -> BatchMode:
-        """The mode that this query belongs to."""
+        """The batch mode of this query."""
         if self.batch_interval is None:
             return BatchMode.LEADER_SELECTED
         return BatchMode.TIME_INTERVAL
@@ -60,13 +58,13 @@ class Query(Message):
 
 @dataclass(frozen=True, slots=True)
 class BatchSelector(Message):
-    """``BatchSelector``: the batch interval or the 32-byte batch id."""
+    """``BatchSelector``: a batch interval or a 32-byte batch id."""
 
     batch: Interval | bytes
 
     @property
     def batch_mode(self) -> BatchMode:
-        """The mode that this selector belongs to."""
+        """The batch mode of this selector."""
         if isinstance(self.batch, Interval):
             return BatchMode.TIME_INTERVAL
         return BatchMode.LEADER_SELECTED
@@ -95,7 +93,7 @@ class BatchSelector(Message):
 
 @dataclass(frozen=True, slots=True)
 class CollectionJobReq(Message):
-    """``CollectionJobReq``. The encoding is canonical: ``encode`` gives the Collector's bytes."""
+    """``CollectionJobReq``. ``encode`` returns exactly the bytes that the Collector sent."""
 
     query: Query
     agg_param: bytes = b""
@@ -138,7 +136,7 @@ class CollectionJobResp(Message):
 
 @dataclass(frozen=True, slots=True)
 class AggregateShareReq(Message):
-    """``AggregateShareReq``; ``collection_job_req.encode()`` are the Collector's own bytes."""
+    """``AggregateShareReq``; ``collection_job_req`` is the Collector's request."""
 
     collection_job_req: CollectionJobReq
     batch_selector: BatchSelector
@@ -179,7 +177,7 @@ class AggregateShare(Message):
 
 @dataclass(frozen=True, slots=True)
 class AggregateShareAad(Message):
-    """``AggregateShareAad``, what an aggregate share is bound to when it is encrypted."""
+    """``AggregateShareAad``: the associated data of an encrypted aggregate share."""
 
     task_id: bytes
     task_configuration: TaskConfiguration

@@ -1,5 +1,7 @@
-"""What several messages share. Sections "Basic Type Definitions", "HPKE Configuration Request",
-"Batch Modes", "Protocol Message Media Type".
+"""Types that several messages use, media types and base64url.
+
+Sections "Basic Type Definitions", "HPKE Configuration Request", "Batch Modes", "Protocol Message
+Media Type".
 """
 
 from __future__ import annotations
@@ -32,14 +34,14 @@ class Role(IntEnum):
 
 
 class BatchMode(IntEnum):
-    """``BatchMode``, closed: an unknown one is a ``DecodeError``."""
+    """``BatchMode``. Unknown values raise ``DecodeError``."""
 
     TIME_INTERVAL = 1
     LEADER_SELECTED = 2
 
     @classmethod
     def read(cls, reader: Reader) -> BatchMode:
-        """One byte. Raises ``DecodeError``."""
+        """Read one byte. Raises ``DecodeError``."""
         start = reader.offset
         value = reader.uint(1, "batch_mode")
         try:
@@ -49,7 +51,7 @@ class BatchMode(IntEnum):
 
 
 class MediaType(StrEnum):
-    """Section "Protocol Message Media Type"."""
+    """The media types of section "Protocol Message Media Type"."""
 
     HPKE_CONFIG_LIST = "application/ppm-dap;message=hpke-config-list"
     UPLOAD_REQ = "application/ppm-dap;message=upload-req"
@@ -70,7 +72,7 @@ class MediaType(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Interval(Message):
-    """``Interval``: half-open, in time precisions. ``end`` may be beyond what a ``Time`` holds."""
+    """``Interval``: half-open, in time precisions. ``end`` may exceed the largest ``Time``."""
 
     start: int
     duration: int
@@ -108,7 +110,7 @@ class HpkeCiphertext(Message):
 
 @dataclass(frozen=True, slots=True)
 class HpkeConfig(Message):
-    """``HpkeConfig``; ids are open numbers."""
+    """``HpkeConfig``; unknown KEM, KDF and AEAD ids are allowed."""
 
     id: int
     kem_id: int
@@ -132,7 +134,7 @@ class HpkeConfig(Message):
 
     @property
     def as_tuple(self) -> tuple[int, int, int, int, bytes]:
-        """As the Rust extension takes it."""
+        """The tuple that the Rust extension takes."""
         return (self.id, self.kem_id, self.kdf_id, self.aead_id, self.public_key)
 
 
@@ -156,7 +158,7 @@ class HpkeConfigList(Message):
 
 @dataclass(frozen=True, slots=True)
 class Extension(Message):
-    """A task, aggregation job or collection job extension as (type, data), both unjudged (B3)."""
+    """A task, aggregation job or collection job extension, unchecked (rule B3)."""
 
     type: int
     data: bytes
@@ -173,7 +175,7 @@ Extensions = tuple[Extension, ...]
 
 
 def read_extensions(reader: Reader) -> Extensions:
-    """``extensions<0..2^16-1>`` in the order they came, repeated or not. Raises ``DecodeError``."""
+    """Read ``extensions<0..2^16-1>``, in any order, repeated or not. Raises ``DecodeError``."""
     inner = reader.vector(2, "extensions")
     extensions = []
     while inner.remaining:
@@ -182,17 +184,17 @@ def read_extensions(reader: Reader) -> Extensions:
 
 
 def encode_extensions(extensions: Iterable[Extension]) -> bytes:
-    """``extensions<0..2^16-1>``. Raises ``ValueError`` where they are too long."""
+    """Encode ``extensions<0..2^16-1>``. Raises ``ValueError`` if they are too long."""
     return opaque(b"".join(extension.encode() for extension in extensions), 2)
 
 
 def b64url_encode(data: bytes) -> str:
-    """Base64url without padding, as ids stand in URLs and bytes in task files."""
+    """Encode as unpadded base64url: the form of ids in URLs and of bytes in task files."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def b64url_decode(text: str) -> bytes:
-    """The inverse of ``b64url_encode``. Raises ``ValueError`` for any other text, padded too."""
+    """Decode unpadded base64url. Raises ``ValueError`` for any other text, also with padding."""
     if not _B64URL.fullmatch(text) or len(text) % 4 == 1:
         raise ValueError("not unpadded base64url")
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -1,4 +1,4 @@
-"""``TaskConfiguration`` with its extension and the VDAF configurations.
+"""``TaskConfiguration``, its extension and the VDAF configurations.
 
 Sections "Task Configuration", "Task Interval Task Extension", "VDAF Configuration Encodings".
 """
@@ -25,7 +25,7 @@ TASK_INTERVAL = 1
 
 @dataclass(frozen=True, slots=True)
 class Prio3Count(Message):
-    """Counts ones among 0 and 1; its configuration is ``Empty``."""
+    """The configuration of Prio3Count, which is ``Empty``."""
 
     vdaf_type: ClassVar[int] = 1
     kind: ClassVar[str] = "count"
@@ -127,8 +127,9 @@ _BY_TYPE = {each.vdaf_type: each for each in VDAF_CONFIGURATIONS}
 
 @dataclass(frozen=True, slots=True)
 class TaskConfiguration(Message):
-    """``TaskConfiguration``. Endpoints are the ASCII of the URLs, byte for byte (rule B7);
-    ``batch_config`` is empty in both batch modes and has no field.
+    """``TaskConfiguration``. Endpoints keep the URLs' ASCII byte for byte (rule B7).
+
+    ``batch_config`` has no field here, because it is empty in both batch modes.
     """
 
     task_info: bytes
@@ -142,7 +143,7 @@ class TaskConfiguration(Message):
 
     @property
     def task_interval(self) -> Interval | None:
-        """The ``task_interval`` extension, in time precisions."""
+        """The interval of the ``task_interval`` extension, in time precisions, if there is one."""
         for extension in self.extensions:
             if extension.type == TASK_INTERVAL:
                 return Interval.decode(extension.data)
@@ -179,7 +180,7 @@ class TaskConfiguration(Message):
 
 
 def task_interval_extension(interval: Interval) -> Extension:
-    """The ``task_interval`` task extension; ``interval`` is in time precisions."""
+    """Build the ``task_interval`` task extension; ``interval`` is in time precisions."""
     return Extension(TASK_INTERVAL, interval.encode())
 
 
@@ -213,5 +214,5 @@ def _read_task_extensions(reader: Reader) -> Extensions:
     extensions = read_extensions(reader)
     for extension in extensions:
         if extension.type == TASK_INTERVAL and len(extension.data) != 16:
-            raise DecodeError(start, "the task_interval extension is no Interval of 16 bytes")
+            raise DecodeError(start, "the task_interval extension must have 16 bytes")
     return extensions

@@ -208,7 +208,7 @@ def _lock(key: Path, locked: Path) -> None:
 def test_a_file_without_an_authority_is_refused_by_name(tmp_path: Path) -> None:
     """Also by `dapd upload --ca`."""
     (tmp_path / "ca.pem").write_text("none")
-    with pytest.raises(UsageError, match=r"ca\.pem: it holds no certificate in PEM"):
+    with pytest.raises(UsageError, match=r"ca\.pem: no certificate in PEM format"):
         trusting(tmp_path / "ca.pem")
     with pytest.raises(UsageError, match=r"gone\.pem: No such file"):
         trusting(tmp_path / "gone.pem")
