@@ -86,7 +86,7 @@ def default_chunk_length(kind: str, parameters: Mapping[str, int]) -> int:
 
 
 def expected_measurement(config: VdafConfiguration) -> str:
-    """Describe the text form of a measurement, for error messages."""
+    """What a measurement looks like as text, for messages to people."""
     match config:
         case Prio3Count():
             return "0 or 1"
@@ -103,7 +103,7 @@ def expected_measurement(config: VdafConfiguration) -> str:
 
 
 def parse_measurement(config: VdafConfiguration, text: str) -> Measurement:
-    """Parse a measurement. Raises ``ValueError``, saying what is expected."""
+    """The measurement that ``text`` stands for. Raises ``ValueError`` that says what it must be."""
     try:
         values = [int(item) for item in text.split(",")]
     except ValueError:

@@ -1,1 +1,1 @@
-"""The draft's rules without I/O: time enters as ``now``, randomness as an argument."""
+"""The draft's rules as pure functions: callers pass in the time and any randomness."""

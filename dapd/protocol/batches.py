@@ -1,8 +1,8 @@
-"""Which buckets a query or a batch selector means, and whether it may be asked for.
+"""The buckets of queries and batch selectors, and the checks that need no database.
 
 Sections "Batch Modes", "Collection Job Initialization", "Collection Job Extensions", "Obtaining
-Aggregate Shares". Pure; what needs the database (overlap, batch size, mismatch) stands between
-these checks in the order of rule C4, in the transactions that call them.
+Aggregate Shares". The transactions that call these checks make those that need the database
+(overlap, batch size, mismatch) in between, in the order of rule C4.
 
 A bucket is 8 big-endian bytes of time or a 32-byte batch id; a batch is a half-open range of them.
 """
@@ -32,7 +32,7 @@ class BucketRange(NamedTuple):
 
 
 class ShareRequestBatch(NamedTuple):
-    """What an ``AggregateShareReq`` sums (``selected``) and what it closes (``closed``)."""
+    """The buckets that an ``AggregateShareReq`` sums (``selected``) and closes (``closed``)."""
 
     selected: BucketRange
     closed: BucketRange
@@ -40,7 +40,7 @@ class ShareRequestBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A leader-selected batch that no collection job has: what it holds, and what may join it."""
+    """A leader-selected batch that no collection job has taken, with its numbers of reports."""
 
     batch_id: bytes
     aggregated: int
@@ -48,26 +48,26 @@ class OpenBatch:
 
     @property
     def unfinished(self) -> bool:
-        """Whether some job may still add to it."""
+        """Whether an unfinished job may still add reports."""
         return self.in_flight > 0
 
     def room(self, target: int) -> int:
-        """Full by reports aggregated, not assigned: rejected ones make room again (rule C6)."""
+        """Return how many reports may still be assigned; rejected ones don't count (rule C6)."""
         return max(0, target - self.aggregated - self.in_flight)
 
 
 def time_bucket(time: int) -> bytes:
-    """The bucket of a report's time, in time precisions."""
+    """Return the bucket of a report's time, in time precisions."""
     return time.to_bytes(8, "big")
 
 
 def batch_id_range(batch_id: bytes) -> BucketRange:
-    """One leader-selected batch: from its id to the next possible one (rule C1)."""
+    """Return the range of one leader-selected batch: from its id to the next possible one (C1)."""
     return BucketRange(batch_id, batch_id + b"\0")
 
 
 def gaps(whole: BucketRange, ranges: Sequence[BucketRange]) -> list[BucketRange]:
-    """What of ``whole`` no range covers; ``ranges`` are in order and don't overlap."""
+    """Return the parts of ``whole`` that no range covers; ``ranges`` are sorted and disjoint."""
     found = []
     lo = whole.lo
     for taken in ranges:
@@ -82,7 +82,7 @@ def gaps(whole: BucketRange, ranges: Sequence[BucketRange]) -> list[BucketRange]
 
 
 def merged(ranges: Sequence[BucketRange]) -> list[BucketRange]:
-    """The same buckets in as few ranges as can be; ``ranges`` are in order and don't overlap."""
+    """Join adjacent ranges; ``ranges`` are sorted and disjoint."""
     found: list[BucketRange] = []
     for each in ranges:
         adjoins = found and found[-1].hi == each.lo
@@ -91,24 +91,25 @@ def merged(ranges: Sequence[BucketRange]) -> list[BucketRange]:
 
 
 def interval_range(interval: Interval, expired_before: int) -> BucketRange:
-    """The buckets of a batch interval (rules C7, D6). Raises ``Abort`` with ``batchInvalid``."""
+    """Return the buckets of a batch interval (C7, D6). Raises ``Abort`` with ``batchInvalid``."""
     if interval.duration == 0:
         raise Abort("batchInvalid", "the batch interval has a duration of 0")
     if interval.end > _LARGEST_TIME:
-        raise Abort("batchInvalid", "the batch interval ends after the largest time there is")
+        raise Abort("batchInvalid", "the batch interval ends after the largest possible time")
     if interval.start < expired_before:  # D6
         raise Abort("batchInvalid", "expired")
     return BucketRange(time_bucket(interval.start), time_bucket(interval.end))
 
 
 def queried_range(task: Task, request: CollectionJobReq, expired_before: int) -> BucketRange | None:
-    """The Leader's checks of a ``CollectionJobReq`` before the one for overlap (rule C4).
+    """Check a ``CollectionJobReq`` as the Leader does before it looks for overlap (rule C4).
 
-    ``None`` for a leader-selected query, whose batch is not chosen yet. Raises ``Abort``.
+    Return the buckets, or ``None`` for a leader-selected query, whose batch is not chosen yet.
+    Raises ``Abort``.
     """
     _check_mode(task, request.query.batch_mode, "query")
-    if request.agg_param:  # B4: the only one of Prio3 is empty
-        raise Abort("invalidAggregationParameter", "Prio3 has only the empty one")
+    if request.agg_param:  # B4
+        raise Abort("invalidAggregationParameter", "agg_param must be empty for Prio3")
     interval = request.query.batch_interval
     return None if interval is None else interval_range(interval, expired_before)
 
@@ -116,7 +117,7 @@ def queried_range(task: Task, request: CollectionJobReq, expired_before: int) ->
 def selected_range(
     task: Task, request: AggregateShareReq, expired_before: int
 ) -> ShareRequestBatch:
-    """The Helper's checks of an ``AggregateShareReq`` before the one for overlap (rule C4).
+    """Check an ``AggregateShareReq`` as the Helper does before it looks for overlap (rule C4).
 
     Raises ``Abort``.
     """
@@ -151,14 +152,17 @@ def obstacle(state: RangeState | None) -> tuple[str, str] | None:
 
 
 def check_share_request_content(request: CollectionJobReq) -> None:
-    """The Helper's checks between batch size and batch mismatch (rule C4). Raises ``Abort``."""
+    """Make the Helper's checks between batch size and batch mismatch (C4). Raises ``Abort``."""
     if request.agg_param:  # B4
-        raise Abort("invalidMessage", "the batch has the empty aggregation parameter")
+        raise Abort("invalidMessage", "agg_param must be empty, as in the batch's jobs")
     check_collection_extensions(request.extensions)
 
 
 def check_collection_extensions(extensions: Sequence[Extension]) -> None:
-    """Section "Collection Job Extensions": dapd supports none (rule B3). Raises ``Abort``."""
+    """Refuse all extensions: dapd supports none (B3, "Collection Job Extensions").
+
+    Raises ``Abort``.
+    """
     types = [extension.type for extension in extensions]
     if any(later <= earlier for earlier, later in pairwise(types)):
         raise Abort("invalidExtension", "the extensions are not in strictly increasing order")
@@ -169,5 +173,5 @@ def check_collection_extensions(extensions: Sequence[Extension]) -> None:
 def _check_mode(task: Task, mode: BatchMode, what: str) -> None:
     configured = task.configuration.batch_mode
     if mode is not configured:
-        modes = f"{mode.name.lower()}, the task's {configured.name.lower()}"
+        modes = f"{mode.name.lower()}, but the task's is {configured.name.lower()}"
         raise Abort("invalidMessage", f"the {what}'s batch mode is {modes}")

@@ -1,7 +1,7 @@
-"""When a waiting collection may take its batch, and how an aggregate share is encrypted.
+"""The moves of a waiting collection, and the encryption of an aggregate share.
 
 Sections "Collection Job Initialization", "Leader-selected Batch Mode", "Aggregate Share
-Encryption"; rules C3, C6, D4. Pure: numbers in, the next move out.
+Encryption"; rules C3, C6, D4. Pure functions: the database's numbers in, the next move out.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _INFO = b"dap-18 aggregate share"
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """Reports of a batch, or of a whole task, that are accepted and not decided.
+    """Counts of the accepted but undecided reports of a batch, or of a whole task.
 
-    ``undecided`` counts those up to the cut, waiting or assigned; ``newest_seq`` is the place in
-    the order of acceptance of the newest chunk.
+    ``undecided`` counts those up to the cut, waiting or assigned. ``newest_seq`` is the newest
+    chunk's position in the order of acceptance.
     """
 
     waiting: int
@@ -53,7 +53,7 @@ class Total:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """For uploads or for jobs to finish."""
+    """Wait for uploads, or for jobs to finish."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class FixCut:
 
 @dataclass(frozen=True, slots=True)
 class Freeze:
-    """The batch is complete: close it and ask the Helper."""
+    """Close the batch, which is complete, and ask the Helper for its share."""
 
     batch: BucketRange
 
@@ -76,11 +76,11 @@ Move = Wait | FixCut | Freeze
 def interval_move(
     batch: BucketRange, aggregated: int, backlog: Backlog, cut: int | None, minimum: int
 ) -> Move:
-    """What a collection of a batch interval does next (rule C3)."""
+    """Return the next move of a collection of a batch interval (rule C3)."""
     if cut is None:
         enough = aggregated + backlog.waiting + backlog.assigned >= minimum
         return FixCut(backlog.newest_seq) if enough else Wait()
-    if backlog.undecided or backlog.assigned:  # C2: no job holds a chunk, whatever its seq
+    if backlog.undecided or backlog.assigned:  # C2: no job may have a chunk, also behind the cut
         return Wait()
     if aggregated >= minimum:
         return Freeze(batch)
@@ -90,9 +90,9 @@ def interval_move(
 def next_batch_move(
     batches: Sequence[OpenBatch], backlog: Backlog, cut: int | None, minimum: int, target: int
 ) -> Move:
-    """What a collection of the next leader-selected batch does next (rule C6).
+    """Return the next move of a collection of the next leader-selected batch (rule C6).
 
-    ``batches`` are in the order of their age; ``backlog`` is that of the whole task.
+    ``batches`` are ordered from old to new; ``backlog`` is that of the whole task.
     """
     if full := _oldest(batches, target):
         return Freeze(batch_id_range(full.batch_id))
@@ -127,7 +127,7 @@ def collection_job_resp(
 
 
 def encrypt_aggregate_share(task: Task, request: CollectionJobReq, share: bytes) -> HpkeCiphertext:
-    """This Aggregator's share, sealed to the Collector. Section "Aggregate Share Encryption"."""
+    """Seal this Aggregator's share to the Collector (section "Aggregate Share Encryption")."""
     enc, payload = hpke_seal(
         task.collector_hpke_config.as_tuple,
         _INFO + bytes([task.role, Role.COLLECTOR]),
@@ -142,5 +142,5 @@ def _oldest(batches: Sequence[OpenBatch], size: int) -> OpenBatch | None:
 
 
 def _later_cut(backlog: Backlog, cut: int) -> Move:
-    """All up to the cut is decided, and too few: go on with what came since."""
+    """Move the cut to the newest chunk: all reports before the old one are decided, but too few."""
     return FixCut(backlog.newest_seq) if backlog.newest_seq > cut else Wait()

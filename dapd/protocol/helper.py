@@ -1,9 +1,8 @@
-"""How a Helper judges the requests for an aggregation job, before anything is stored (rule A3).
+"""The Helper's checks of whole requests for aggregation jobs, before it stores anything (A3).
 
 Sections "Helper Initialization", "Helper Continuation", "Recovering from Aggregation Step Skew",
-and "Leader-selected Batch Mode" for its extension. Left out: the reports one by one, which the Rust
-extension judges, and what the database decides, replay and collected batches
-(``dapd.commits.helper_jobs``).
+and "Leader-selected Batch Mode" for its extension. The Rust extension checks the single reports;
+the database decides about replays and collected batches (``dapd.commits.helper_jobs``).
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class InitRequest:
 
 
 def judge_init(task: Task, body: bytes) -> InitRequest:
-    """The whole-request checks of section "Helper Initialization".
+    """Check a request as section "Helper Initialization" demands.
 
-    Raises ``Abort`` with the error that the draft names. Of a request with several faults the
-    head's are told first; the draft lists conditions, not their order.
+    Raises ``Abort`` with the error that the draft names. If a request has several faults, those of
+    the head come first; the draft does not order them.
     """
     try:
         head, offset = AggregationJobInitHead.decode(body)
@@ -58,13 +57,13 @@ def judge_init(task: Task, body: bytes) -> InitRequest:
 
 
 def config_ids_of(body: bytes) -> bytes:
-    """The HPKE config ids to which the reports of a stored ``AggregationJobInitReq`` are sealed."""
+    """Return the HPKE config ids that the reports of a stored ``AggregationJobInitReq`` use."""
     _, offset = AggregationJobInitHead.decode(body)
     return HelperJob(body, offset).config_ids
 
 
 def unknown_job() -> Abort:
-    """What a request for a job that is unknown or deleted ends with (rule A6)."""
+    """Return the error for a request about a job that is unknown or deleted (rule A6)."""
     return Abort(
         "unrecognizedAggregationJob",
         "no aggregation job with this ID is known here; it may have been deleted",
@@ -73,9 +72,9 @@ def unknown_job() -> Abort:
 
 
 def judge_continue(body: bytes) -> NoReturn:
-    """Section "Helper Continuation" on a job that exists; its VDAF is done after one round (A11).
+    """Refuse to continue an existing job, as its VDAF has one round (A11, "Helper Continuation").
 
-    Raises ``Abort``: no step but 0 exists, so even a valid request is out of step.
+    Raises ``Abort``: ``invalidMessage`` for a bad request, ``stepMismatch`` for any other.
     """
     try:
         head, offset = AggregationJobContinueHead.decode(body)
@@ -92,7 +91,7 @@ def judge_continue(body: bytes) -> NoReturn:
 
 
 def check_step(text: str | None) -> None:
-    """The ``step`` of a GET. Raises ``Abort``: 0 is the only one that jobs here have (rule A4)."""
+    """Check the ``step`` of a GET. Raises ``Abort`` unless it is 0, the only step (rule A4)."""
     if text is None or not (text.isascii() and text.isdigit()):
         raise Abort("invalidMessage", "the query parameter `step` must be a number")
     if text.strip("0"):
@@ -100,10 +99,10 @@ def check_step(text: str | None) -> None:
 
 
 def verifies_at_once(mode: str, ahead: float, own: float, limit: float) -> bool:
-    """Whether a new job is handled synchronously.
+    """Return whether to handle a new job synchronously.
 
-    ``mode`` is the task's or the server's, ``ahead`` the seconds of work waiting and running,
-    ``own`` the job's, both spread over the cores, ``limit`` the most that ``auto`` makes wait.
+    ``mode`` is the task's or the server's. ``ahead`` is the work waiting and running and ``own``
+    the job's, both in seconds spread over the cores; ``auto`` is synchronous up to ``limit``.
     """
     match mode:
         case "sync":
@@ -113,13 +112,13 @@ def verifies_at_once(mode: str, ahead: float, own: float, limit: float) -> bool:
         case "auto":
             return ahead + own <= limit
         case _:
-            raise ValueError(f"{mode!r} is no helper mode")
+            raise ValueError(f"unknown helper mode {mode!r}")
 
 
 def _batch_id(task: Task, extensions: Extensions) -> bytes | None:
-    """The batch that the extensions name (rule B3); an unknown type is told before the order."""
+    """Return the batch that the extensions name; an unknown type goes before a wrong order (B3)."""
     # In the time-interval mode a batch ID has no meaning. Ignoring it would hide that the Leader
-    # holds the task for one of another mode, and extensions are mandatory to support.
+    # has configured the task with the other mode, and extensions are mandatory to support.
     known = () if task.by_time else (LEADER_SELECTED_BATCH_ID,)
     types = [extension.type for extension in extensions]
     for unknown in (each for each in types if each not in known):

@@ -1,11 +1,11 @@
-"""When an HPKE key pair is published, replaced and deleted.
+"""The rotation of HPKE key pairs: when each is published, replaced and deleted.
 
     pending -> active -> expired -> deleted
 
-A key pair is never in a state again that it has left. All but deleted ones open reports; the
-active ones are published. Section "HPKE Configuration Request", rule F1. Each HPKE suite that is
-published has its own succession. Times are milliseconds by the safe clock (rule D6), so that
-nothing moves while that one is held. Left out: the key pairs themselves.
+A key pair never returns to an earlier state. Active ones are published; all but deleted ones open
+reports. Section "HPKE Configuration Request", rule F1. Each published HPKE suite is rotated on its
+own. Times are milliseconds by the safe clock (rule D6), so nothing moves while that clock is held.
+This module sees states and times only, never keys.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ SUITES: dict[str, Suite] = {
     "x25519-chacha20": (0x0020, 0x0001, 0x0003),
     "p256-aes128": (0x0010, 0x0001, 0x0001),
 }
-"""What ``dapd key add`` makes, by name."""
+"""The suites that ``dapd key add`` offers, by name."""
 
 IDS = 256
 
 
 class KeyState(StrEnum):
-    """How far a key pair has come."""
+    """The states of a key pair."""
 
     PENDING = "pending"
-    """Not published yet: it first reaches every process, and the backups."""
+    """The key is not published yet, so that every process and a backup get it first."""
     ACTIVE = "active"
+    """The key is published."""
     EXPIRED = "expired"
-    """Not published any more, but Clients may still have it in a cache, or reports sealed to it."""
+    """The key is no longer published; Clients may still cache it, or have sealed reports to it."""
     DELETED = "deleted"
-    """A tombstone without a private key, which says how long its id has been unused."""
+    """A tombstone without a private key is left, to know how long the id has been unused."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key pair without its keys; ``changed_at`` is when it came into its state."""
+    """A key pair without its keys; ``changed_at`` is when it entered its state."""
 
     config_id: int
     suite: Suite
@@ -54,7 +55,7 @@ class StoredKey:
 
 @dataclass(frozen=True, slots=True)
 class KeyTimes:
-    """How long a key is ``pending``, ``active``, and ``kept`` after that; ``None``: for ever."""
+    """How long a key is ``pending``, then ``active``, then ``kept`` (``None`` means for ever)."""
 
     pending: int
     active: int
@@ -63,7 +64,7 @@ class KeyTimes:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A key goes from the state ``was`` to ``to``; of a new one the id was ``DELETED``, or new."""
+    """A key's change of state from ``was`` to ``to``; ``was`` is ``DELETED`` for a new key."""
 
     config_id: int
     suite: Suite
@@ -73,17 +74,17 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """What will become of a key by itself, and when; ``at`` is ``None`` for never."""
+    """The next automatic change of a key's state, and its time; ``None`` means never."""
 
     to: KeyState
     at: int | None
 
 
 def plan(stored: Sequence[StoredKey], now: int, times: KeyTimes) -> list[Move]:
-    """The moves that are due. Made at once, they leave at least one key active.
+    """Return the moves that are due. Made together, they leave at least one key active.
 
-    A time in the future counts as due, except for a deletion: the safe clock was wrong, and an
-    operator has set it back.
+    A time in the future counts as due, except for a deletion: it means that the safe clock was
+    wrong, and an operator has set it back.
     """
     if not _in_state(stored, KeyState.ACTIVE):
         return first_active(stored)
@@ -107,7 +108,7 @@ def plan(stored: Sequence[StoredKey], now: int, times: KeyTimes) -> list[Move]:
 
 
 def first_active(stored: Sequence[StoredKey]) -> list[Move]:
-    """The move after which a key is active where none is: it waits for no backup."""
+    """Return the move that makes a key active at once if none is, without waiting for a backup."""
     if _in_state(stored, KeyState.ACTIVE):
         return []
     if pending := _in_state(stored, KeyState.PENDING):
@@ -117,12 +118,12 @@ def first_active(stored: Sequence[StoredKey]) -> list[Move]:
 
 
 def promotion(key: StoredKey, stored: Sequence[StoredKey]) -> list[Move]:
-    """A pending key becomes active, in the place of those of its suite that are."""
+    """Return the moves that activate a pending key and expire the active ones of its suite."""
     return [_move(key, KeyState.ACTIVE), *replaced(key.suite, stored)]
 
 
 def replaced(suite: Suite, stored: Sequence[StoredKey]) -> list[Move]:
-    """The active keys of a suite expire, since a new one is active."""
+    """Return the moves that expire the active keys of a suite."""
     return [
         _move(key, KeyState.EXPIRED)
         for key in _in_state(stored, KeyState.ACTIVE)
@@ -131,14 +132,14 @@ def replaced(suite: Suite, stored: Sequence[StoredKey]) -> list[Move]:
 
 
 def free_ids(stored: Sequence[StoredKey]) -> list[int]:
-    """The ids that a new key may get, those unused for the longest time first (rule F1)."""
+    """Return the ids for new keys, those unused for the longest time first (rule F1)."""
     used = {key.config_id for key in stored}
     gone = _in_state(stored, KeyState.DELETED)
     return [number for number in range(IDS) if number not in used] + [key.config_id for key in gone]
 
 
 def next_of(key: StoredKey, stored: Sequence[StoredKey], times: KeyTimes) -> Next:
-    """What ``plan`` will do with a key, if nobody interferes."""
+    """Predict what ``plan`` will do with a key, if no operator interferes."""
     match key.state:
         case KeyState.PENDING:
             return Next(KeyState.ACTIVE, key.changed_at + times.pending)
@@ -157,7 +158,7 @@ _IN_SUCCESSION = (KeyState.PENDING, KeyState.ACTIVE)
 
 
 def _in_state(stored: Sequence[StoredKey], state: KeyState) -> list[StoredKey]:
-    """Those in the state for the longest time first."""
+    """Return the keys in this state, those that entered it first at the head."""
     found = [key for key in stored if key.state is state]
     return sorted(found, key=lambda key: (key.changed_at, key.config_id))
 

@@ -15,7 +15,7 @@ _OPEN_JOBS = 8
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """A chunk of ``n`` reports that may be assigned; ``run_at`` (ms) is since when."""
+    """A waiting chunk of ``n`` reports, which may be assigned since ``run_at`` (ms)."""
 
     chunk_pk: int
     seq: int
@@ -37,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Job sizes in reports, and how long a report waits for others, in ms."""
+    """The sizes of a job in reports, and the longest time that a report waits for others, in ms."""
 
     min_size: int
     max_size: int
@@ -54,7 +54,7 @@ class Piece:
 
 @dataclass(slots=True)
 class Packed:
-    """The chunks of one job; ``batch`` is an index into the batches, in that mode alone."""
+    """The chunks of one job; ``batch`` is an index into the batches of ``fill``, else ``None``."""
 
     pieces: list[Piece] = field(default_factory=list)
     n: int = 0
@@ -68,16 +68,16 @@ class Packed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Jobs to make now, and when (ms) the waiting of what is left over ends."""
+    """The jobs to create now, and when (ms) the next of the other chunks has waited long enough."""
 
     jobs: list[Packed]
     next_at: int | None
 
 
 def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
-    """Time-interval jobs: first fit among the latest few, in the order of acceptance.
+    """Pack time-interval jobs: first fit among the latest few, in the order of acceptance.
 
-    A chunk above the maximum goes alone (rule D5).
+    A chunk larger than the maximum gets a job of its own (rule D5).
     """
     bins: list[Packed] = []
     for chunk in chunks:
@@ -97,10 +97,10 @@ def fill(
     batches: tuple[Sequence[int], int],
     now: int,
 ) -> Plan:
-    """Leader-selected jobs: the oldest batch with room takes the oldest reports, cut to fit (C6).
+    """Pack leader-selected jobs: the oldest batch with room gets the oldest reports (rule C6).
 
-    ``batches`` are the rooms of the open ones, oldest first, and the target size; a job's batch
-    beyond them is a new one.
+    ``batches`` are the rooms of the open batches, oldest first, and the target size. A job whose
+    ``batch`` is beyond them starts a new one. Chunks are cut to fit.
     """
     jobs: list[Packed] = []
     rooms, target = batches
@@ -127,7 +127,7 @@ def fill(
 
 
 def _ripe(packed: Sequence[Packed], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
-    """Jobs big enough, asked for by a collection, or whose oldest report has waited long enough."""
+    """Select the jobs that are big enough, asked for by a collection, or have waited enough."""
     jobs = []
     next_at: int | None = None
     for job in packed:

@@ -1,4 +1,4 @@
-"""How long to wait before the stored bytes are sent again (rules D4, E1)."""
+"""The back-off before sending stored bytes again (rules D4, E1)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _MOST_DOUBLINGS = 32
 
 
 def backoff_ms(attempt: int, minimum: float, maximum: float, jitter: float) -> int:
-    """Exponential from ``minimum`` seconds at the first attempt, at most ``maximum``.
+    """Return the milliseconds to wait: ``minimum`` seconds, doubled by each attempt to ``maximum``.
 
-    ``jitter`` in [0, 1) takes up to a quarter off, so that jobs don't come back in step.
+    ``jitter`` in [0, 1) shortens the wait by up to a quarter, to spread retries out.
     """
     doubled = minimum * 2 ** min(max(attempt - 1, 0), _MOST_DOUBLINGS)
     return int(min(doubled, maximum) * (1 - jitter / 4) * 1000)

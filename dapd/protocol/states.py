@@ -14,63 +14,65 @@ from typing import Literal
 
 
 class LeaderJobState(StrEnum):
-    """A Leader's aggregation job."""
+    """The states of a Leader's aggregation job."""
 
     ASSIGNED = "assigned"
-    """It holds its chunks; nothing is computed."""
+    """The job has its chunks; nothing is computed yet."""
     STORED = "stored"
-    """The exact request and the verification state are stored; to be sent (I3)."""
+    """The exact request and the verification state are stored, ready to be sent (I3)."""
     POLLING = "polling"
-    """The Helper works on it at a known Location."""
+    """The Helper works on the job at a known Location."""
     FINISHED = "finished"
     """Every report is aggregated, rejected and counted, or waiting for a later job."""
     ABANDONED = "abandoned"
-    """Refused for good: its reports are in two jobs of half the size, or it was one report (D5)."""
+    """The Helper refused the job for good. Its reports are in two jobs of half the size; a single
+    report is rejected (D5).
+    """
     EXPIRED = "expired"
-    """Its newest report fell below the watermark first (D6)."""
+    """All its reports fell below the watermark before it could finish (D6)."""
     LOST = "lost"
-    """Given up by hand, after a restore, or without its key: its reports are lost, and their batch
-    is suspect (D4).
+    """The job was given up: by an operator, after a restore, or because its key is gone. Its
+    reports are lost, and their batch is suspect (D4).
     """
 
 
 class HelperJobState(StrEnum):
-    """A Helper's aggregation job."""
+    """The states of a Helper's aggregation job."""
 
     RECEIVED = "received"
-    """The exact request is stored; to be verified."""
+    """The exact request is stored, and has yet to be verified."""
     FINISHED = "finished"
-    """Its response, its contributions and the ids that it admitted are stored."""
+    """The job's response, its contributions and its admitted ids are stored."""
     DELETED = "deleted"
-    """Only a tombstone is left, with the ids that it admitted (A6)."""
+    """Only a tombstone is left, with the job's admitted ids (A6)."""
 
 
 class CollectionState(StrEnum):
-    """A Leader's collection job."""
+    """The states of a Leader's collection job."""
 
     WAITING = "waiting"
-    """For reports, or for jobs that hold them (C3)."""
+    """The collection waits for reports, or for the jobs that aggregate them (C3)."""
     FROZEN = "frozen"
-    """Its batch is closed, and the exact AggregateShareReq is stored; to be sent (C2, I3)."""
+    """The batch is closed, and the exact AggregateShareReq is stored, ready to be sent (C2, I3)."""
     POLLING = "polling"
     """The Helper works on the aggregate share at a known Location."""
     FINISHED = "finished"
-    """Its CollectionJobResp is stored."""
+    """The CollectionJobResp is stored."""
     FAILED = "failed"
-    """It ended with an error, which its resource shows."""
+    """The collection ended with an error, which its resource shows."""
     DELETED = "deleted"
-    """The Collector, or an operator, has deleted it."""
+    """The Collector or an operator has deleted the collection."""
 
 
 class ChunkState(StrEnum):
-    """A chunk of a Leader's reports."""
+    """The states of a chunk of a Leader's reports."""
 
     WAITING = "waiting"
-    """For a job that takes it."""
+    """No job has taken the chunk yet."""
     ASSIGNED = "assigned"
-    """To an unfinished job."""
+    """The chunk belongs to an unfinished job."""
     DECIDED = "decided"
-    """Each of its reports is aggregated, or rejected and counted."""
+    """Each of the chunk's reports is aggregated, or rejected and counted."""
 
 
 class RangeState(StrEnum):
@@ -109,7 +111,7 @@ EXCHANGING: frozenset[JobState] = frozenset(
         CollectionState.POLLING,
     }
 )
-"""States whose next step asks the peer, and needs its permit."""
+"""States of unfinished jobs whose next step asks the peer, and needs one of its permits."""
 UNFINISHED = COMPUTING | EXCHANGING
 
 
@@ -172,6 +174,6 @@ CHUNK_MOVES: dict[ChunkState | None, frozenset[ChunkState]] = {
 
 
 def require_move(old: LeaderJobState, new: LeaderJobState) -> None:
-    """Raise ``ValueError`` for a move that the table lacks: a fault of this program."""
+    """Raise ``ValueError`` for a move that is not in the table, which is a bug of ours."""
     if new not in LEADER_JOB_MOVES[old]:
         raise ValueError(f"an aggregation job can't go from {old} to {new}")

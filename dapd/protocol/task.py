@@ -1,7 +1,7 @@
-"""A task as an Aggregator works on it: its configuration, its secrets, its local settings.
+"""A task of an Aggregator: its configuration, its secrets and its local settings.
 
-Section "Task Configuration". Left out: how tasks are written in files (``dapd.taskfile``) and kept
-(``dapd.datastore.tasks``).
+Section "Task Configuration". ``dapd.taskfile`` reads tasks from files, ``dapd.datastore.tasks``
+stores them.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from dapd.reports import ReportRules, TaskParameters
 from dapd.vdaf import Vdaf, make_vdaf
 
 MAX_INTEGER = 2**63 - 1
-"""Integers of a task are at most this, so that both engines store them."""
+"""The largest integer of a task: the largest that SQLite stores."""
 END_OF_TIME = 2**64 - 1
 
 
 class TaskState(StrEnum):
-    """Whether an operator lets this Aggregator work on a task."""
+    """The states of a task, set by an operator."""
 
     ACTIVE = "active"
     DRAINING = "draining"
-    """A Leader's: uploads are refused as ``report_dropped``, what was accepted is finished."""
+    """The Leader refuses uploads as ``report_dropped``, and finishes the accepted reports."""
     DISABLED = "disabled"
-    """Unrecognized to everybody, and nothing of it is worked on, until it is enabled again."""
+    """The task answers every request as unrecognized, and its jobs rest until it is enabled."""
     DELETED = "deleted"
-    """Unrecognized; the garbage collector takes away what is left of it."""
+    """The task is unrecognized, and the garbage collector deletes its data."""
     PURGED = "purged"
-    """A tombstone: its id and its watermark, from which adding the task again starts (rule D6)."""
+    """Only a tombstone is left: the task's id and its watermark, which a task added again under
+    this id takes over (rule D6).
+    """
 
     @property
     def is_served(self) -> bool:
+        """Whether this Aggregator answers the task's requests and works on its jobs."""
         return self in (TaskState.ACTIVE, TaskState.DRAINING)
 
 
@@ -67,8 +70,10 @@ class Instant:
 
 
 class Mark(NamedTuple):
-    """What is expired (rule D6): reports of times below ``before``, in time precisions; what was
-    made before ``ms`` by the safe clock and belongs to no report's time.
+    """The limits of expiry (rule D6).
+
+    Reports of times below ``before`` (in time precisions) are expired; so is what belongs to no
+    report's time and was made before ``ms`` (by the safe clock).
     """
 
     before: int
@@ -77,7 +82,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TaskSettings:
-    """Local to this Aggregator, outside the TaskConfiguration, changed by ``dapd task set``.
+    """Settings of this Aggregator alone, outside the TaskConfiguration (``dapd task set``).
 
     ``helper_mode`` is "sync", "async", "auto" or ``None`` for the server's default;
     ``batch_target_size`` is in reports, ``None`` for the minimum batch size;
@@ -91,11 +96,12 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class Task:
-    """One task in one role. ``expired_before`` is the stored watermark, in time precisions (D6).
+    """One task in one role.
 
-    What a restored database may have forgotten lies below ``quarantined_before``, likewise.
-    ``inbound_token_hashes`` are of the tokens that open this Aggregator: a Leader's are the
-    Collector's, a Helper's are the Leader's; two while one is being replaced.
+    ``expired_before`` is the stored watermark, in time precisions (D6). A restored database may
+    have forgotten reports of times below ``quarantined_before``, also in time precisions.
+    ``inbound_token_hashes`` are of the tokens that this Aggregator accepts: a Leader accepts the
+    Collector's, a Helper the Leader's. There are two while one replaces the other.
     """
 
     task_pk: int
@@ -133,12 +139,12 @@ class Task:
 
     @cached_property
     def id_text(self) -> str:
-        """The task id as it stands in URLs and logs."""
+        """The task id in base64url, as in URLs and logs."""
         return b64url_encode(self.task_id)
 
     @property
     def by_time(self) -> bool:
-        """Whether the batch mode is time-interval; else it is leader-selected."""
+        """Whether the batch mode is time-interval rather than leader-selected."""
         return self.configuration.batch_mode is BatchMode.TIME_INTERVAL
 
     @property
@@ -147,21 +153,21 @@ class Task:
 
     @property
     def batch_target_size(self) -> int:
-        """Reports that a leader-selected batch is filled to."""
+        """The number of reports at which a leader-selected batch is full."""
         return max(self.settings.batch_target_size or 0, self.configuration.min_batch_size)
 
     def time_of(self, now: int) -> int:
-        """``now`` in milliseconds as a time of this task."""
+        """Convert milliseconds to a time of this task."""
         return now // (1000 * self.configuration.time_precision)
 
     def ms_of(self, time: int) -> int:
-        """The first millisecond of a time of this task."""
+        """Return the first millisecond of a time of this task."""
         return time * 1000 * self.configuration.time_precision
 
     def expired_before_at(self, at: Instant) -> int:
-        """Times below this are expired: the watermark, which never falls, or the age (rule D6).
+        """Return the time below which reports are expired: by the watermark or by age (rule D6).
 
-        What reads hide, what requests may ask for, and what the garbage collector takes away.
+        Reads hide, requests refuse and the garbage collector deletes by this one value.
         """
         age = self.settings.report_expiry_age
         if age is None:
@@ -169,20 +175,22 @@ class Task:
         return max(self.expired_before, self.time_of(max(0, at.safe - age * 1000)))
 
     def mark_at(self, at: Instant) -> Mark:
-        """``expired_before_at``, for both kinds of what expires."""
+        """Return the limits of expiry at this moment."""
         return self.mark_of(self.expired_before_at(at), at)
 
     def mark_of(self, expired_before: int, at: Instant) -> Mark:
-        """A watermark for both. It may lie ahead of the clock, if the task was deleted and added
-        again; what is made now does not expire for that.
+        """Return the limits of expiry for a given watermark.
+
+        The watermark may lie ahead of the clock, if the task was deleted and added again. ``ms``
+        stays behind the clock, so that what is made now does not expire at once.
         """
         age = self.settings.report_expiry_age
         aged = 0 if age is None else max(0, at.safe - age * 1000)
         return Mark(expired_before, min(self.ms_of(expired_before), aged))
 
     def refused_before_at(self, at: Instant) -> int:
-        """Reports below this are dropped: they are expired, or a restore may have forgotten that
-        they were admitted.
+        """Return the time below which reports are dropped: they are expired, or were possibly
+        admitted before a restore forgot them.
         """
         return max(self.expired_before_at(at), self.quarantined_before)
 
@@ -212,9 +220,9 @@ class Task:
         )
 
     def url_path(self, resource: str) -> str:
-        """The absolute path of a resource of this task here.
+        """Return the absolute path of a resource of this task.
 
-        Below the task's own endpoint, so that it is right behind a proxy that strips a prefix.
+        It is below the task's own endpoint, so it is right behind a proxy that strips a prefix.
         """
         mine = self.configuration
         endpoint = (

@@ -1,4 +1,4 @@
-"""Any value of each message, within the bounds of the wire."""
+"""Hypothesis strategies for every message, within the bounds of the wire format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes typed from the draft's presentation language, and the bounds that it gives."""
+"""Messages written byte by byte from the draft, and the bounds that the draft gives."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_media_types() -> None:
 
 
 class TestBounds:
-    """Every lower bound of the draft, with the place of the length that breaks it."""
+    """Every lower bound of the draft, with the offset of the length that breaks it."""
 
     def test_hpke_config_list_of_less_than_ten_bytes(self) -> None:
         for encoded in (b"\0\0", b"\0\x09\x07\0\x20\0\x01\0\x01\0\0"):
@@ -248,14 +248,14 @@ class TestClosedChoices:
 
 
 def test_b3_extensions_are_not_judged() -> None:
-    """Unknown, repeated and unsorted extensions decode; protocol/ judges them."""
+    """Unknown, repeated and unsorted extensions decode; protocol/ checks them."""
     extensions = (Extension(5, b""), Extension(3, b"x"), Extension(5, b"y"))
     head = AggregationJobInitHead(0, b"p", extensions)
     assert AggregationJobInitHead.decode(head.encode())[0].extensions == extensions
 
 
 def test_no_value_is_judged() -> None:
-    """An interval that overflows decodes: what it means is for protocol/ to say."""
+    """An interval that overflows decodes; protocol/ rejects it."""
     far = Interval(2**64 - 1, 2**64 - 1)
     assert Query.decode(Query(far).encode()).batch_interval == far
     assert far.end == 2**65 - 2
@@ -263,6 +263,6 @@ def test_no_value_is_judged() -> None:
 
 @pytest.mark.parametrize("text", ["A", "AB==", "AA=", "A A", "AA\n", "+/+/", "AB", "é"])
 def test_base64url_refuses_other_spellings(text: str) -> None:
-    """Padding, blanks, the other alphabet, stray bits."""
+    """Padding, blanks, the standard alphabet and stray bits are refused."""
     with pytest.raises(ValueError, match="not unpadded base64url"):
         b64url_decode(text)

@@ -1,4 +1,4 @@
-"""What holds for every message and every input."""
+"""Properties of every message and every input."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _try(kind: type[Message], data: bytes) -> Message | DecodeError:
 
 
 def _check_answer(kind: type[Message], data: bytes) -> None:
-    """Canonical, or an error inside the input; any other exception fails the test."""
+    """Check that ``data`` is canonical or fails with a ``DecodeError`` at an offset inside it."""
     answer = _try(kind, data)
     if isinstance(answer, DecodeError):
         assert 0 <= answer.offset <= len(data)
@@ -66,7 +66,7 @@ def _check_answer(kind: type[Message], data: bytes) -> None:
 
 
 def _mutated(data: bytes, edits: list[tuple[int, int]]) -> bytes:
-    """Some bytes overwritten; the last place, if it is beyond the end, cuts or extends."""
+    """Overwrite bytes; an edit with a value above 255 cuts or extends the data instead."""
     changed = bytearray(data)
     for place, value in edits:
         if changed and value < 256:
@@ -104,7 +104,7 @@ def test_random_bytes_raise_nothing_but_decode_error(kind: type[Message], data: 
 
 @given(strategies.messages, st.data())
 def test_every_shorter_input_is_refused(message: Message, data: st.DataObject) -> None:
-    """No prefix of a message is one, and the offset lies within it."""
+    """A prefix of a message is never a message, and the error's offset lies within it."""
     encoded = message.encode()
     if not encoded:
         return
@@ -116,7 +116,7 @@ def test_every_shorter_input_is_refused(message: Message, data: st.DataObject) -
 
 @given(strategies.messages, st.binary(min_size=1, max_size=5))
 def test_trailing_bytes_are_refused_where_they_start(message: Message, trailing: bytes) -> None:
-    """A message is the whole input."""
+    """A message must fill the whole input."""
     encoded = message.encode()
     with pytest.raises(DecodeError) as caught:
         type(message).decode(encoded + trailing)
@@ -153,7 +153,7 @@ def test_base64url_comes_back(data: bytes) -> None:
 
 @given(st.text(st.characters(max_codepoint=300), max_size=12))
 def test_base64url_is_unique(text: str) -> None:
-    """Only one text stands for given bytes: an id has one URL."""
+    """Only one text encodes given bytes, so an id has one URL."""
     try:
         data = b64url_decode(text)
     except ValueError:

@@ -37,7 +37,7 @@ def refusal(request: AggregateShareReq, expired_before: int = 0) -> str | None:
 
 
 def test_c7_an_interval_is_the_range_of_its_buckets() -> None:
-    """Half-open, in time precisions."""
+    """The range is half-open, in time precisions."""
     request = CollectionJobReq(Query(Interval(5, 3)))
     assert queried_range(TIMED, request, 0) == BucketRange(time_bucket(5), time_bucket(8))
     assert queried_range(SELECTED, CollectionJobReq(Query(None)), 0) is None
@@ -55,20 +55,20 @@ def test_c7_an_interval_must_last_and_must_not_overflow(interval: Interval) -> N
 
 
 def test_c7_the_largest_interval_is_valid() -> None:
-    """It ends at the largest time."""
+    """An interval may end at the largest time."""
     found = queried_range(TIMED, CollectionJobReq(Query(Interval(0, 2**64 - 1))), 0)
     assert found == BucketRange(bytes(8), b"\xff" * 8)
 
 
 def test_c1_a_batch_id_is_a_range_of_one_bucket() -> None:
-    """No other id of 32 bytes is in it."""
+    """The range contains no other id of 32 bytes."""
     lo, hi = batch_id_range(BATCH_ID)
     following = BATCH_ID[:-1] + bytes([BATCH_ID[-1] + 1])
     assert lo <= BATCH_ID < hi <= following
 
 
 def test_d6_what_begins_below_the_mark_is_expired() -> None:
-    """At the mark it is not."""
+    """An interval that begins at the mark is not expired."""
     assert refusal(share_request(Interval(5, 3), Interval(5, 3)), 6) == "batchInvalid"
     selected_range(TIMED, share_request(Interval(5, 3), Interval(5, 3)), 5)
 
@@ -83,7 +83,7 @@ def test_c4_a_selector_must_lie_within_its_query() -> None:
 
 
 def test_c4_the_wrong_batch_mode_is_an_invalid_message() -> None:
-    """In the query and in the selector, before anything else."""
+    """Query and selector are checked for it before anything else."""
     for query, batch in ((Interval(1, 0), BATCH_ID), (None, Interval(1, 0))):
         for task in (TIMED, SELECTED):
             with pytest.raises(Abort) as caught:
@@ -115,7 +115,7 @@ def test_b4_an_aggregation_parameter_has_another_error_on_each_side() -> None:
     ],
 )
 def test_b3_collection_job_extensions(extensions: Extensions, error: str) -> None:
-    """None is supported; order and repetition are judged by themselves."""
+    """No extension is supported; wrong order and repetition have an error of their own."""
     with pytest.raises(Abort) as caught:
         check_collection_extensions(extensions)
     assert caught.value.type == error

@@ -42,7 +42,7 @@ A, B = b"a" * 32, b"b" * 32
 def test_c3_the_moves_of_an_interval(
     aggregated: int, backlog: Backlog, cut: int | None, move: Move
 ) -> None:
-    """With a minimum of 10: enough is in sight, all up to the cut is decided, or it is short."""
+    """The minimum is 10. There are too few reports, or enough, or all up to the cut are decided."""
     assert interval_move(BATCH, aggregated, backlog, cut, 10) == move
 
 
@@ -70,7 +70,7 @@ def test_c3_the_moves_of_an_interval(
 def test_c6_the_moves_of_the_next_batch(
     batches: list[OpenBatch], backlog: Backlog, cut: int | None, move: Move
 ) -> None:
-    """With a minimum of 10 and a target of 20."""
+    """The minimum is 10 and the target 20."""
     assert next_batch_move(batches, backlog, cut, 10, 20) == move
 
 

@@ -1,4 +1,4 @@
-"""The Helper's judgement of whole requests, with real request bodies."""
+"""The Helper's checks of whole requests, with real request bodies."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_b3_the_batch_of_a_leader_selected_job_is_that_of_its_extension(selected
 def test_b3_extensions_of_a_leader_selected_job(
     selected: Pair, extensions: tuple[Extension, ...], error: str
 ) -> None:
-    """An unknown type is told before a wrong order; the batch id must be there, with 32 bytes."""
+    """An unknown type goes before a wrong order; a batch id of 32 bytes is required."""
     assert refusal(selected, body(selected, AggregationJobInitHead(extensions=extensions))) == error
 
 
@@ -143,7 +143,7 @@ def test_a11_nothing_is_continued_after_one_round(request_body: bytes, error: st
 
 
 def test_auto_is_sync_while_little_lies_ahead() -> None:
-    """The job and all before it must be done within the limit."""
+    """The job and all work before it must fit within the limit."""
     assert verifies_at_once("auto", ahead=0.3, own=0.2, limit=0.5)
     assert not verifies_at_once("auto", ahead=0.4, own=0.2, limit=0.5)
     assert verifies_at_once("sync", ahead=9, own=9, limit=0.5)

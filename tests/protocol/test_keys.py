@@ -1,4 +1,4 @@
-"""The succession of HPKE keys, without keys: one stays active at all times, whatever is done."""
+"""The rotation of HPKE keys: one key is active at all times, whatever happens."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def key(
 
 
 def after(stored: Sequence[StoredKey], moves: Sequence[Move], now: int) -> list[StoredKey]:
-    """What a transaction makes of the table; each move is from the state that the key is in."""
+    """Apply the moves as a transaction does, checking that each starts from the key's state."""
     rows = {each.config_id: each for each in stored}
     for move in moves:
         known = rows.get(move.config_id)
@@ -54,12 +54,12 @@ def after(stored: Sequence[StoredKey], moves: Sequence[Move], now: int) -> list[
 
 
 def test_f1_the_first_key_of_an_empty_database_is_active_at_once() -> None:
-    """It is in no backup and no cache, but neither is any report."""
+    """No backup contains the key yet, but no report is sealed to it either."""
     assert plan([], 0, TIMES) == [Move(0, MANDATORY_SUITE, DELETED, ACTIVE)]
 
 
 def test_f1_a_key_is_made_promoted_and_deleted_at_its_times_and_not_before() -> None:
-    """Pending is the end of its predecessor's active time; kept counts from when it left active."""
+    """``pending`` overlaps the end of the predecessor's ``active``; ``kept`` starts after it."""
     old = key(0, ACTIVE, 0)
     assert plan([old], 82 * DAY - 1, TIMES) == []
     assert plan([old], 82 * DAY, TIMES) == [Move(1, P256, DELETED, PENDING)]
@@ -73,14 +73,14 @@ def test_f1_a_key_is_made_promoted_and_deleted_at_its_times_and_not_before() -> 
 
 
 def test_f1_a_key_stays_while_any_task_keeps_its_reports_for_ever() -> None:
-    """Then nothing says when the last report sealed to it will come."""
+    """Then the last report sealed to the key may come at any time."""
     stored = [key(0, EXPIRED, 0), key(1, ACTIVE, 0)]
     moves = plan(stored, 10_000 * DAY, replace(TIMES, kept=None))
     assert [move for move in moves if move.to is DELETED] == []
 
 
 def test_each_published_suite_has_a_succession_of_its_own() -> None:
-    """A suite whose last active key an operator let expire has none any more."""
+    """A suite is no longer rotated once an operator has expired its last active key."""
     x25519 = MANDATORY_SUITE
     both = [key(0, ACTIVE, 0, x25519), key(1, ACTIVE, 0, P256)]
     made = plan(both, 83 * DAY, TIMES)
@@ -91,7 +91,7 @@ def test_each_published_suite_has_a_succession_of_its_own() -> None:
 
 
 def test_f1_a_new_id_is_the_longest_unused_one() -> None:
-    """Ids that no Client can have seen come first, then those whose keys went first."""
+    """Ids that no Client can have seen come first, then those deleted the longest time ago."""
     tombstones = [key(number, DELETED, 1000 - number) for number in range(IDS - 2)]
     stored = [*tombstones, key(255, ACTIVE, 0)]
     assert free_ids(stored)[:3] == [254, 253, 252]
@@ -99,7 +99,7 @@ def test_f1_a_new_id_is_the_longest_unused_one() -> None:
 
 
 def test_a_time_in_the_future_is_due_but_deletes_nothing() -> None:
-    """A clock that stood in 2036 on the first boot must not stop the succession until then."""
+    """A clock that showed 2036 at the first boot must not stop the rotation until then."""
     wrong = key(0, ACTIVE, 3650)
     stored = after([wrong], plan([wrong], DAY, TIMES), DAY)
     stored = after(stored, plan(stored, 3 * DAY, TIMES), 3 * DAY)
@@ -108,14 +108,14 @@ def test_a_time_in_the_future_is_due_but_deletes_nothing() -> None:
 
 
 def test_without_an_id_left_the_active_key_stays_active() -> None:
-    """Too many keys kept is no reason to publish none."""
+    """Running out of ids must not leave the daemon without a published key."""
     stored = [key(0, ACTIVE, 0)] + [key(number, EXPIRED, 99) for number in range(1, IDS)]
     assert free_ids(stored) == []
     assert plan(stored, 100 * DAY, TIMES) == []
 
 
 def test_next_of_says_what_plan_will_do() -> None:
-    """What ``dapd key list`` promises."""
+    """``dapd key list`` shows these predictions."""
     old, new = key(0, ACTIVE, 0), key(1, PENDING, 82.5)
     assert next_of(old, [old], TIMES) == Next(EXPIRED, 84 * DAY)
     assert next_of(old, [old, new], TIMES) == Next(EXPIRED, int(84.5 * DAY))
@@ -132,7 +132,7 @@ OPERATOR = st.sampled_from(["nothing", "add", "add active", "promote", "expire",
 def interfere(
     stored: list[StoredKey], deed: str, number: int, now: int
 ) -> tuple[list[StoredKey], int]:
-    """What an operator may do to the keys, and to the clock."""
+    """Do what an operator may do to the keys and to the clock."""
     suite = list(SUITES.values())[number % len(SUITES)]
     pending = [each for each in stored if each.state is PENDING]
     active = [each for each in stored if each.state is ACTIVE]
@@ -171,8 +171,8 @@ def interfere(
 def test_f1_whatever_the_times_one_key_is_active_and_none_goes_too_early(
     times: KeyTimes, used: int, steps: list[tuple[int, str, int]]
 ) -> None:
-    """Any sequence of times and commands: states only move forward (``after`` looks), each look
-    leaves one active key a suite, a key is kept for its time, ids are used again last.
+    """For any sequence of times and commands: states only move forward (``after`` checks it), each
+    plan leaves one active key per suite, a key is kept for its time, and ids are reused last.
     """
     stored = [key(number, DELETED, number % 7) for number in range(used)]
     now = 7 * DAY
@@ -197,7 +197,7 @@ def test_f1_whatever_the_times_one_key_is_active_and_none_goes_too_early(
 
 @given(steps=st.lists(st.integers(1, 60), min_size=300, max_size=300))
 def test_f1_years_of_looks_on_any_day_keep_few_keys(steps: list[int]) -> None:
-    """Also a daemon that runs only now and then has its keys replaced, and never gathers them."""
+    """A daemon that runs only now and then still replaces its keys, and doesn't pile them up."""
     stored: list[StoredKey] = []
     now = 0
     for days in steps:

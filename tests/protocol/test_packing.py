@@ -1,4 +1,4 @@
-"""Packing chunks into jobs, over arbitrary chunks."""
+"""Properties of packing arbitrary chunks into jobs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def taken(jobs: list[Packed]) -> Counter[int]:
 
 @given(chunks=chunk_lists)
 def test_every_chunk_is_in_one_job_or_waits_for_a_reason(chunks: list[Waiting]) -> None:
-    """Jobs keep their maximum unless one chunk is larger; what has waited long enough goes."""
+    """Jobs exceed the maximum only for a larger chunk; what has waited long enough is packed."""
     plan = pack(chunks, [], LIMITS, NOW)
     counts = taken(plan.jobs)
     for chunk in chunks:
@@ -79,7 +79,7 @@ def test_c6_batches_are_never_overfilled_and_filled_in_order(
 
 
 def test_c6_a_batch_is_full_by_reports_aggregated_not_assigned() -> None:
-    """C6: what is on its way takes room; what was rejected gives it back."""
+    """C6: reports on their way take up room; rejected ones give it back."""
     assert OpenBatch(b"", 5, 5).room(10) == 0
     assert OpenBatch(b"", 8, 0).room(10) == 2
     assert OpenBatch(b"", 12, 0).room(10) == 0
