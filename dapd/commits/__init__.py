@@ -1,4 +1,4 @@
-"""One file per transaction that carries a promise: plain functions of a ``Tx``.
+"""The transactions that must be atomic, one module per subject: plain functions of a ``Tx``.
 
 Only these combine the table modules of ``dapd.datastore``. Each may be run again from its start:
 its first statement claims its own record (rule D1).

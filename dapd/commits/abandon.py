@@ -1,8 +1,8 @@
 """The transaction in which an operator gives a job up (rules A6, D4).
 
-An aggregation job's reports are lost and counted, and never go into a new job: the Helper may have
-aggregated them. A collection job goes as if its Collector had deleted it: a batch whose share the
-Helper may have been asked for stays collected.
+An aggregation job's reports are counted as lost and never go into a new job, because the Helper may
+have aggregated them. A collection job is deleted as if its Collector had done it: if the Helper may
+have been asked for its share, the batch stays collected.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _REASON = "given up by an operator"
 
 
 def abandon(tx: Tx, job: JobRow, at: Instant) -> int:
-    """How many reports are lost with it. Takes the job from whoever has it leased.
+    """Give up a job, even one that is leased, and return the number of reports lost with it.
 
-    Raises ``UsageError``: it has ended, or is a Helper's, of which its Leader decides.
+    Raises ``UsageError`` if the job has ended, or is a Helper's, which only the Leader may give up.
     """
     if job.state not in UNFINISHED:
         raise UsageError(f"job {job.name} has ended: {job.state}")
     if job.role == "helper":
         raise UsageError(
-            f"job {job.name} is the Leader's to give up: this Helper would only be sent it again"
+            f"only the Leader can give up job {job.name}: it would send it to this Helper again"
         )
     if job.kind == "aggregation":
         return give_up_job(tx, job.pk, LeaderJobState.LOST, _REASON, at.now)
@@ -37,6 +37,6 @@ def abandon(tx: Tx, job: JobRow, at: Instant) -> int:
     try:
         task = sealed.public()
     except UnreadableTask as error:
-        raise UsageError(f"its task can't be read: {error}; {error.remedy}") from error
+        raise UsageError(f"the job's task can't be read: {error}; {error.remedy}") from error
     delete_collection(tx, task, job.id, at)
     return 0

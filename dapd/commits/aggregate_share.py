@@ -1,8 +1,8 @@
-"""A Helper serves its aggregate share and closes the batch for good, in one transaction (rule A4).
+"""The transaction in which a Helper serves its aggregate share and closes the batch for good (A4).
 
-Section "Obtaining Aggregate Shares". The checks stand in the draft's order (rule C4); a refused
-request leaves nothing, above all no batch collected. The seal to the Collector is made once and
-stored: asked again, the same bytes go out.
+Section "Obtaining Aggregate Shares". The checks are in the draft's order (rule C4). A refused
+request stores nothing and, above all, marks no batch collected. The share is sealed to the
+Collector once and stored, so repeated requests get the same bytes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dapd.protocol.task import Instant, Task
 
 @dataclass(frozen=True, slots=True)
 class ShareRequest:
-    """A decoded ``AggregateShareReq``, its hash, and the id that its resource will have."""
+    """A decoded ``AggregateShareReq``, its hash, and the id for its resource."""
 
     task: Task
     id: bytes
@@ -39,9 +39,9 @@ class ShareRequest:
 def serve_aggregate_share(
     tx: Tx, request: ShareRequest, sealer: Sealer, at: Instant
 ) -> StoredShare:
-    """The aggregate share that this request made, now or before (rule A1).
+    """Make the aggregate share, or return the one that an identical request made (rule A1).
 
-    Raises ``Abort`` with the first check that fails; the transaction then leaves nothing.
+    Raises ``Abort`` for the first check that fails; then nothing is stored.
     """
     task, message = request.task, request.message
     mark = task.mark_of(watermarks.expired_before(tx, task, at), at)
@@ -53,7 +53,7 @@ def serve_aggregate_share(
     batch = selected_range(task, message, mark.before)
     if not task.by_time and _has_expired(tx, task, batch.selected.lo, mark.before):
         raise Abort("batchInvalid", "expired")  # D6
-    # The whole query is closed below, so the whole query must be free, not the selector alone.
+    # The whole query is closed below, so all of it must be free, not only the selector.
     if refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch.closed)):
         raise Abort(*refusal)
     total = batch_total(tx, task, sealer, batch.selected)
@@ -70,8 +70,8 @@ def serve_aggregate_share(
 
 
 def _has_expired(tx: Tx, task: Task, batch_id: bytes, expired_before: int) -> bool:
-    """Whether all reports of a leader-selected batch are below the watermark: whether they are
-    deleted already makes no difference.
+    """Return whether all reports of a leader-selected batch are below the watermark, deleted
+    already or not.
     """
     newest = batches.newest(tx, task.task_pk, batch_id)
     return expired_before > 0 if newest is None else newest < expired_before
@@ -95,5 +95,5 @@ def _check_agreement(message: AggregateShareReq, total: BatchTotal) -> None:
 
 
 def delete_aggregate_share(tx: Tx, task_pk: int, share_id: bytes) -> bool:
-    """Forget the response and its identity; whether there was one."""
+    """Delete the response and its identity; return whether there was one."""
     return share_jobs.delete(tx, task_pk, share_id)

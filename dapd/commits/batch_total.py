@@ -1,8 +1,8 @@
-"""What a batch holds in sum: the merge of its contributions (section "Obtaining Aggregate Shares").
+"""The total of a batch: the merge of its contributions (section "Obtaining Aggregate Shares").
 
-Changes nothing, so it may run in a reader, beside the writer; ``extent`` then tells the committing
-transaction whether something was added or merged since. Memory does not grow with the number of
-jobs.
+This only reads, so it may run in a reader, beside the writer. ``extent`` then tells the committing
+transaction whether contributions were added or merged since. Memory does not grow with the number
+of jobs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dapd.vdaf import merge
 
 @dataclass(frozen=True, slots=True)
 class BatchTotal(Total):
-    """That of a batch; ``extent`` changes whenever its contributions do."""
+    """The total of a batch; ``extent`` changes whenever its contributions do."""
 
     extent: tuple[int, int]
 
 
 def batch_total(tx: Tx, task: Task, sealer: Sealer, batch: BucketRange) -> BatchTotal:
-    """Counts summed, checksums XORed, shares merged. ``ValueError`` if a share does not open."""
+    """Merge a batch's contributions. Raises ``ValueError`` if a share does not open."""
     total = nothing(task)
     for page in batches.contributions_in_pages(tx, task.task_pk, batch.lo, batch.hi):
         total = added(task, sealer, total, page)
@@ -44,14 +44,14 @@ def batch_total(tx: Tx, task: Task, sealer: Sealer, batch: BucketRange) -> Batch
 
 
 def nothing(task: Task) -> Total:
-    """What a batch without contributions holds."""
+    """Return the total of a batch without contributions."""
     return Total(0, bytes(CHECKSUM_SIZE), 0, 0, merge(task.vdaf, []))
 
 
 def added(task: Task, sealer: Sealer, total: Total, parts: Sequence[Contribution]) -> Total:
-    """``total`` and some contributions. ``ValueError`` if a share does not open.
+    """Add contributions to ``total``. Raises ``ValueError`` if a share does not open.
 
-    One share is in the clear at a time.
+    Only one contribution's share is in the clear at a time.
     """
 
     def shares() -> Iterator[bytes]:

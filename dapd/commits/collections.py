@@ -29,7 +29,7 @@ from dapd.protocol.task import Instant, Task
 def create_collection(
     tx: Tx, task: Task, body: bytes, job_id: bytes, at: Instant, keep_ms: int
 ) -> CollectionJob:
-    """The job of this request, new or not.
+    """Create the job of this request, or return the one that an identical request made (A1).
 
     ``keep_ms`` is how long a leader-selected job keeps its identity after it was served. Raises
     ``Abort`` with the first error in the draft's order; then nothing is stored.
@@ -47,7 +47,7 @@ def create_collection(
     if batch and (refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch))):
         raise Abort(*refusal)
     check_collection_extensions(request.extensions)
-    # A8: all valid leader-selected requests of a task are alike, so their identity makes them one.
+    # A8: all valid leader-selected requests of a task are identical, so they share one job.
     collections.end_expired_identity(tx, task.task_pk, body, mark)
     return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)
 
@@ -62,10 +62,10 @@ class Failed:
 def advance_collection(
     tx: Tx, lease: Lease, task: Task, at: Instant, look_again: int
 ) -> Move | Failed | None:
-    """The move that was made; at ``Freeze``, which is still to be made, the lease is kept.
+    """Make a waiting collection's next move and return it; ``None`` if the lease is lost.
 
-    The job is looked at again when it is touched, at ``look_again`` (ms) at the latest. ``None``:
-    the lease is lost.
+    A ``Freeze`` is left to the caller, which keeps the lease for it. Otherwise the job runs again
+    when it is touched, or at ``look_again`` (ms) at the latest.
     """
     if not collections.claim(tx, lease, CollectionState.WAITING):  # D1
         return None
@@ -85,7 +85,7 @@ def advance_collection(
 
 
 def _planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instant) -> Move:
-    """What the job should do next, given everything in the database."""
+    """Return the job's next move, given the present reports and batches."""
     minimum = task.configuration.min_batch_size
     too_early_after = task.too_early_after_at(at)
     if task.by_time:
@@ -99,7 +99,7 @@ def _planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instan
 
 
 def _obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:
-    """(error, detail) of a batch that can't be collected any more."""
+    """Return (error, detail) if the job's batch can't be collected any more."""
     if not task.by_time:
         return None
     if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
@@ -112,13 +112,13 @@ def _obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[s
 
 
 class BatchChangedError(Exception):
-    """The batch is not what it was when it was summed: look at the job again."""
+    """The batch has changed since it was summed; advance the collection again."""
 
 
 def freeze_collection(
     tx: Tx, lease: Lease, task: Task, frozen: FrozenBatch, extent: tuple[int, int], at: Instant
 ) -> bool:
-    """Close the batch; ``extent`` is that of its sum. Whether the lease still held.
+    """Close the batch; ``extent`` is that of its total. Return whether the lease still held.
 
     Raises ``BatchChangedError``, which undoes everything.
     """
@@ -129,7 +129,7 @@ def freeze_collection(
     if (
         _planned(tx, task, job, job.cut, at) != Freeze(batch)
         or batches.extent(tx, task.task_pk, *batch) != extent
-        or _obstacle_to(tx, task, job, at)  # D6: what was summed may have been deleted in part
+        or _obstacle_to(tx, task, job, at)  # D6: contributions may have been deleted since
     ):
         raise BatchChangedError
     if not task.by_time and not outstanding.bind(tx, task.task_pk, batch.lo, job.pk):  # A8
@@ -140,7 +140,7 @@ def freeze_collection(
 
 
 def finish_collection(tx: Tx, lease: Lease, response: bytes) -> bool:
-    """Store the exact CollectionJobResp, once; the batch is collected. Whether the lease held."""
+    """Store the CollectionJobResp and mark the batch collected; return whether the lease held."""
     if not collections.finish(tx, lease, response):  # D1
         return False
     batches.settle(tx, lease.pk)
@@ -148,10 +148,11 @@ def finish_collection(tx: Tx, lease: Lease, response: bytes) -> bool:
 
 
 def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str) -> bool:
-    """The Helper refused for good: the job fails with its error. Whether the lease held.
+    """Fail the job with the error by which the Helper refused it for good.
 
-    The batch takes reports again, except after ``batchOverlap``: then it is collected over there.
-    A leader-selected batch is bound to its job for ever (rule A8): nobody is told to collect it.
+    Return whether the lease held. The batch takes reports again, except after ``batchOverlap``,
+    which means that the Helper has it as collected. A leader-selected batch stays bound to its job
+    (rule A8), and no other collection gets it.
     """
     if not collections.fail(tx, lease, error, detail):  # D1
         return False
@@ -163,10 +164,10 @@ def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str)
 
 
 def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
-    """Take the job away, also from a running step; whether there ever was one.
+    """Delete the job, also while a step works on it; return whether there was one.
 
-    Its batch stays collected, and becomes so if the Helper may have been asked for its share. A
-    leader-selected batch is bound to its job for ever once it was frozen (rule A8).
+    A collected batch stays collected; a frozen one becomes so if the Helper may have been asked for
+    its share. A leader-selected batch, once frozen, is bound to its job for ever (rule A8).
     """
     job = collections.by_id(tx, task.task_pk, job_id, task.mark_at(at))
     if job is None:
@@ -183,8 +184,8 @@ def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
 def expire_collection(
     tx: Tx, task_pk: int, collection_pk: int, expired_before: int, safe: int
 ) -> bytes | None:
-    """Fail a frozen collection of reports below the watermark, and count it; its id, ``None`` if it
-    has ended meanwhile. ``safe`` is now by the safe clock (ms).
+    """Fail a frozen collection of reports below the watermark, and count it. Return its id, or
+    ``None`` if it has ended meanwhile. ``safe`` is the time by the safe clock (ms).
     """
     ended = collections.give_up(tx, collection_pk, "batchInvalid", "expired", expired_before)
     if ended is None:

@@ -1,8 +1,8 @@
 """The transaction that turns a task's waiting chunks into aggregation jobs.
 
 Sections "Leader Initialization", "Batch Buckets" (a Leader checks "before adding a report to an
-aggregation job"), "Leader-selected Batch Mode"; rules C2, C3, C6, C8, D5. Left out: how chunks are
-packed (``dapd.protocol.packing``).
+aggregation job"), "Leader-selected Batch Mode"; rules C2, C3, C6, C8, D5. ``dapd.protocol.packing``
+decides how chunks are packed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dapd.protocol.task import Instant, Task
 
 JOB_ID_SIZE = 16
 _MOST_JOBS = 64
-"""Jobs of one transaction, which bounds how long it holds the writer."""
+"""The most jobs that one transaction creates, which limits how long it holds the write lock."""
 _MOST_CHUNKS = 20_000
-"""Chunks that one transaction looks at."""
+"""The most chunks that one transaction looks at."""
 _MOST_REFUSED = 500
-"""Chunks that one transaction drops."""
+"""The most chunks that one transaction drops for each reason."""
 
 RandomBytes = Callable[[int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """How many jobs were made, whether more can be at once, and when (ms) next at the latest."""
+    """The number of jobs created, whether more can be created now, and when (ms) the next can."""
 
     jobs: int
     more: bool
@@ -38,7 +38,7 @@ class Created:
 
 
 def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: RandomBytes) -> Created:
-    """Refuse what can't be aggregated any more, make jobs of what is ripe."""
+    """Drop chunks that can't be aggregated any more, and create jobs from those that are due."""
     now = at.now
     refused_before = task.refused_before_at(at)
     refused = _refuse(tx, task, refused_before, now)
@@ -65,7 +65,7 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
 
 def _refuse(tx: Tx, task: Task, refused_before: int, now: int) -> int:
     """Count and drop chunks of collected batches and those below the watermark (rule C8), at most
-    ``_MOST_REFUSED`` of each; how many.
+    ``_MOST_REFUSED`` of each. Return their number.
     """
     collected = chunks.waiting_in_collected(tx, task.task_pk, _MOST_REFUSED)
     expired = chunks.waiting_expired(tx, task.task_pk, refused_before, _MOST_REFUSED)
@@ -82,7 +82,7 @@ def _refuse(tx: Tx, task: Task, refused_before: int, now: int) -> int:
 
 
 class _Maker:
-    """Makes the jobs of one transaction. ``batch_ids`` grows by the batches it opens."""
+    """Creates one transaction's jobs, and appends the batches that it opens to ``batch_ids``."""
 
     def __init__(
         self, tx: Tx, task: Task, now: int, random_bytes: RandomBytes, batch_ids: list[bytes]
@@ -92,7 +92,7 @@ class _Maker:
         self._now = now
         self._random_bytes = random_bytes
         self._batch_ids = batch_ids
-        # Where the rest of a chunk is that was cut: its row, and how many reports.
+        # The rest of each chunk that was cut: its row and its number of reports.
         self._rests: dict[int, tuple[int, int]] = {}
 
     def make(self, packed: Packed) -> None:
@@ -111,7 +111,7 @@ class _Maker:
         leader_jobs.note_newest(self._tx, job_pk)
 
     def _batch_id(self, index: int | None) -> bytes:
-        """The batch's id, opening it if it is new; empty in the time-interval mode."""
+        """Return the batch's id, opening new batches up to it; empty in the time-interval mode."""
         if index is None:
             return b""
         while index >= len(self._batch_ids):
@@ -136,5 +136,5 @@ class _Maker:
 
 
 def due_tasks(tx: Tx, now: int) -> tuple[Sequence[int], int | None]:
-    """The tasks with chunks that may be assigned, and when (ms) the next deferred one may be."""
+    """Return the tasks with chunks that may be assigned now, and when (ms) the next one may be."""
     return chunks.tasks_with_waiting(tx, now), chunks.next_due(tx, now)

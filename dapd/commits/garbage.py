@@ -1,8 +1,8 @@
 """The transactions of the garbage collector: delete below the watermark, merge contributions.
 
-Rule D6. An earlier transaction has raised the watermark, so no read shows and no request can ask
-for what these delete. Each leaves alone what has changed since it was found. The caller may forget
-the returned report ids once they are committed, never before (rule D3).
+Rule D6. An earlier transaction has raised the watermark, so reads already hide and requests already
+refuse what these delete. Rows that have changed since the caller found them stay. The caller must
+not forget the returned report ids before the commit (rule D3).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from dapd.protocol.batches import batch_id_range
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """``rows`` that are gone, the report ``ids`` that nothing stored holds any more, and the (kind,
-    id) of jobs that somebody may wait for.
+    """The result of a deletion: the number of rows, the report ids that are no longer stored, and
+    the (kind, id) of deleted jobs that a held request may wait for.
     """
 
     rows: int
@@ -38,7 +38,7 @@ class Freed:
 
 @dataclass(frozen=True, slots=True)
 class DroppedBatches:
-    """How many contributions went, and with how many of the batches nothing is left to do."""
+    """The number of deleted contributions, and of batches with which nothing is left to do."""
 
     rows: int
     done: int
@@ -47,7 +47,7 @@ class DroppedBatches:
 def drop_chunks(
     tx: Tx, task_pk: int, chunk_pks: Sequence[int], expired_before: int, now: int
 ) -> Freed:
-    """Reports that no job took in time are counted, those of jobs that have ended were before."""
+    """Delete chunks, and count the undecided reports: no job took them before they expired."""
     dropped = [chunks.drop(tx, chunk_pk, expired_before) for chunk_pk in chunk_pks]
     if undecided := sum(n for n, _ in dropped):
         counters.add(tx, task_pk, {"aggregate_report_dropped": undecided})
@@ -57,7 +57,7 @@ def drop_chunks(
 
 
 def drop_leader_jobs(tx: Tx, task_pk: int, job_pks: Sequence[int]) -> Freed:
-    """Ended jobs without chunks, each with its batch if nobody ever contributed to that."""
+    """Delete ended jobs without chunks, each with its batch if no job ever contributed to that."""
     gone = [batch for job_pk in job_pks if (batch := leader_jobs.drop(tx, job_pk)) is not None]
     for batch_id in filter(None, set(gone)):
         empty = batches.newest(tx, task_pk, batch_id) is None
@@ -69,8 +69,8 @@ def drop_leader_jobs(tx: Tx, task_pk: int, job_pks: Sequence[int]) -> Freed:
 def drop_helper_jobs(
     tx: Tx, task_pk: int, job_pks: Sequence[int], expired_before: int, now: int
 ) -> Freed:
-    """Jobs with their bodies and tombstones. One that was never verified is counted, unless someone
-    is at it: then it is left.
+    """Delete jobs with their bodies, or their tombstones. Count the reports of a job that was never
+    verified; leave a job that is leased.
     """
     dropped = [
         job
@@ -86,15 +86,16 @@ def drop_helper_jobs(
 
 
 def forget_answers(tx: Tx, job_pks: Sequence[int]) -> Freed:
-    """Responses and identities of jobs whose every bucket is collected (rule A7)."""
+    """Delete the responses and identities of jobs whose buckets are all collected (rule A7)."""
     return Freed(sum(helper_jobs.forget(tx, job_pk) for job_pk in job_pks))
 
 
 def drop_batches(
     tx: Tx, task_pk: int, batch_ids: Sequence[bytes], expired_before: int, most: int
 ) -> DroppedBatches:
-    """Leader-selected batches whose newest report is below the watermark, whole (rule C6): up to
-    ``most`` contributions in one transaction, the first of which ends the batch.
+    """Delete whole leader-selected batches whose newest report is below the watermark (rule C6).
+
+    One call deletes up to ``most`` contributions; its first deletion ends the batch.
     """
     rows = 0
     for done, batch_id in enumerate(batch_ids):
@@ -103,12 +104,12 @@ def drop_batches(
             continue
         if outstanding.has_unfinished_job(tx, task_pk, batch_id):
             continue
-        # Before the contributions, so that nothing is ever added to what is left of a batch.
+        # Delete this before the contributions, so that no job adds to a batch in deletion.
         outstanding.drop(tx, task_pk, batch_id)
         rows += batches.drop_contributions(tx, task_pk, batch_id_range(batch_id), most - rows)
         if batches.newest(tx, task_pk, batch_id) is not None:
             return DroppedBatches(rows, done)
-        # After them, so that what is left is never collected again.
+        # Delete these after them, so that no collection takes a batch in deletion.
         batches.drop_ranges(tx, task_pk, batch_id_range(batch_id), 1)
         if rows >= most:
             return DroppedBatches(rows, done + 1)
@@ -121,11 +122,11 @@ def _forget_batch(tx: Tx, task_pk: int, batch_id: bytes) -> None:
 
 
 class ContributionsChangedError(Exception):
-    """The contributions are not what they were when they were added up, or their batch is shut."""
+    """The contributions have changed since they were added up, or their batch is closed."""
 
 
 def compact_bucket(tx: Tx, task_pk: int, share_pks: Sequence[int], merged: Contribution) -> None:
-    """Replace the rows ``share_pks`` of the bucket of ``merged`` by it.
+    """Replace the contributions ``share_pks`` of one bucket by their sum ``merged``.
 
     Raises ``ContributionsChangedError``, which undoes everything.
     """

@@ -1,4 +1,4 @@
-"""The transactions of a Helper's aggregation job: store it for later, commit it, delete it.
+"""The transactions of a Helper's aggregation job: store for later, commit, delete.
 
 Sections "Helper Initialization", "Batch Buckets", "Asynchronous Request Handling" and "Aggregation
 Job Abandonment and Deletion". ``commit_job`` decides inside the transaction whether a report is
@@ -18,12 +18,12 @@ from dapd.reports import HelperVerified, count_outcomes, outcome_name
 def store_job(
     tx: Tx, key: JobKey, request: bytes, now: int, *, lease_until: int | None = None
 ) -> StoredJob:
-    """The job, ``received`` now, or in whatever state its identity already is (rule A1).
+    """Store the request as a ``received`` job, or return the job that an identical one made (A1).
 
-    ``lease_until`` (ms) where this process works on it already. Raises ``Abort`` if the job was
-    deleted meanwhile.
+    ``lease_until`` (ms) is given if this process already works on it. Raises ``Abort`` if the job
+    was deleted meanwhile.
     """
-    # D1, A1: the identity is free, or what holds it is the answer.
+    # D1, A1: insert, unless this id or an identical request is stored already.
     job_pk = helper_jobs.insert(tx, key, HelperJobState.RECEIVED, now, lease_until)
     if job_pk is None:
         return existing_job(tx, key)
@@ -32,7 +32,7 @@ def store_job(
 
 
 def existing_job(tx: Tx, key: JobKey) -> StoredJob:
-    """The job that stands where ``key`` would. Raises ``Abort`` if it was deleted (rule A6)."""
+    """Return the job with ``key``'s id or identity. Raises ``Abort`` if it was deleted (A6)."""
     job = helper_jobs.by_id(tx, key.task_pk, key.id, key.expired_before)
     if job is None:
         job = helper_jobs.by_identity(tx, key.task_pk, key.request_hash, key.expired_before)
@@ -42,13 +42,13 @@ def existing_job(tx: Tx, key: JobKey) -> StoredJob:
 
 
 REWORK_SECONDS = 0.005
-"""The longest that the write lock may be held to correct what verification summed (rule E3)."""
+"""The longest time for which ``commit_job`` corrects sums while it holds the write lock (E3)."""
 
 
 class VerifyAgainError(Exception):
-    """Not a fault: the way out of a transaction that must leave no trace, the index included.
+    """Not an error: rolls back the transaction, the replay index included.
 
-    The job is to be verified again outside, by the rules of then and with the column ``known``
+    The caller must verify the job again, by the rules of that time and with the column ``known``
     (rules D6, E3).
     """
 
@@ -60,10 +60,11 @@ class VerifyAgainError(Exception):
 def commit_job(
     tx: Tx, key: JobKey, verified: HelperVerified, now: int, *, stored: bool
 ) -> StoredJob:
-    """The finished job, or what became of it meanwhile; the second run returns the first's outcome.
+    """Store a verified job's response, contributions and admitted ids, and return the job.
 
-    ``stored`` says that its row is there for certain; else it is made here unless it is.
-    Raises ``VerifyAgainError``, or ``Abort`` if the job was deleted (A6); either leaves nothing.
+    A second run returns the first one's outcome. ``stored`` says that the job's row exists; else
+    this inserts it unless it exists. Raises ``VerifyAgainError``, or ``Abort`` if the job was
+    deleted (A6); either stores nothing.
     """
     job_pk = _claim(tx, key, now, stored=stored)  # D1
     if job_pk is None:
@@ -74,7 +75,7 @@ def commit_job(
         raise VerifyAgainError(verified.known(shut, replayed))
     finished = verified.finish(shut, replayed)
     if finished.admitted_ids and finished.admitted_min < watermarks.refused_before(tx, key.task_pk):
-        # D6: the mark has risen since; ids below it may have been forgotten already.
+        # D6: the watermark has risen since; ids below it may be forgotten already.
         raise VerifyAgainError(verified.known(shut, replayed))
     helper_jobs.store_finish(tx, job_pk, finished)
     batches.add_contributions(tx, key.task_pk, key.id, finished.buckets)
@@ -83,7 +84,7 @@ def commit_job(
 
 
 def _claim(tx: Tx, key: JobKey, now: int, *, stored: bool) -> int | None:
-    """This run's right to commit the job: its new row, or the one held under its lease."""
+    """Claim the job: insert its row, or take the one under our lease. ``None`` if neither works."""
     made = None if stored else helper_jobs.insert(tx, key, HelperJobState.FINISHED, now, None)
     return helper_jobs.claim(tx, key) if made is None else made
 
@@ -96,8 +97,8 @@ def _counts(outcomes: bytes) -> dict[str, int]:
 
 
 def delete_aggregation_job(tx: Tx, task_pk: int, job_id: bytes) -> bool:
-    """Leave a tombstone; whether there was a job.
+    """Turn the job into a tombstone; return whether there was a job.
 
-    An unfinished one admits nothing: a commit under way finds nothing to claim any more.
+    An unfinished job admits nothing, because a running ``commit_job`` finds nothing to claim.
     """
     return helper_jobs.delete(tx, task_pk, job_id)

@@ -1,6 +1,6 @@
-"""HPKE key pairs come, are published, expire and go: by their times, or at an operator's word (F1).
+"""The transactions of HPKE keys: rotate them by their times, or as an operator commands (F1).
 
-Each transaction reads the table first and moves a key only from the state that it was seen in.
+Each transaction reads the table first, and moves a key only from the state that it has just read.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _ADD_FIRST = "make another one first with `dapd key add --active`"
 
 
 def key_times(tx: Tx, config: Config) -> KeyTimes:
-    """The configured times, and how long a key is kept once it is not published any more (F1).
+    """Return the configured times, and how long an expired key must be kept (F1).
 
-    A report is sealed at most twice the cache lifetime later, its time may be ahead by the leeway,
-    and it lives on for its task's expiry age after the end of its time precision.
+    A client seals a report at most twice the cache lifetime later. The report's time may be ahead
+    by the leeway, and it expires by its task's age after the end of its time precision.
     """
     lifetimes = report_lifetimes(tx).values()
     never = any(each is None for each in lifetimes)
@@ -48,9 +48,9 @@ def key_times(tx: Tx, config: Config) -> KeyTimes:
 
 
 def report_lifetimes(tx: Tx) -> dict[str, int | None]:
-    """For each task that isn't deleted, the seconds until a report expires at the latest.
+    """Return for each task that isn't deleted the seconds until a report expires at the latest.
 
-    ``None``: never, or this dapd can't tell because the task is of another version of DAP.
+    ``None`` means never, or unknown, because the task is of another version of DAP.
     """
     found: dict[str, int | None] = {}
     for sealed in tasks.all_tasks(tx):
@@ -67,17 +67,17 @@ def report_lifetimes(tx: Tx) -> dict[str, int | None]:
 
 
 def ensure_active_key(tx: Tx, sealer: Sealer, now: int) -> list[Move]:
-    """First boot: an Aggregator without an active key gets one; the moves that were made."""
+    """Make a key active if none is, as at the first start. Return the moves made."""
     return _make(tx, sealer, first_active(keys.all_keys(tx)), now)
 
 
 def rotate(tx: Tx, sealer: Sealer, now: int, config: Config) -> list[Move]:
-    """Make all moves that are due; ``now`` is the safe time in milliseconds."""
+    """Make all moves that are due and return them; ``now`` is the safe time in milliseconds."""
     return _make(tx, sealer, plan(keys.all_keys(tx), now, key_times(tx, config)), now)
 
 
 def add(tx: Tx, sealer: Sealer, suite: Suite, now: int, *, active: bool) -> Move:
-    """A new key pair, pending or active at once in the place of its suite's active ones.
+    """Add a key pair: pending, or at once active in place of its suite's active ones.
 
     Raises ``UsageError`` if one is pending already, or no id is left.
     """
@@ -96,7 +96,7 @@ def add(tx: Tx, sealer: Sealer, suite: Suite, now: int, *, active: bool) -> Move
 
 
 def promote(tx: Tx, sealer: Sealer, config_id: int, now: int) -> list[Move]:
-    """Publish a pending key now, in the place of its suite's active ones. Raises ``UsageError``."""
+    """Publish a pending key now, in place of its suite's active ones. Raises ``UsageError``."""
     stored = keys.all_keys(tx)
     key = _find(stored, config_id)
     if key.state is not KeyState.PENDING:
@@ -105,7 +105,7 @@ def promote(tx: Tx, sealer: Sealer, config_id: int, now: int) -> list[Move]:
 
 
 def expire(tx: Tx, sealer: Sealer, config_id: int, now: int) -> None:
-    """Publish an active key no more; it still opens reports. Raises ``UsageError``."""
+    """Stop publishing an active key; it still opens reports. Raises ``UsageError``."""
     stored = keys.all_keys(tx)
     key = _find(stored, config_id)
     if key.state is not KeyState.ACTIVE:
@@ -115,7 +115,7 @@ def expire(tx: Tx, sealer: Sealer, config_id: int, now: int) -> None:
 
 
 def remove(tx: Tx, config_id: int, at: Instant, times: KeyTimes, *, compromised: bool) -> None:
-    """Destroy a private key that nothing needs, or that others know. Raises ``UsageError``."""
+    """Delete a private key that no report needs, or that is compromised. Raises ``UsageError``."""
     stored = keys.all_keys(tx)
     key = _find(stored, config_id)
     if compromised:
@@ -139,7 +139,7 @@ def _make(tx: Tx, sealer: Sealer, moves: Sequence[Move], now: int) -> list[Move]
 
 
 def _overtaken(config_id: int) -> DatastoreError:
-    return DatastoreError(f"key {config_id} was changed meanwhile; look with `dapd key list`")
+    return DatastoreError(f"another process changed key {config_id} just now; see `dapd key list`")
 
 
 def _find(stored: Sequence[StoredKey], config_id: int) -> StoredKey:

@@ -1,8 +1,7 @@
 """The transactions of a Leader's aggregation job: start, send, wait, finish, halve, give up.
 
 Sections "Leader Initialization" and "Batch Buckets"; invariants I1, I3; rules B6, D1, D4, D5, D6.
-Left out: making jobs (``dapd.commits.create_jobs``), and what an answer means
-(``dapd.protocol.exchange``).
+``dapd.commits.create_jobs`` creates the jobs, ``dapd.protocol.exchange`` judges the answers.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from dapd.reports import BucketTotal, ReportError, count_outcomes, mask_of, outc
 def start_job(
     tx: Tx, lease: Lease, request: bytes, leader_state: bytes, now: int, send: bool
 ) -> None:
-    """Store what will be sent, and the state. With ``send`` the job stays leased and its first send
-    is counted; else it is released, due now. Raises ``LeaseLost``.
+    """Store the exact request and the verification state. With ``send`` the job stays leased and
+    its first send is counted; else it is released, due now. Raises ``LeaseLost``.
     """
     later = Later(None, now, 0, 1 if send else 0)
     states = LeaderJobState.ASSIGNED, LeaderJobState.STORED
@@ -35,8 +34,8 @@ def start_job(
 
 
 def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | None:
-    """Count a send of the stored bytes before it happens, and load them; ``None`` if the job has
-    expired instead. Raises ``LeaseLost``.
+    """Count a send of the stored bytes before it happens, and load the job. If its reports have
+    expired, end it instead and return ``None``. Raises ``LeaseLost``.
     """
     if leader_jobs.load(tx, lease).newest < expired_before:  # D6
         expire_job(tx, lease.pk, now)
@@ -46,7 +45,7 @@ def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | Non
 
 
 def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
-    """A job to be polled; ``None`` if it has expired. Raises ``LeaseLost``."""
+    """Load a job to poll; return ``None`` if its reports have expired. Raises ``LeaseLost``."""
     job = leader_jobs.load(tx, lease)
     return job if job.newest >= expired_before else None  # D6
 
@@ -59,10 +58,10 @@ def release_job(tx: Tx, lease: Lease, old: LeaderJobState, later: Later) -> None
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcomes of a job's reports and what they add up to.
+    """The outcomes of a job's reports, and the totals of those that count.
 
-    ``answered`` if a Helper gave them; ``retry_at`` says when (ms) a report that was too early
-    for it comes again, after so many attempts.
+    ``answered`` is true if the Helper answered. ``retry_at`` returns when (ms) to retry a report
+    that the Helper found too early, given the number of attempts.
     """
 
     outcomes: bytes
@@ -72,7 +71,7 @@ class Result:
 
 
 def finish_job(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None:
-    """Store what the job contributes, count every outcome. Raises ``LeaseLost``."""
+    """Store the job's contributions and count every outcome. Raises ``LeaseLost``."""
     leader_jobs.end(tx, lease, job, LeaderJobState.FINISHED)
     batches.add_contributions(tx, job.task_pk, job.id, result.buckets)
     if job.batch_id:
@@ -88,8 +87,8 @@ def finish_job(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None
 
 
 def _leave_closed_batch(tx: Tx, job: Job, outcomes: bytes) -> None:
-    """The Helper has closed a leader-selected batch of which this Leader knows no collection, as
-    one that was restored does: no more reports are lost in it.
+    """Quarantine a leader-selected batch that the Helper has closed without our knowing of a
+    collection, as happens to a restored Leader: so no more reports are lost in it.
     """
     refused = any(mask_of(outcomes, ReportError.BATCH_COLLECTED))
     if refused and batches.bucket_state(tx, job.task_pk, job.batch_id) is None:
@@ -99,7 +98,7 @@ def _leave_closed_batch(tx: Tx, job: Job, outcomes: bytes) -> None:
 def _decide(
     tx: Tx, chunk_pk: int, outcomes: bytes, in_batch: bool, retry_at: Callable[[int], int]
 ) -> None:
-    """End the chunk; reports that were too early wait for another job (D5)."""
+    """Mark the chunk as decided; reports that were too early wait for another job (D5)."""
     early = mask_of(outcomes, ReportError.REPORT_TOO_EARLY)
     if not any(early):
         chunks.decide(tx, chunk_pk)
@@ -115,7 +114,7 @@ def _decide(
 
 
 def _counts(outcomes: bytes) -> dict[str, int]:
-    """Reports that wait for another job are counted when that has decided them."""
+    """Return the counts by counter, without reports that wait for another job to decide them."""
     return {
         f"aggregate_{outcome_name(code) if code else 'finished'}": n
         for code, n in count_outcomes(outcomes).items()
@@ -125,15 +124,17 @@ def _counts(outcomes: bytes) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Halves:
-    """The ids of the jobs to make; ``retry_at`` says when (ms) after so many attempts."""
+    """The ids of the two new jobs. ``retry_at`` returns when (ms) to start them, given the number
+    of attempts.
+    """
 
     ids: tuple[bytes, bytes]
     retry_at: Callable[[int], int]
 
 
 def halve_job(tx: Tx, lease: Lease, job: Job, halves: Halves, error: str, now: int) -> bool:
-    """Put the reports of a job that was refused for good into two; ``False`` if it held one report,
-    which is rejected and counted (D5). Raises ``LeaseLost``.
+    """Put the reports of a job that was refused for good into two new ones (D5). A single report
+    is rejected and counted instead; then return ``False``. Raises ``LeaseLost``.
     """
     held = chunks.of_job(tx, job.job_pk)
     leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, error)
@@ -175,7 +176,7 @@ def _hand_over(
 
 
 def expire_job(tx: Tx, job_pk: int, now: int) -> int:
-    """End an unfinished job whose newest report is below the watermark; as ``give_up_job``."""
+    """End a job whose newest report is below the watermark. Return as ``give_up_job`` does."""
     return give_up_job(tx, job_pk, LeaderJobState.EXPIRED, "its reports expired", now)
 
 
@@ -186,9 +187,10 @@ def give_up_job(
     reason: str,
     now: int,
 ) -> int:
-    """How many reports are lost with it; 0 if the job had ended already.
+    """End an unfinished job and count its reports: as dropped if they expired unsent, else as lost.
 
-    Takes the job from whoever has it leased, whose commit then finds its lease lost.
+    Return their number; 0 if the job had ended already. A step that has leased the job finds its
+    lease lost when it commits.
     """
     given_up = leader_jobs.give_up(tx, job_pk, state, reason)  # D1
     if given_up is None:

@@ -1,10 +1,10 @@
 """The transactions after a restore: quarantine what the file may have forgotten, reopen it later.
 
-A restored file knows neither the report ids that were admitted since it was made nor the batches
-that were collected: replays and second collections would pass. ``quarantine`` therefore refuses
-every report that there may have been by now, and closes every batch that may have been collected.
-An operator compares with the peer and reopens batches with ``restore_accept``; their reports stay
-refused, because their ids may be forgotten all the same.
+A restored database lacks the report ids admitted and the batches collected since the backup, so it
+would accept replays and second collections. ``quarantine`` therefore refuses every report that may
+exist by now, and closes every batch that may have been collected. An operator compares with the
+peer and reopens batches with ``restore_accept``. Reports of reopened batches stay refused, because
+their ids may still be forgotten.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ REASON = "restored from a backup"
 
 
 def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
-    """Quarantine every task, in both roles, and note it for those that are added later.
+    """Quarantine every task, in both roles, and note the restore for tasks added later.
 
-    Returns them as they are then. ``early_leeway`` is how far ahead of the clock (s) a report may
-    have been admitted. Run again at the same moment it changes nothing.
+    Return the quarantined tasks. ``early_leeway`` is how far ahead of the clock (s) a report may
+    have been admitted. A second run at the same moment changes nothing.
     """
     newest = at.later + int(early_leeway * 1000)
     watermarks.note_restore(tx, newest)
@@ -37,7 +37,7 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
 
 
 def quarantine_added(tx: Tx, task_pk: int) -> None:
-    """A task that is new to a restored file may have been here before: the same for it."""
+    """Quarantine a task added after a restore: it may have been here before the backup."""
     newest = watermarks.last_restore(tx)
     if newest is not None:
         outline = next(each for each in tasks.outlines(tx) if each.task_pk == task_pk)
@@ -45,7 +45,7 @@ def quarantine_added(tx: Tx, task_pk: int) -> None:
 
 
 def _shut_batches(tx: Tx, task: Outline, newest: int) -> None:
-    """Refuse the reports up to ``newest`` (ms), and shut all batches that they may be in."""
+    """Refuse the reports up to ``newest`` (ms), and close all batches that they may be in."""
     before = newest // (1000 * task.configuration.time_precision) + 1
     watermarks.quarantine(tx, task.task_pk, before)
     if task.by_time:
@@ -65,23 +65,24 @@ def _shut_batches(tx: Tx, task: Outline, newest: int) -> None:
 
 
 def _doubt_jobs(tx: Tx, task: Outline, now: int) -> None:
-    """End what may have gone on elsewhere since. A Helper's received jobs need nothing: whatever
-    they hold is dropped by its time.
+    """End a Leader's jobs that may have progressed after the backup.
+
+    A Helper's received jobs need no action: their reports are dropped for their times.
     """
     if not task.is_leader:
         return
     for job_pk in leader_jobs.unfinished(tx, task.task_pk):
         give_up_job(tx, job_pk, LeaderJobState.LOST, REASON, now)
-    # A frozen collection goes on: the Helper knows its stored bytes. A waiting one fails now.
+    # Frozen collections continue: the Helper may know their stored bytes. Waiting ones fail now.
     collections.count_as_sent(tx, task.task_pk)
     collections.touch(tx, task.task_pk, now)
 
 
 @dataclass(frozen=True, slots=True)
 class BatchTally:
-    """What one bucket holds here; ``checksum`` is that of its report ids, as DAP counts them.
+    """One bucket's number of reports and its checksum, as in an AggregateShareReq.
 
-    Both Aggregators have the same for a batch that they agree on.
+    If the Aggregators agree on a batch, both have the same.
     """
 
     bucket: bytes
@@ -92,42 +93,20 @@ class BatchTally:
 
 @dataclass(frozen=True, slots=True)
 class Quarantine:
-    """One task as a restore has left it. ``ranges`` are those that are still closed for it."""
+    """A task after a restore. ``ranges`` are those still closed because of the restore."""
 
     task: Outline
     ranges: list[BucketRange]
     tallies: list[BatchTally]
     is_complete: bool
-    """Whether ``tallies`` has all buckets; else it has the first ones."""
-
-
-def restore_accept(tx: Tx, task: Outline, within: BucketRange) -> list[BucketRange]:
-    """Open what is quarantined in ``within``; the ranges that were opened."""
-    opened = []
-    for quarantined in batches.quarantined_ranges(tx, task.task_pk, within):
-        batches.release(tx, task.task_pk, quarantined)
-        kept = gaps(quarantined, [within])
-        batches.quarantine(tx, task.task_pk, kept)
-        opened += gaps(quarantined, kept)
-    return merged(opened)
-
-
-def accepted_range(task: Outline, batch: tuple[int, int] | bytes | None) -> BucketRange:
-    """What an operator names: (start, end) in time precisions, a batch id, or all of the task."""
-    match batch:
-        case None:
-            # Above every bucket: those are 8 bytes of time, or a batch id with one byte more.
-            return BucketRange(b"", b"\xff" * 34)
-        case bytes():
-            return batch_id_range(batch)
-        case (start, end):
-            assert task.by_time
-            return BucketRange(time_bucket(start), time_bucket(end))
+    """Whether ``tallies`` has all buckets rather than the first ones."""
 
 
 def inspect(tx: Tx, task: Outline, limit: int, *, everything: bool) -> Quarantine:
-    """What is quarantined of a task, and what its buckets hold: the first ``limit`` of those that
-    are quarantined, or of all (``everything``), which is what the peer compares with.
+    """Return what is quarantined of a task, with tallies to compare with the peer's.
+
+    There are tallies of the first ``limit`` quarantined buckets, or of all buckets if
+    ``everything`` is true, as the peer needs them to compare.
     """
     states = {
         bucket: batches.bucket_state(tx, task.task_pk, bucket)
@@ -142,3 +121,29 @@ def inspect(tx: Tx, task: Outline, limit: int, *, everything: bool) -> Quarantin
         tallies.append(BatchTally(bucket, n, checksum, states[bucket]))
     ranges = merged(batches.quarantined_ranges(tx, task.task_pk))
     return Quarantine(task, ranges, tallies, len(wanted) <= limit)
+
+
+def accepted_range(task: Outline, batch: tuple[int, int] | bytes | None) -> BucketRange:
+    """Return the range that an operator names: (start, end) in time precisions, a batch id, or
+    ``None`` for the whole task.
+    """
+    match batch:
+        case None:
+            # This end is above every bucket: 8 bytes of time, or a batch id and one byte more.
+            return BucketRange(b"", b"\xff" * 34)
+        case bytes():
+            return batch_id_range(batch)
+        case (start, end):
+            assert task.by_time
+            return BucketRange(time_bucket(start), time_bucket(end))
+
+
+def restore_accept(tx: Tx, task: Outline, within: BucketRange) -> list[BucketRange]:
+    """Reopen what is quarantined in ``within``; return the ranges that were reopened."""
+    opened = []
+    for quarantined in batches.quarantined_ranges(tx, task.task_pk, within):
+        batches.release(tx, task.task_pk, quarantined)
+        kept = gaps(quarantined, [within])
+        batches.quarantine(tx, task.task_pk, kept)
+        opened += gaps(quarantined, kept)
+    return merged(opened)

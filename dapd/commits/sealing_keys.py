@@ -1,10 +1,10 @@
 """The transactions about sealing keys: require them at start, reseal with a new one, forget one.
 
-Rules F2, D4, C1. Both resealing and forgetting work through the sealed columns in pages and may be
-killed and run again. Resealing leaves a value that another transaction changed meanwhile to that
-transaction; passes in ascending order find everything, and the pass that finds nothing is the last.
-Forgetting runs only without a daemon: it counts everything that is lost, and keeps ids, marks and
-collected ranges, so that no report is aggregated twice and no batch collected twice.
+Rules F2, D4, C1. Both resealing and forgetting work through the sealed columns in pages, and may be
+killed and run again. Resealing keeps a value that another transaction has changed since it was
+read. It passes over the columns in ascending order until one pass finds nothing. Forgetting runs
+only without a daemon. It counts everything that is lost, and keeps ids, watermarks and collected
+ranges, so that no report is aggregated twice and no batch collected twice.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from dapd.protocol.task import Instant
 
 
 def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
-    """``held`` are the ids of the configured keys; the first one seals from now on (rule F2).
+    """Check the configured keys and note that the first one seals from now on (rule F2).
 
-    Raises ``UsageError`` as ``require_sealing_keys``.
+    ``held`` are their ids. Raises ``UsageError`` as ``require_sealing_keys`` does.
     """
     require_sealing_keys(tx, held)
     if held[0] not in sealed.sealing_key_ids(tx):
@@ -36,21 +36,21 @@ def check_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
 
 
 def require_sealing_keys(tx: Tx, held: Sequence[bytes]) -> None:
-    """Raise ``UsageError`` that names every key which the database uses and ``held`` lacks."""
+    """Raise ``UsageError``, naming each missing key, unless ``held`` has every key in use."""
     known = sealed.sealing_key_ids(tx)
     if missing := [key_id for key_id in known if key_id not in held]:
         names = ", ".join(key_id.hex() for key_id in missing)
         raise UsageError(
-            f"the database holds values sealed with key {names}, which [datastore] sealing_keys "
-            "lacks; add that key's file to the list, or if it is lost for good, see "
+            f"the database contains values sealed with key {names}, which is not in [datastore] "
+            "sealing_keys; add that key's file to the list, or if it is lost for good, see "
             "`dapd datastore forget-key --help`"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class ResealStanding:
-    """What is left to do for the key that seals now: the ids of the ``others`` that some value may
-    be sealed with, and up to which row each column is done.
+    """The progress of resealing: the ids of ``others`` that values may still be sealed with, and
+    the row up to which each column is done.
     """
 
     others: list[bytes]
@@ -58,7 +58,7 @@ class ResealStanding:
 
 
 def reseal_standing(tx: Tx, key_id: bytes) -> ResealStanding:
-    """Where sealing again with this key stands."""
+    """Return the progress of resealing with this key."""
     others = [other for other in sealed.sealing_key_ids(tx) if other != key_id]
     return ResealStanding(others, sealed.progress(tx, key_id))
 
@@ -66,9 +66,9 @@ def reseal_standing(tx: Tx, key_id: bytes) -> ResealStanding:
 def replace_values(
     tx: Tx, column: Column, values: Sequence[tuple[Cell, bytes]], key_id: bytes, after: int
 ) -> int:
-    """Store values that were sealed again, and that all rows up to ``after`` are done.
+    """Store resealed values, and note that all rows up to ``after`` are done.
 
-    A cell that is not as it was read any more stays as it is. How many were replaced.
+    A cell that has changed since it was read stays as it is. Return the number of those replaced.
     """
     replaced = sum(sealed.replace(tx, column, cell, value) for cell, value in values)
     sealed.note_progress(tx, column, key_id, after)
@@ -76,10 +76,11 @@ def replace_values(
 
 
 def finish_reseal(tx: Tx, key_id: bytes, others: Sequence[bytes]) -> bool:
-    """The ``others`` seal nothing any more: their files may go. ``False`` if one still does.
+    """Note that the ``others`` seal nothing any more, so their files may be deleted.
 
-    A pass has looked at all columns before. Beside the daemon, commands write two tables (rule E5),
-    with the keys of the configuration as it is then; they are small, so they are looked at again.
+    Return ``False`` if one still does. A pass has checked all columns before. But commands write
+    two tables beside the daemon (rule E5), perhaps with an older configuration; these are small,
+    so check them again here.
     """
     columns = (sealed.VERIFY_KEYS, sealed.TOKENS, sealed.PRIVATE_KEYS)
     if any(
@@ -93,7 +94,7 @@ def finish_reseal(tx: Tx, key_id: bytes, others: Sequence[bytes]) -> bool:
 
 
 ORDER = (
-    sealed.COLLECTION_SHARES,  # first: that a batch was summed decides what of it is lost below
+    sealed.COLLECTION_SHARES,  # first, because a summed batch loses nothing with BATCH_SHARES
     sealed.BATCH_SHARES,
     sealed.LEADER_STATES,
     sealed.CHUNK_ROWS,
@@ -101,13 +102,13 @@ ORDER = (
     sealed.VERIFY_KEYS,
     sealed.TOKENS,
 )
-"""In which order the columns are gone through."""
+"""The order in which forgetting goes through the columns."""
 _TIME_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Forgetting:
-    """The lost key, and the moment."""
+    """The id of the lost key, and the time of forgetting it."""
 
     key_id: bytes
     at: Instant
@@ -122,7 +123,7 @@ def require_lost(tx: Tx, key_id: bytes, configured: list[bytes]) -> None:
     if key_id in configured:
         raise UsageError(
             f"key {key_id.hex()} is in [datastore] sealing_keys, so nothing is lost; if its file "
-            "holds another key than it did, restore the file"
+            "was overwritten with another key, restore the file"
         )
     known = sealed.sealing_key_ids(tx)
     if key_id not in known:
@@ -131,7 +132,7 @@ def require_lost(tx: Tx, key_id: bytes, configured: list[bytes]) -> None:
 
 
 def key_usage(tx: Tx, key_id: bytes) -> dict[str, int]:
-    """How many values the key sealed, by column; damaged ones are nobody's."""
+    """Count the values that the key sealed, by column, ignoring damaged ones."""
     counted = {column.name: 0 for column in ORDER}
     for column in ORDER:
         for cell in sealed.cells(tx, column):
@@ -142,8 +143,10 @@ def key_usage(tx: Tx, key_id: bytes) -> dict[str, int]:
 def forget_page(
     tx: Tx, column: Column, after: int, forgetting: Forgetting
 ) -> tuple[int | None, Counter[str]]:
-    """Drop what the key sealed in the next page: where the one after it begins, ``None`` behind the
-    last; and what was counted as lost, by counter.
+    """Drop the values of the next page that the key sealed.
+
+    Return the start of the following page (``None`` after the last), and what was counted as lost,
+    by counter.
     """
     cells = sealed.page(tx, column, after)
     total: Counter[str] = Counter()
@@ -154,7 +157,7 @@ def forget_page(
 
 
 def forget_id(tx: Tx, key_id: bytes) -> None:
-    """The key seals nothing any more: the daemon starts without it."""
+    """Note that the key seals nothing any more, so that the daemon starts without it."""
     sealed.drop_sealing_key(tx, key_id)
 
 
@@ -165,7 +168,7 @@ def _key_ids(column: Column, cell: Cell) -> dict[bytes, int]:
 
 
 def _forget_cell(tx: Tx, column: Column, pk: int, forgetting: Forgetting) -> Counter[str]:
-    """Drop one cell; the reports lost with it, by counter."""
+    """Drop one cell; return the reports lost with it, by counter."""
     at = forgetting.at
     if column is sealed.COLLECTION_SHARES:
         return _forget_collection(tx, pk, forgetting.reason)
@@ -186,7 +189,7 @@ def _forget_cell(tx: Tx, column: Column, pk: int, forgetting: Forgetting) -> Cou
 
 
 def _forget_collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
-    """The collection fails, and its batch stays shut: the Helper may have been asked for it."""
+    """Fail the collection; its batch stays closed, as the Helper may have been asked for it."""
     failed = collections.give_up(tx, collection_pk, "batchInvalid", reason)
     if failed is None:
         return Counter()
@@ -195,7 +198,7 @@ def _forget_collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
 
 
 def _forget_share(tx: Tx, share_pk: int, now: int) -> Counter[str]:
-    """What is left of the bucket is not its sum any more, so nobody may collect it."""
+    """Drop one contribution, and close its bucket: the rest is not the true sum any more."""
     share = unsealable.drop_share(tx, share_pk)
     state = batches.bucket_state(tx, share.task_pk, share.bucket)
     if state is None:
@@ -208,11 +211,11 @@ def _forget_share(tx: Tx, share_pk: int, now: int) -> Counter[str]:
 
 def _forget_job(tx: Tx, job_pk: int, forgetting: Forgetting) -> Counter[str]:
     n = give_up_job(tx, job_pk, LeaderJobState.LOST, forgetting.reason, forgetting.at.now)
-    return Counter({"aggregate_lost": n})  # which is in the task's counters
+    return Counter({"aggregate_lost": n})  # give_up_job has added it to the task's counters
 
 
 def _forget_chunk(tx: Tx, chunk_pk: int, forgetting: Forgetting) -> Counter[str]:
-    """Reports that wait are lost; those in a job are lost with it."""
+    """Drop one chunk: waiting reports are lost alone, assigned ones with their job."""
     chunk = unsealable.chunk(tx, chunk_pk)
     match chunk.state:
         case ChunkState.WAITING:

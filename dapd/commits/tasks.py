@@ -1,9 +1,9 @@
-"""The transactions of a task's life: add, drain, disable, enable, rekey, delete, replace tokens.
+"""The transactions of a task's life: add, drain, disable, enable, rekey, replace tokens, delete.
 
 A task is added once, never with other parameters, never in the other role. A deleted task leaves a
-tombstone whose watermark lies above everything that it ever admitted, so that adding the task again
-admits none of it a second time (rule D6). Its secrets then come from the file anew. Left out:
-deleting a task's rows (``dapd.gc``).
+tombstone whose watermark is above every report that it ever admitted, so a task added again admits
+none of them a second time (rule D6). It takes its secrets from the new file. ``dapd.gc`` deletes
+the rows of a deleted task.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _PUBLIC = {
     "collector_hpke_config": "collector_hpke_config",
 }
 _AGREED = {**_PUBLIC, "verify_key": "vdaf_verify_key"}
-"""What a task can't change in its lifetime (section "Task Configuration")."""
+"""The parameters that never change in a task's lifetime (section "Task Configuration")."""
 
 
 def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
-    """Store ``task``; ``False`` if this very task is there already, whatever its local settings.
+    """Store ``task``; return ``False`` if it is stored already, with whatever local settings.
 
-    Raises ``UsageError`` that names what differs.
+    Raises ``UsageError`` that names the differing parameters.
     """
     stored = tasks.find(tx, task.task_id)
     if stored is None:
@@ -42,7 +42,7 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
     if stored.state is TaskState.DELETED:
         raise UsageError(
             f"task {task.id_text} is still being deleted; try again in a minute, "
-            "with the daemon running: it takes away what is left of it"
+            "with the daemon running, which deletes the task's data"
         )
     if stored.state is TaskState.PURGED:
         require_same(task, stored.public(), {"configuration_bytes": "TaskConfiguration"})
@@ -54,21 +54,21 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
 
 
 def require_role(task: Task, known: Role) -> None:
-    """Raises ``UsageError`` for the other Aggregator's file."""
+    """Raise ``UsageError`` if ``task`` comes from the other Aggregator's file."""
     if task.role is not known:
         raise UsageError(
-            f"task {task.id_text} is here already, as its {known.name.capitalize()}; "
+            f"this Aggregator already serves task {task.id_text} as its {known.name.capitalize()}; "
             "one process can't be both Aggregators of a task"
         )
 
 
 def require_same(task: Task, known: Task, names: dict[str, str] = _PUBLIC) -> None:
-    """Raises ``UsageError`` for parameters that are not those of the known task."""
+    """Raise ``UsageError`` if parameters differ from those of the known task."""
     differing = [name for key, name in names.items() if getattr(known, key) != getattr(task, key)]
     if differing:
         raise UsageError(
             f"task {task.id_text} exists here with another {' and '.join(differing)}; "
-            "a task's parameters never change, make a new one with `dapd task new`"
+            "a task's parameters never change; make a new task with `dapd task new`"
         )
 
 
@@ -76,41 +76,41 @@ def _require_known(task: Task, stored: SealedTask, sealer: Sealer) -> None:
     try:
         known = stored.unseal(sealer)
     except UnreadableTask as error:
-        raise UsageError(f"task {task.id_text} is here already, but {error}; {error.remedy}") from (
+        raise UsageError(f"task {task.id_text} exists here, but {error}; {error.remedy}") from (
             None
         )
     require_same(task, known, _AGREED)
     inbound = set(task.inbound_token_hashes) <= set(known.inbound_token_hashes)
     if not inbound or task.aggregator_token != known.aggregator_token:
         raise UsageError(
-            f"task {task.id_text} is here already, with another token; "
-            "tokens change with `dapd task token`"
+            f"task {task.id_text} exists here with another token; "
+            "to replace tokens, use `dapd task token`"
         )
 
 
 def set_task_state(tx: Tx, task_id: bytes, state: TaskState) -> bool:
-    """Make it active, draining or disabled; ``False`` if it was so already.
+    """Make a task active, draining or disabled; return ``False`` if it is so already.
 
-    Raises ``UsageError``: the task is unknown, deleted, or a Helper's that is to drain.
+    Raises ``UsageError`` if the task is unknown or deleted, or if a Helper's is to drain.
     """
     task = require_task(tx, task_id)
     if state is TaskState.DRAINING and not task.is_leader:
         raise UsageError(
-            f"task {task.id_text}: this is its Helper, which takes no uploads; "
+            f"task {task.id_text}: this Aggregator is the task's Helper, which takes no uploads; "
             "drain it at its Leader, or stop it here with `dapd task disable`"
         )
     return tasks.set_state(tx, task.task_pk, state)
 
 
 def require_task(tx: Tx, task_id: bytes) -> Task:
-    """The task without its secrets, unless it is deleted. Raises ``UsageError``."""
+    """Return the task without its secrets. Raises ``UsageError`` if it is unknown or deleted."""
     stored = tasks.find(tx, task_id)
     if stored is None:
-        raise UsageError(f"no task {b64url_encode(task_id)} here; `dapd task list` shows them")
+        raise UsageError(f"no task {b64url_encode(task_id)} here; see `dapd task list`")
     if stored.state in (TaskState.DELETED, TaskState.PURGED):
         raise UsageError(
             f"task {stored.id_text} is deleted; `dapd task add` brings it back, "
-            "without the reports it had"
+            "without its former reports"
         )
     try:
         return stored.public()
@@ -119,11 +119,11 @@ def require_task(tx: Tx, task_id: bytes) -> Task:
 
 
 def rekey_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
-    """Seal the verify key and the outbound token of ``task`` anew; nothing else changes.
+    """Restore the verify key and the outbound token from ``task``'s file; nothing else changes.
 
-    Inbound tokens are not sealed, and may have been replaced since the file was written: those that
-    are valid stay so, and only where none is left the file's is taken. ``False`` if the file's is
-    not among them. Raises ``UsageError`` that names what differs.
+    Inbound tokens are not sealed, and may have been replaced since the file was written: valid ones
+    stay, and the file's is used only if there is none. Return ``False`` if the file's is not valid
+    afterwards. Raises ``UsageError`` that names the differing parameters.
     """
     known = require_task(tx, task.task_id)
     require_role(task, known.role)
@@ -132,8 +132,8 @@ def rekey_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
     assert stored is not None
     if stored.is_readable(sealer):
         raise UsageError(
-            f"task {task.id_text} has all its secrets; tokens change with `dapd task token`, "
-            "the verify key never"
+            f"task {task.id_text} has all its secrets; to replace tokens, use `dapd task token`; "
+            "the verify key never changes"
         )
     valid = known.inbound_token_hashes or task.inbound_token_hashes
     restored = replace(task, task_pk=known.task_pk, inbound_token_hashes=valid)
@@ -145,7 +145,7 @@ _MOST_TOKENS = 2
 
 
 def add_token(tx: Tx, task_id: bytes, token_hash: bytes) -> None:
-    """Let another inbound token in. Raises ``UsageError`` for a third one."""
+    """Accept another inbound token. Raises ``UsageError`` for a third one."""
     task = require_task(tx, task_id)
     valid = task.inbound_token_hashes
     if len(valid) >= _MOST_TOKENS:
@@ -157,11 +157,14 @@ def add_token(tx: Tx, task_id: bytes, token_hash: bytes) -> None:
 
 
 def remove_token(tx: Tx, task_id: bytes) -> bytes:
-    """Let the older inbound token in no more; its hash. Raises ``UsageError`` for the last one."""
+    """Stop accepting the older inbound token, and return its hash.
+
+    Raises ``UsageError`` if there is only one.
+    """
     task = require_task(tx, task_id)
     if len(task.inbound_token_hashes) < _MOST_TOKENS:
         raise UsageError(
-            f"task {task.id_text} has one valid token, without which nobody could get in; "
+            f"task {task.id_text} has only one valid token, which its sender needs; "
             "add its successor first, with `dapd task token add`"
         )
     older, *rest = task.inbound_token_hashes
@@ -170,11 +173,11 @@ def remove_token(tx: Tx, task_id: bytes) -> bytes:
 
 
 def use_token(tx: Tx, task_id: bytes, token: str, sealer: Sealer) -> None:
-    """What this Leader sends to its Helper from now on. Raises ``UsageError`` on a Helper."""
+    """Send this token to the Helper from now on. Raises ``UsageError`` on a Helper."""
     task = require_task(tx, task_id)
     if not task.is_leader:
         raise UsageError(
-            f"task {task.id_text}: this is its Helper, which sends no requests; "
+            f"task {task.id_text}: this Aggregator is the task's Helper, which sends no requests; "
             "give the token to the Leader's operator"
         )
     tasks.set_outbound_token(tx, task, token, sealer)
@@ -182,14 +185,14 @@ def use_token(tx: Tx, task_id: bytes, token: str, sealer: Sealer) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TaskStanding:
-    """What of a task is uncollected, and when (ms) the first of it expires; ``None`` for never."""
+    """A task's uncollected data, and when (ms) the first of it expires; ``None`` means never."""
 
     uncollected: Uncollected
     collect_before: int | None
 
 
 def task_standing(tx: Tx, task: Task, at: Instant) -> TaskStanding:
-    """Judged by the clock that expires things."""
+    """Return what is uncollected of a task, and until when it can be collected."""
     left = uncollected.of_task(tx, task.task_pk, task.expired_before_at(at))
     age = task.settings.report_expiry_age
     if left.first_expiring is None or age is None:
@@ -200,10 +203,11 @@ def task_standing(tx: Tx, task: Task, at: Instant) -> TaskStanding:
 def delete_task(
     tx: Tx, task_id: bytes, now: int, early_leeway: float, *, discard: bool
 ) -> Uncollected:
-    """Delete it, raise its mark; what was uncollected, which ``discard`` gives up.
+    """Delete the task, raise its watermark, and return what was uncollected.
 
-    ``early_leeway`` is in seconds: no report further ahead of ``now`` (ms) was admitted.
-    Raises ``UsageError``: it is unknown or deleted, or has something uncollected.
+    ``early_leeway`` is in seconds: no report further ahead of ``now`` (ms) was admitted. Raises
+    ``UsageError`` if the task is unknown or deleted, or if something is uncollected and
+    ``discard`` is false.
     """
     task = require_task(tx, task_id)
     left = task_standing(tx, task, safe_clock.instant(tx, now)).uncollected
@@ -212,7 +216,7 @@ def delete_task(
     mark = max(
         task.time_of(now + int(early_leeway * 1000)) + 1,
         task.quarantined_before,
-        uncollected.newest(tx, task.task_pk) + 1,  # whatever the clock said when it was admitted
+        uncollected.newest(tx, task.task_pk) + 1,  # in case the clock was ahead at that time
     )
     tasks.delete(tx, task.task_pk, mark)
     return left

@@ -1,7 +1,7 @@
-"""The transaction of an upload group: what it accepts is stored once, even if run again (I1, D1).
+"""The transaction that stores an upload group: each accepted report once, even if run again (D1).
 
-Section "Upload Request"; rules B1, C2. Left out: all that can be decided without the database,
-which ``open_uploads`` has done before.
+Section "Upload Request"; invariant I1; rules B1, C2. ``open_uploads`` has already made every check
+that needs no database.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _DROPPED = bytes([ReportError.REPORT_DROPPED])
 
 @dataclass(frozen=True, slots=True)
 class OpenedUploads:
-    """An opened group and whose its requests are; ``key`` names the group for good.
+    """An opened group with the tasks of its requests; ``key`` identifies the group.
 
-    ``tasks`` is a task_pk for each request, ``task_pks`` one for each task id.
+    ``tasks`` has a task_pk for each request, ``task_pks`` one for each task id.
     """
 
     key: bytes
@@ -32,12 +32,12 @@ class OpenedUploads:
 
 
 def store_uploads(tx: Tx, opened: OpenedUploads, max_rows: int, now: int) -> list[UploadAnswer]:
-    """Admit and store the reports of a group, in chunks of at most ``max_rows``; the answers."""
+    """Admit and store a group's reports, in chunks of ``max_rows`` at most; return the answers."""
     parts = opened.group.parts
     if not parts:
         answers = opened.group.answers([])
         if not any(answer.outcomes for answer in answers):
-            return answers  # none of it parses: uploads are open to all, so no write
+            return answers  # nothing parses; anybody may upload, so don't write for that
     seq = upload_groups.claim(tx, opened.key)
     if seq is None:
         return opened.group.answers(_by_part(parts, upload_groups.stored(tx, opened.key)))
@@ -54,8 +54,8 @@ def store_uploads(tx: Tx, opened: OpenedUploads, max_rows: int, now: int) -> lis
 
 
 def _store_part(tx: Tx, part: UploadPart, task_pk: int, seq: int, now: int, max_rows: int) -> bytes:
-    """Store what is new and in an open batch; the outcomes of the part's reports."""
-    if not tasks.takes_uploads(tx, task_pk):  # drained or deleted since they were let in
+    """Store the reports that are new and in an open batch; return the outcomes of all."""
+    if not tasks.takes_uploads(tx, task_pk):  # drained or deleted since the request began
         return _DROPPED * part.count
     if batches.bucket_state(tx, task_pk, part.bucket) is not None:  # C2: closed or collected
         return _REPLAYED * part.count
@@ -77,7 +77,7 @@ def _by_part(parts: Sequence[UploadPart], joined: bytes) -> list[bytes]:
 
 
 def _counts(tasks: Sequence[int], answers: Sequence[UploadAnswer], task_pk: int) -> dict[str, int]:
-    """``upload_accepted``, ``upload_report_replayed`` and so on, of one task."""
+    """Return one task's counts by counter: ``upload_accepted``, ``upload_report_replayed``, ..."""
     total: Counter[int] = Counter()
     for owner, answer in zip(tasks, answers, strict=True):
         if owner == task_pk:
