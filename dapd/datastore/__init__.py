@@ -1,7 +1,7 @@
-"""Where dapd's state lives: engines that run transactions, and one module per table family.
+"""The database: transactions on SQLite, leases, and one module per family of tables.
 
-A transaction is a plain synchronous function of a ``Tx``; ``commits`` combines the table modules
-into the transactions that carry a promise.
+A transaction is a plain synchronous function of a ``Tx``. ``dapd.commits`` combines the table
+modules into the transactions that must be atomic.
 """
 
 from dapd.datastore.opening import Opened, open_for_command, open_for_daemon

@@ -1,6 +1,6 @@
-"""What a daemon has to do at this moment, in numbers: for status, metrics and the page.
+"""The backlog: counts of unfinished jobs and waiting reports, for status, metrics and the page.
 
-Every query reads what is unfinished, by a partial index, never what has accumulated.
+Every query reads only unfinished rows, by a partial index, so finished ones cost nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WHERE state = 'waiting' GROUP BY task_pk"""
 
 @dataclass(frozen=True, slots=True)
 class Unfinished:
-    """Jobs of one task in one state, their reports, and the oldest's times in milliseconds."""
+    """The jobs of one task in one state; ``run_at`` and ``created_at`` (ms) are the earliest."""
 
     task_pk: int
     role: str
@@ -44,7 +44,7 @@ class Unfinished:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Reports of one task that no job has yet; the oldest chunk may be assigned from ``run_at``."""
+    """The reports of one task that wait for a job; the first may be assigned from ``run_at``."""
 
     task_pk: int
     chunks: int
@@ -54,7 +54,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class WholeBacklog:
-    """All tasks together with what each has to do."""
+    """The backlog of all tasks."""
 
     aggregation_jobs: list[Unfinished]
     collection_jobs: list[Unfinished]
@@ -62,7 +62,7 @@ class WholeBacklog:
 
 
 def whole_backlog(tx: Tx) -> WholeBacklog:
-    """In one snapshot."""
+    """Count the backlog of all tasks."""
     return WholeBacklog(
         [_unfinished("aggregation", row) for row in tx.all(_Q_JOBS)],
         [_unfinished("collection", row) for row in tx.all(_Q_COLLECTIONS)],

@@ -1,9 +1,9 @@
-"""Copies of a database: consistent, whole, for this user alone, and gone when their data must be.
+"""Make copies of a database, readable only by this user, and delete them when their data expires.
 
-``VACUUM INTO`` copies one snapshot beside a running daemon, into a file that takes its name only
-once it is checked and on the disk. A copy holds no sealing key. Its time is the safe clock's of the
-snapshot (rule D6), so that a minute in 2036 deletes no backups. ADR 0019. Left out: putting one
-back (``dapd.datastore.replace``) and looking into one (``dapd.datastore.verify``).
+``VACUUM INTO`` copies one snapshot beside a running daemon. The copy gets its final name only after
+it is checked and on the disk. It contains no sealing key. Its time is that of the snapshot's safe
+clock (rule D6), so a machine clock that shows 2036 for a minute deletes no backups. ADR 0019.
+``dapd.datastore.replace`` restores a copy, ``dapd.datastore.verify`` checks one.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ _Q_SHORTEST_AGE = "SELECT min(report_expiry_age) FROM tasks WHERE state <> 'purg
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """A finished copy; ``state_of`` is the time of what it holds, in milliseconds."""
+    """A finished copy; ``state_of`` is the time of its snapshot, in milliseconds."""
 
     path: Path
     sequence: int
     size: int
     state_of: int
     shortest_age: int | None
-    """Seconds: the smallest ``report_expiry_age`` of its tasks; ``None`` if nothing expires."""
+    """The smallest ``report_expiry_age`` of its tasks, in seconds; ``None`` if nothing expires."""
 
 
 @dataclass(frozen=True, slots=True)
 class LastBackup:
-    """What the last successful ``dapd backup`` left beside the database; times in milliseconds."""
+    """The record of the last successful ``dapd backup``, kept beside the database; times in ms."""
 
     made_at: int
     state_of: int
@@ -61,7 +61,7 @@ class LastBackup:
 
 
 def backup_name(copy: Copy) -> str:
-    """``dapd-<UTC time>-<commit sequence>.sqlite``."""
+    """Return a backup's file name, ``dapd-<UTC time>-<commit sequence>.sqlite``."""
     time = datetime.fromtimestamp(copy.state_of // 1000, UTC)
     return f"dapd-{time.strftime(_TIME)}-{copy.sequence}.sqlite"
 
@@ -69,10 +69,10 @@ def backup_name(copy: Copy) -> str:
 def take(
     database: Path, directory: Path, name: Callable[[Copy], str], *, now: int, spare: int
 ) -> Copy:
-    """Copy ``database`` into ``directory``, under the name that ``name`` gives it.
+    """Copy ``database`` into ``directory``, under the name that ``name`` returns.
 
-    ``now`` (ms) is its time if no daemon has run on it; ``spare`` bytes stay free. Raises
-    ``DatastoreError``, and leaves nothing behind then.
+    ``now`` (ms) is the copy's time if no daemon has ever run on the database; ``spare`` bytes stay
+    free. Raises ``DatastoreError``, and then leaves no files behind.
     """
     with _alone_in(directory), closing(_open(database)) as source:
         partial = directory / f".dapd-{secrets.token_hex(8)}.partial"
@@ -88,8 +88,8 @@ def take(
             files.sync(directory)
         except (OSError, sqlite3.Error) as error:
             raise DatastoreError(
-                f"no backup of {database} was made in {directory}: {error}; is there room, and may "
-                "this user write there? `dapd datastore check` looks for damage"
+                f"no backup of {database} was made in {directory}: {error}; is there enough space, "
+                "and may this user write there? `dapd datastore check` looks for damage"
             ) from error
         finally:
             _remove_partials(directory, partial)
@@ -97,9 +97,9 @@ def take(
 
 
 def shortest_age(database: Path) -> int | None:
-    """Seconds: the smallest ``report_expiry_age`` of a task; ``None`` if nothing expires.
+    """Return the smallest ``report_expiry_age`` of a task, in seconds; ``None`` if nothing expires.
 
-    Raises ``DatastoreError``, also if this program does not know the file's schema.
+    Raises ``DatastoreError``, also if this program does not know the database's schema.
     """
     with closing(_open(database)) as connection:
         check_version(connection, database, may_be_older=True)
@@ -107,14 +107,14 @@ def shortest_age(database: Path) -> int | None:
 
 
 def shortest_age_of(tx: Tx) -> int | None:
-    """``shortest_age`` in a transaction."""
+    """Do what ``shortest_age`` does, in a transaction."""
     row = tx.one(_Q_SHORTEST_AGE)
     return None if row is None or row[0] is None else int(row[0])
 
 
 def remove_old_backups(newest: Copy, keep: int | None) -> list[Path]:
     """Remove the backups beside ``newest`` that are older than ``keep`` seconds, or than their own
-    reports may be kept; those removed.
+    reports may be kept. Return the removed ones.
     """
     removed = []
     for path in sorted(newest.path.parent.iterdir()):
@@ -144,8 +144,10 @@ def before_upgrade(database: Path, version: int, *, now: int) -> Copy:
 
 
 def remove_expired_copies(database: Path, safe_now: int, age: int | None) -> list[Path]:
-    """Remove what upgrades and restores have kept beside the database once its reports may not be
-    kept any longer; those removed. ``safe_now`` is in ms; ``age``, in seconds, is for damaged ones.
+    """Remove the copies that upgrades and restores have kept beside the database, once their
+    reports have expired. Return the removed ones.
+
+    ``safe_now`` is in ms; ``age``, in seconds, is for damaged copies.
     """
     removed = []
     for path in _beside(database, "before-schema") + _beside(database, "before-restore"):
@@ -158,14 +160,14 @@ def remove_expired_copies(database: Path, safe_now: int, age: int | None) -> lis
 
 
 def last_backup_path(database: Path) -> Path:
-    """Beside the database, so that looking at it costs the database nothing (rule E5)."""
+    """Return the path of the record: beside the database, to be read without opening that (E5)."""
     return database.with_name(f"{database.name}.last-backup")
 
 
 def note_backup(database: Path, copy: Copy, *, now: int) -> LastBackup:
-    """Say beside the database that this backup was made, for whoever monitors it.
+    """Record this backup beside the database, for monitoring.
 
-    Raises ``DatastoreError`` if that can't be written.
+    Raises ``DatastoreError`` if the record can't be written.
     """
     last = LastBackup(now, copy.state_of, str(copy.path.absolute()), copy.sequence, copy.size)
     path = last_backup_path(database)
@@ -177,14 +179,14 @@ def note_backup(database: Path, copy: Copy, *, now: int) -> LastBackup:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise DatastoreError(
-            f"{path}: {error.strerror}; the backup {copy.path} stands, but nobody can see when the "
-            "last one was made"
+            f"{path}: {error.strerror}; the backup {copy.path} is complete, but monitoring can't "
+            "see it"
         ) from error
     return last
 
 
 def last_backup(database: Path) -> LastBackup | None:
-    """The last backup that ``dapd backup`` made; ``None`` if it is not known."""
+    """Return the record of the last ``dapd backup``; ``None`` if there is none."""
     try:
         return msgspec.json.decode(last_backup_path(database).read_bytes(), type=LastBackup)
     except (OSError, msgspec.DecodeError):
@@ -192,7 +194,7 @@ def last_backup(database: Path) -> LastBackup | None:
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:
-    """A file that nobody writes, opened without touching it. Raises ``DatastoreError``."""
+    """Open a file that no process writes, without changing it. Raises ``DatastoreError``."""
     if not path.is_file():
         raise DatastoreError(f"{path}: no such file")
     uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
@@ -200,7 +202,7 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         found = connection.execute("PRAGMA application_id").fetchone()[0]
     except sqlite3.Error as error:
-        raise DatastoreError(f"{path} is damaged, or no database: {error}") from error
+        raise DatastoreError(f"{path} is damaged or not a database: {error}") from error
     if found != APPLICATION_ID:
         connection.close()
         raise DatastoreError(f"{path} is not a dapd database")
@@ -211,7 +213,7 @@ def _open(database: Path) -> sqlite3.Connection:
     if not database.exists():
         raise DatastoreError(f"{database}: no such database; is [datastore] path right?")
     connection = connect(database)
-    # Without it no signal is looked at before the whole file is copied.
+    # Without this, Python handles no signal until the whole file is copied.
     connection.set_progress_handler(lambda: 0, _STEPS_BETWEEN_SIGNALS)
     return connection
 
@@ -225,8 +227,8 @@ def _require_space(source: sqlite3.Connection, directory: Path, spare: int) -> N
     needed, has = (pages - free) * size + spare, found.f_bavail * found.f_frsize
     if has < needed:
         raise DatastoreError(
-            f"{directory} has {has >> 20} MB free, a copy of the database needs {needed >> 20} MB "
-            "with what must stay free; free some space there"
+            f"{directory} has {has >> 20} MB free, a copy of the database needs {needed >> 20} MB, "
+            "including a reserve; free some space there"
         )
 
 
@@ -240,7 +242,7 @@ def _check(path: Path) -> None:
 
 
 def _look(path: Path, now: int) -> Copy:
-    """What a copy holds. Raises ``DatastoreError`` or, for a damaged one, ``sqlite3.Error``."""
+    """Describe a copy. Raises ``DatastoreError`` or, for a damaged copy, ``sqlite3.Error``."""
     with closing(connect_read_only(path)) as connection:
         tx = Tx(connection, ReplayIndex())
         state_of = safe_clock.load(tx)
@@ -254,7 +256,7 @@ def _look(path: Path, now: int) -> Copy:
 
 
 def _look_or_guess(path: Path, age: int | None) -> Copy:
-    """What a copy holds; a damaged one is as old as its file, and its tasks have this ``age``."""
+    """Describe a copy; for a damaged one, assume its file's time and this ``age``."""
     written = path.stat()
     modified = written.st_mtime_ns // 1_000_000
     try:
@@ -270,11 +272,11 @@ def _beside(database: Path, why: str) -> list[Path]:
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """No other backup runs in this directory, so that what is partial there is left over."""
+    """Lock the directory against other backups, and remove partial files of killed ones."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise DatastoreError(f"{directory}: {error.strerror}; make this directory") from error
+        raise DatastoreError(f"{directory}: {error.strerror}; create this directory") from error
     try:
         if _locked(descriptor, directory):
             for path in directory.iterdir():
@@ -286,12 +288,12 @@ def _alone_in(directory: Path) -> Iterator[None]:
 
 
 def _locked(descriptor: int, directory: Path) -> bool:
-    """Whether the directory is locked; some file systems' directories take no locks."""
+    """Lock the directory; return ``False`` if the file system can't lock directories."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise DatastoreError(
-            f"{directory}: another backup is running there; wait for its end"
+            f"{directory}: another backup is running there; wait until it has finished"
         ) from None
     except OSError:
         return False

@@ -1,7 +1,7 @@
-"""Batches: what jobs contributed to their buckets, and which intervals or batch ids are closed.
+"""Batches: the jobs' contributions to buckets, and the ranges of buckets that are closed.
 
 A bucket is 8 big-endian bytes of time or a 32-byte batch id. A batch is a half-open range of
-buckets; a batch id is the range from itself to itself followed by a zero byte, so that both batch
+buckets. A batch id is the range from itself to itself followed by a zero byte, so that both batch
 modes compare alike (rule C1).
 """
 
@@ -16,7 +16,7 @@ from dapd.protocol.batches import BucketRange
 from dapd.protocol.states import RangeState
 from dapd.reports import BucketTotal
 
-# Ranges of a task never overlap: the last one that begins early enough is the only one to ask.
+# Ranges of a task never overlap, so only the last one that begins early enough can contain it.
 _Q_STATE = """
 SELECT CASE WHEN hi > :bucket THEN state END FROM collected
 WHERE task_pk = :task_pk AND lo <= :bucket ORDER BY lo DESC LIMIT 1"""
@@ -48,7 +48,7 @@ SELECT bucket, job_id, n, checksum, time_min, time_max, share, share_pk FROM bat
 WHERE task_pk = :task_pk AND (bucket, job_id) > (:bucket, :job_id) AND bucket < :hi
 ORDER BY bucket, job_id LIMIT :size"""
 _Q_DROP_SHARE = "DELETE FROM batch_shares WHERE share_pk = :share_pk"
-# Steps from one bucket to the next, so that a look costs the same however much a bucket holds.
+# This steps from bucket to bucket, so its cost doesn't grow with the contributions of a bucket.
 _Q_CROWDED = """
 WITH RECURSIVE here (bucket) AS (
   SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket >= :after
@@ -70,7 +70,7 @@ DELETE FROM collected WHERE collected_pk IN
   (SELECT collected_pk FROM collected WHERE task_pk = :task_pk LIMIT :most)"""
 _Q_NEWEST = """
 SELECT max(time_max) FROM batch_shares WHERE task_pk = :task_pk AND bucket = :bucket"""
-# As above, with the newest report of each bucket.
+# This steps as above, and returns the newest report of each bucket.
 _Q_NEWEST_OF_EACH = """
 WITH RECURSIVE here (bucket) AS (
   SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > :after
@@ -91,9 +91,9 @@ WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """What one job, or several that were merged, added to one bucket.
+    """The contribution of one job, or of several merged ones, to one bucket.
 
-    ``share`` is sealed, times are inclusive, ``share_pk`` is 0 until it is stored.
+    ``share`` is sealed; times are inclusive; ``share_pk`` is 0 until it is stored.
     """
 
     bucket: bytes
@@ -108,8 +108,8 @@ class Contribution:
 
 @dataclass(frozen=True, slots=True)
 class Crowded:
-    """``buckets`` that have many contributions; ``after`` is where the next look begins, ``None``
-    behind the last bucket of the task.
+    """Buckets with many contributions. ``after`` is where to continue the search; ``None`` after
+    the task's last bucket.
     """
 
     buckets: list[bytes]
@@ -122,7 +122,7 @@ def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> RangeState | None:
 
 
 def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
-    """Those of ``buckets`` that take no more reports."""
+    """Return those of ``buckets`` that take no more reports."""
     return [bucket for bucket in buckets if bucket_state(tx, task_pk, bucket) is not None]
 
 
@@ -143,24 +143,24 @@ def close(
 
 
 def settle(tx: Tx, collection_pk: int) -> None:
-    """The collection ended well, or may have: its range stays shut."""
+    """Mark a collection's range collected, since the collection succeeded, or may have."""
     tx.execute(_Q_SETTLE, collection_pk=collection_pk)
 
 
 def reopen(tx: Tx, collection_pk: int) -> None:
-    """The collection was refused for good: its range takes reports again (rule C2)."""
+    """Reopen a collection's range, since the Helper refused it for good (rule C2)."""
     tx.execute(_Q_REOPEN, collection_pk=collection_pk)
 
 
 def closed_ranges(tx: Tx, task_pk: int, hi: bytes) -> list[BucketRange]:
-    """The ranges that begin before ``hi``, in order, whatever closed them."""
+    """Return the closed ranges of any state that begin before ``hi``, in order."""
     return [BucketRange(*row) for row in tx.all(_Q_RANGES, task_pk=task_pk, hi=hi)]
 
 
 def quarantined_ranges(
     tx: Tx, task_pk: int, within: BucketRange | None = None
 ) -> list[BucketRange]:
-    """The quarantined ranges, in order: all of the task, or those that overlap ``within``."""
+    """Return a task's quarantined ranges, in order: all, or those that overlap ``within``."""
     if within is None:
         rows = tx.all(_Q_ALL_QUARANTINED, task_pk=task_pk)
     else:
@@ -169,30 +169,30 @@ def quarantined_ranges(
 
 
 def quarantined_tasks(tx: Tx) -> int:
-    """How many tasks have a quarantined range."""
+    """Return the number of tasks with a quarantined range."""
     row = tx.one(_Q_QUARANTINED_TASKS)
     assert row is not None
     return int(row[0])
 
 
 def quarantine(tx: Tx, task_pk: int, ranges: Iterable[BucketRange]) -> None:
-    """Shut open ranges, because a restore may have forgotten that they were collected."""
+    """Close open ranges, because a restore may have forgotten that they were collected."""
     for lo, hi in ranges:
         close(tx, task_pk, lo, hi, state=RangeState.QUARANTINED, collection_pk=None)
 
 
 def release(tx: Tx, task_pk: int, quarantined: BucketRange) -> None:
-    """Open a range again that ``quarantined_ranges`` has named."""
+    """Reopen a quarantined range."""
     tx.execute(_Q_RELEASE, task_pk=task_pk, lo=quarantined.lo)
 
 
 def buckets(tx: Tx, task_pk: int) -> list[bytes]:
-    """Every bucket that something was contributed to."""
+    """Return every bucket with a contribution."""
     return [row[0] for row in tx.all(_Q_BUCKETS, task_pk=task_pk)]
 
 
 def tally(tx: Tx, task_pk: int, bucket: bytes) -> tuple[int, bytes]:
-    """How many reports a bucket holds, and the checksum of their ids."""
+    """Return a bucket's number of reports, and the checksum of their ids."""
     n, checksum = 0, 0
     for held, of_held in tx.all(_Q_TALLY, task_pk=task_pk, bucket=bucket):
         n += held
@@ -201,7 +201,7 @@ def tally(tx: Tx, task_pk: int, bucket: bytes) -> tuple[int, bytes]:
 
 
 def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[BucketTotal]) -> None:
-    """Append what a job adds to its buckets; once, because its commit claims the job first (D1)."""
+    """Add a job's contributions to its buckets; only once, as its commit claims the job (D1)."""
     for total in totals:
         times = total.time_min, total.time_max
         add_contribution(
@@ -212,7 +212,7 @@ def add_contributions(tx: Tx, task_pk: int, job_id: bytes, totals: Sequence[Buck
 
 
 def add_contribution(tx: Tx, task_pk: int, part: Contribution) -> None:
-    """Append one."""
+    """Insert one contribution."""
     tx.execute(
         _Q_ADD_SHARE,
         task_pk=task_pk,
@@ -229,8 +229,8 @@ def add_contribution(tx: Tx, task_pk: int, part: Contribution) -> None:
 def replace_contributions(
     tx: Tx, task_pk: int, share_pks: Sequence[int], merged: Contribution
 ) -> bool:
-    """Put one contribution in the place of several. ``False`` if some of those are gone; the
-    transaction must then be undone.
+    """Replace several contributions by one. Return ``False`` if some of them are gone; the caller
+    must then roll the transaction back.
     """
     dropped = sum(tx.execute(_Q_DROP_SHARE, share_pk=share_pk) for share_pk in share_pks)
     if dropped != len(share_pks):
@@ -240,8 +240,8 @@ def replace_contributions(
 
 
 def crowded(tx: Tx, task_pk: int, after: bytes, *, many: int, buckets: int = 256) -> Crowded:
-    """The open buckets from ``after`` on that have at least ``many`` contributions; so many buckets
-    are looked at.
+    """Find open buckets with at least ``many`` contributions, among the next ``buckets`` ones from
+    ``after`` on.
     """
     found = tx.all(_Q_CROWDED, task_pk=task_pk, after=after, many=many, buckets=buckets)
     return Crowded(
@@ -255,7 +255,7 @@ def crowded(tx: Tx, task_pk: int, after: bytes, *, many: int, buckets: int = 256
 
 
 def newest(tx: Tx, task_pk: int, bucket: bytes) -> int | None:
-    """The time of the newest report that a bucket holds, ``None`` if it holds none."""
+    """Return the time of a bucket's newest report, ``None`` if it has none."""
     row = tx.one(_Q_NEWEST, task_pk=task_pk, bucket=bucket)
     return row[0] if row else None
 
@@ -263,7 +263,7 @@ def newest(tx: Tx, task_pk: int, bucket: bytes) -> int | None:
 def newest_of_each(
     tx: Tx, task_pk: int, after: bytes, buckets: int = 256
 ) -> list[tuple[bytes, int]]:
-    """(bucket, time of its newest report) of the next buckets behind ``after``."""
+    """Return (bucket, time of its newest report) of the next buckets after ``after``."""
     return [
         (bucket, newest)
         for bucket, newest in tx.all(
@@ -273,12 +273,12 @@ def newest_of_each(
 
 
 def drop_contributions(tx: Tx, task_pk: int, batch: BucketRange, most: int) -> int:
-    """Delete up to ``most`` contributions to the buckets of a batch; how many."""
+    """Delete up to ``most`` contributions to the buckets of a batch; return their number."""
     return tx.execute(_Q_DROP_BEFORE, task_pk=task_pk, lo=batch.lo, hi=batch.hi, most=most)
 
 
 def drop_ranges(tx: Tx, task_pk: int, within: BucketRange | None, most: int) -> int:
-    """Forget up to ``most`` ranges that lie in ``within``, or of the whole task; how many."""
+    """Delete up to ``most`` ranges in ``within``, or of the whole task; return their number."""
     if within is None:
         return tx.execute(_Q_DROP_ALL_RANGES, task_pk=task_pk, most=most)
     return tx.execute(_Q_DROP_RANGES, task_pk=task_pk, lo=within.lo, hi=within.hi, most=most)
@@ -287,7 +287,7 @@ def drop_ranges(tx: Tx, task_pk: int, within: BucketRange | None, most: int) -> 
 def contributions_in_pages(
     tx: Tx, task_pk: int, lo: bytes, hi: bytes, size: int = 64
 ) -> Iterator[list[Contribution]]:
-    """The same, by bucket and job, a bounded number of them at a time."""
+    """Yield the contributions to [lo, hi), by bucket and job, in pages of ``size``."""
     bucket, job_id = lo, b""
     while rows := tx.all(
         _Q_SHARES_AFTER, task_pk=task_pk, hi=hi, bucket=bucket, job_id=job_id, size=size
@@ -297,14 +297,17 @@ def contributions_in_pages(
 
 
 def extent(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> tuple[int, int]:
-    """How many contributions [lo, hi) has, and the newest: unchanged means nothing was added."""
+    """Return the number of contributions to [lo, hi) and the newest key.
+
+    As long as both are the same, no contribution was added or merged.
+    """
     row = tx.one(_Q_EXTENT, task_pk=task_pk, lo=lo, hi=hi)
     assert row is not None
     return row[0], row[1]
 
 
 def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:
-    """How many reports the buckets of [lo, hi) hold."""
+    """Return the number of aggregated reports in [lo, hi)."""
     row = tx.one(_Q_COUNT, task_pk=task_pk, lo=lo, hi=hi)
     return int(row[0]) if row else 0
 

@@ -1,8 +1,9 @@
-"""Does the file hold together? SQLite's own integrity, then what must hold between dapd's rows.
+"""Check a database: SQLite's own integrity, then dapd's invariants.
 
-Read-only, in one snapshot, beside a running daemon or without one; large columns are read in pages.
-``dapd.datastore.invariants`` has what SQL can say of each row, this module the rest. Left out:
-whether sealed values open, which needs the keys (``dapd.datastore.sealed.open_every_value``).
+This only reads, in one snapshot, with or without a running daemon, and reads large columns in
+pages. ``dapd.datastore.invariants`` contains the checks that SQL can express, this module the
+others. Whether sealed values open is not checked here, because that needs the keys
+(``dapd.datastore.sealed.open_every_value``).
 """
 
 from __future__ import annotations
@@ -11,20 +12,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dapd.datastore import sealed
-from dapd.datastore.invariants import REPORT, RESTORE, RULES, Rule
+from dapd.datastore.invariants import INVARIANTS, REPORT, RESTORE, Invariant
 from dapd.datastore.replay import id_pages
 from dapd.datastore.sqlite import Tx
 from dapd.messages.task import TaskConfiguration
 from dapd.reports import ReplayIndex
 
 MOST = 20
-"""Findings of one kind."""
+"""The most findings of one kind."""
 _KEYS = "see `dapd datastore keys`; add the key's file to [datastore] sealing_keys"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that must not be: ``key`` names the row in ``table``, empty for the file itself."""
+    """A fault: ``key`` names the row in ``table``; both are empty for the file itself."""
 
     table: str
     key: str
@@ -33,11 +34,11 @@ class Finding:
 
 
 def check(tx: Tx) -> list[Finding]:
-    """All that is wrong, at most ``MOST`` of a kind. A damaged file is not looked into further."""
+    """Return all faults, at most ``MOST`` of a kind. In a damaged file, look no further."""
     damaged = list(_integrity(tx))
     if damaged:
         return damaged
-    found = [finding for rule in RULES for finding in _broken(tx, rule)]
+    found = [finding for invariant in INVARIANTS for finding in _violations(tx, invariant)]
     for looked in (_configurations(tx), _sealed(tx), _replayed(tx)):
         found += _first(looked)
     return found
@@ -51,9 +52,10 @@ def _integrity(tx: Tx) -> Iterator[Finding]:
         yield Finding(table, str(row), f"its row in {parent} is missing", RESTORE)
 
 
-def _broken(tx: Tx, rule: Rule) -> list[Finding]:
-    rows = tx.all(f"SELECT * FROM ({rule.offenders}) LIMIT {MOST}")  # noqa: S608 - constants alone
-    return [Finding(rule.table, str(key), rule.problem, rule.remedy) for (key,) in rows]
+def _violations(tx: Tx, invariant: Invariant) -> list[Finding]:
+    query = f"SELECT * FROM ({invariant.violations}) LIMIT {MOST}"  # noqa: S608 - constants alone
+    table, problem, remedy = invariant.table, invariant.problem, invariant.remedy
+    return [Finding(table, str(key), problem, remedy) for (key,) in tx.all(query)]
 
 
 def _configurations(tx: Tx) -> Iterator[Finding]:
@@ -66,7 +68,7 @@ def _configurations(tx: Tx) -> Iterator[Finding]:
 
 
 def _sealed(tx: Tx) -> Iterator[Finding]:
-    """Sealed values that no key opens, and reports whose columns do not fit together."""
+    """Yield sealed values of unlisted keys, and chunks whose columns do not fit together."""
     known = set(sealed.sealing_key_ids(tx))
     for column in sealed.COLUMNS:
         for cell in sealed.cells(tx, column):
@@ -76,17 +78,17 @@ def _sealed(tx: Tx) -> Iterator[Finding]:
                 yield Finding(column.name, str(cell.pk), str(error), RESTORE)
                 continue
             for key_id in sorted(unknown):
-                problem = f"it is sealed with key {key_id.hex()}, which the database does not list"
+                problem = f"sealed with key {key_id.hex()}, which the database does not list"
                 yield Finding(column.name, str(cell.pk), problem, _KEYS)
 
 
 def _replayed(tx: Tx) -> Iterator[Finding]:
-    """Rows with a report id that an earlier one of the same task has too (I1)."""
+    """Yield rows with a report id that an earlier row of the same task has too (I1)."""
     index = ReplayIndex()
     for table, page in id_pages(tx):
         for pk, task_pk, ids in page:
             if again := index.admit(task_pk, ids[: len(ids) // 16 * 16]).count(1):
-                problem = f"{again} of its report ids are admitted twice"
+                problem = f"report ids that were admitted before: {again}"
                 yield Finding(table, str(pk), problem, REPORT)
         index.commit()
 

@@ -1,9 +1,9 @@
-"""Report chunks, the Leader's reports at rest: what an upload transaction accepted for one bucket.
+"""Report chunks: a Leader's reports, as one upload transaction accepted them for one bucket.
 
 A chunk is ``waiting`` for a job, ``assigned`` to one, or ``decided``: its reports are aggregated or
-rejected, its rows are gone and its ids stay as the upload replay record. Slices of a chunk keep
-its ``seq``, the order of acceptance (rules C3, D5). Left out: which chunks become a job
-(``dapd.protocol.packing``).
+rejected, its rows are deleted, and its ids stay, to recognize replays. The parts of a cut chunk
+keep its ``seq``, the order of acceptance (rules C3, D5). ``dapd.protocol.packing`` decides which
+chunks become a job.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run
 _Q_BEYOND = "SELECT 1 FROM report_chunks WHERE state = 'waiting' AND run_at > :latest LIMIT 1"
 _Q_RECALL = """
 UPDATE report_chunks SET run_at = :now WHERE state = 'waiting' AND run_at > :latest"""
-# The order and the plus signs keep the next three in the index of waiting chunks, not in one that
-# has the decided ones too, which are far more.
+# Order and plus signs make SQLite use the index of waiting chunks for the next three queries, not
+# one that also contains the decided chunks, of which there are far more.
 # The state of the range that a chunk's bucket is in; ranges of a task never overlap.
 _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
     WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
@@ -109,7 +109,7 @@ _Q_TOO_EARLY_OF_RANGE = _Q_TOO_EARLY + _RANGE
 
 @dataclass(frozen=True, slots=True)
 class StoredChunk:
-    """One chunk with its rows. ``run_at`` is in ms, times count the task's precision."""
+    """One chunk with its rows. ``run_at`` is in ms; times count the task's precision."""
 
     chunk_pk: int
     task_pk: int
@@ -127,7 +127,7 @@ class StoredChunk:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where new rows go: what a chunk holds beside its reports."""
+    """The columns of a chunk other than its reports."""
 
     task_pk: int
     seq: int
@@ -165,33 +165,33 @@ def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
 
 
 def tasks_with_waiting(tx: Tx, now: int) -> list[int]:
-    """The tasks that have chunks to assign."""
+    """Return the tasks that have chunks to assign."""
     return [row[0] for row in tx.all(_Q_TASKS, now=now)]
 
 
 def next_due(tx: Tx, now: int) -> int | None:
-    """When the next deferred chunk may be assigned, in ms."""
+    """Return when the next deferred chunk may be assigned, in ms."""
     row = tx.one(_Q_NEXT, now=now)
     return row[0] if row else None
 
 
 def beyond(tx: Tx, latest: int) -> bool:
-    """Whether a chunk is due only after ``latest`` (ms)."""
+    """Return whether a chunk is due only after ``latest`` (ms)."""
     return tx.one(_Q_BEYOND, latest=latest) is not None
 
 
 def recall(tx: Tx, latest: int, now: int) -> None:
-    """Make chunks that are due only after ``latest`` due now: the clock went back (rule E2)."""
+    """Make chunks that are due only after ``latest`` due now: the clock was set back (rule E2)."""
     tx.execute(_Q_RECALL, latest=latest, now=now)
 
 
 def waiting_in_collected(tx: Tx, task_pk: int, limit: int) -> list[tuple[int, int]]:
-    """(chunk_pk, n) of chunks whose batch has been collected without them (rules C2, C8)."""
+    """Return (chunk_pk, n) of chunks whose batch was collected without them (rules C2, C8)."""
     return [(pk, n) for pk, n in tx.all(_Q_COLLECTED, task_pk=task_pk, limit=limit)]
 
 
 def waiting_expired(tx: Tx, task_pk: int, expired_before: int, limit: int) -> list[tuple[int, int]]:
-    """(chunk_pk, n) of chunks whose newest report is below the watermark (rules C8, D6)."""
+    """Return (chunk_pk, n) of chunks whose newest report is below the watermark (C8, D6)."""
     rows = tx.all(_Q_EXPIRED, task_pk=task_pk, expired_before=expired_before, limit=limit)
     return [(pk, n) for pk, n in rows]
 
@@ -216,12 +216,12 @@ def assignable(tx: Tx, task_pk: int, now: int, times: tuple[int, int], limit: in
 
 
 def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
-    """Give a waiting chunk, whole, to a job."""
+    """Assign a whole waiting chunk to a job."""
     tx.execute(_Q_ASSIGN, chunk_pk=chunk_pk, job_pk=job_pk, bucket=bucket)
 
 
 def hand_over(tx: Tx, chunk_pk: int, place: Place) -> None:
-    """Move an assigned chunk, whole, to the job that ``place`` names, or back to waiting."""
+    """Move a whole assigned chunk to the job in ``place``, or back to waiting."""
     tx.execute(
         _Q_HAND_OVER,
         chunk_pk=chunk_pk,
@@ -234,30 +234,33 @@ def hand_over(tx: Tx, chunk_pk: int, place: Place) -> None:
 
 
 def decide(tx: Tx, chunk_pk: int) -> None:
-    """Its reports are aggregated, rejected or lost: the rows go, the ids stay."""
+    """Mark a chunk decided, since its reports are aggregated, rejected or lost; delete its rows."""
     tx.execute(_Q_DECIDE, chunk_pk=chunk_pk)
     tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
 
 
 def of_job(tx: Tx, job_pk: int) -> list[StoredChunk]:
-    """The chunks of an unfinished job, in the order in which its reports are numbered."""
+    """Return the chunks of an unfinished job, in the order of its reports."""
     return [StoredChunk(*row) for row in tx.all(_Q_OF_JOB, job_pk=job_pk)]
 
 
 def sizes_of_job(tx: Tx, job_pk: int) -> list[tuple[int, int]]:
-    """(chunk_pk, n) in the same order."""
+    """Return (chunk_pk, n) of an unfinished job's chunks, in the order of its reports."""
     return [(pk, n) for pk, n in tx.all(_Q_SIZES, job_pk=job_pk)]
 
 
 def load(tx: Tx, chunk_pk: int) -> StoredChunk:
-    """One chunk that is known to be there."""
+    """Load an existing chunk."""
     row = tx.one(_Q_ONE, chunk_pk=chunk_pk)
     assert row is not None
     return StoredChunk(*row)
 
 
 def split(tx: Tx, chunk: StoredChunk, keep: bytes, first: Place, second: Place) -> tuple[int, int]:
-    """Cut a chunk in two by the mask ``keep`` (rule D5); neither part may be empty."""
+    """Cut a chunk in two by the mask ``keep`` (rule D5), and return both keys.
+
+    Neither part may be empty.
+    """
     head = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, keep)
     tail = cut_chunk(chunk.ids, chunk.lengths, chunk.rows, complement(keep))
     assert head is not None
@@ -281,21 +284,21 @@ def cut_off(tx: Tx, chunk: StoredChunk, off: bytes, place: Place) -> None:
 
 
 def remove(tx: Tx, chunk_pk: int) -> None:
-    """Drop a chunk whose reports have been stored in others."""
+    """Delete a chunk whose reports have been stored in others."""
     tx.execute(_Q_DELETE_ROWS, chunk_pk=chunk_pk)
     tx.execute(_Q_DELETE, chunk_pk=chunk_pk)
 
 
 def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """Chunks below the watermark that no job holds, oldest first."""
+    """Find chunks below the watermark that are not assigned, oldest first."""
     return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def drop(tx: Tx, chunk_pk: int, expired_before: int) -> tuple[int, bytes]:
-    """Delete a chunk below the watermark: how many undecided reports went with it, and the ids that
-    are free once this is committed; nothing if a job has taken it meanwhile.
+    """Delete a chunk below the watermark, unless a job has taken it meanwhile.
 
-    No other row has these ids: a chunk that is cut is replaced by its parts.
+    Return the number of its undecided reports, and its ids, which the caller may forget after the
+    commit: no other row has them, because the parts of a cut chunk replace it.
     """
     row = tx.one(_Q_DROP, chunk_pk=chunk_pk, expired_before=expired_before)
     if row is None:
@@ -306,7 +309,7 @@ def drop(tx: Tx, chunk_pk: int, expired_before: int) -> tuple[int, bytes]:
 
 
 def complement(mask: bytes) -> bytes:
-    """A mask of the other rows."""
+    """Invert a mask."""
     return mask.translate(_COMPLEMENT)
 
 
@@ -314,7 +317,7 @@ _COMPLEMENT = bytes([1]) + bytes(255)
 
 
 def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
-    """(ids, lengths, rows) of each, as ``leader_start`` takes them."""
+    """Return (ids, lengths, rows) of each chunk, for ``leader_start``."""
     return [(chunk.ids, chunk.lengths, chunk.rows) for chunk in chunks]
 
 

@@ -1,8 +1,7 @@
 """The Leader's collection jobs.
 
-States: ``waiting`` for its reports, ``frozen`` with the exact AggregateShareReq stored, ``polling``
-at the Location the Helper gave; then ``finished``, ``failed`` or ``deleted``. Left out: what moves
-a job on (``dapd.commits``) and leases (``dapd.datastore.leases``).
+``dapd.protocol.states`` lists their states; ``dapd.commits.collections`` moves them on;
+``dapd.datastore.leases`` leases them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dapd.protocol.task import Instant, Mark
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
 leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
 _SELECT = f"SELECT {_COLUMNS} FROM collection_jobs"  # noqa: S608 - constants alone
-# A result stays as long as the reports in it would, however long the job had to wait for them.
+# A result stays as long as its reports would, however long the job had to wait for them.
 _EXPIRED = """state IN ('finished', 'failed', 'deleted') AND created_at < :expired_ms
   AND COALESCE(time_max, -1) < :expired_before"""
 _Q_IDENTICAL = f"""
@@ -96,8 +95,8 @@ UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served
 
 @dataclass(frozen=True, slots=True)
 class CollectionJob:
-    """A row. ``leader_share`` is sealed; times are inclusive and count time precisions;
-    ``served_at`` is in milliseconds.
+    """A collection job's row. ``leader_share`` is sealed; times are inclusive and count time
+    precisions; ``served_at`` is in milliseconds.
     """
 
     pk: int
@@ -123,7 +122,7 @@ class CollectionJob:
 
 @dataclass(frozen=True, slots=True)
 class FrozenBatch:
-    """What a freeze stores: the range, the exact AggregateShareReq, the Leader's share, sealed."""
+    """The columns that a freeze fills: range, AggregateShareReq, Leader's share (sealed), times."""
 
     lo: bytes
     hi: bytes
@@ -136,7 +135,7 @@ class FrozenBatch:
 
 @dataclass(frozen=True, slots=True)
 class GivenUp:
-    """A job that has failed while it waited for the Helper's share of its batch's ``n`` reports."""
+    """A job that was given up while it waited for the Helper's share of ``n`` reports."""
 
     task_pk: int
     id: bytes
@@ -150,22 +149,22 @@ def waiting(tx: Tx, task_pk: int) -> list[Asked]:
 
 
 def touch(tx: Tx, task_pk: int, now: int) -> None:
-    """Something that a waiting collection counts has changed: it is due now (ms)."""
+    """Make a task's waiting collections due now (ms), since their reports have changed."""
     tx.execute(_Q_TOUCH, task_pk=task_pk, now=now)
 
 
 def count_as_sent(tx: Tx, task_pk: int) -> None:
-    """The Helper may have been asked, though this file does not know it (rules A6, D4)."""
+    """Count unsent requests as sent, because a restored file may have forgotten sends (A6, D4)."""
     tx.execute(_Q_COUNT_AS_SENT, task_pk=task_pk)
 
 
 def request_hash(body: bytes) -> bytes:
-    """What makes two requests identical (rule A1)."""
+    """Return the hash by which identical requests are found (rule A1)."""
     return hashlib.sha256(body).digest()
 
 
 def identical(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> CollectionJob | None:
-    """The job that an identical request made (rule A1), unless it has expired (rule D6)."""
+    """Return the job that an identical request made (rule A1), unless it has expired (rule D6)."""
     row = tx.one(
         _Q_IDENTICAL,
         task_pk=task_pk,
@@ -177,7 +176,7 @@ def identical(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> CollectionJob | 
 
 
 def by_id(tx: Tx, task_pk: int, job_id: bytes, mark: Mark) -> CollectionJob | None:
-    """The job with this resource id, in whatever state, unless it has expired (rule D6)."""
+    """Return the job with this resource id, in any state, unless it has expired (rule D6)."""
     row = tx.one(
         _Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=mark.before, expired_ms=mark.ms
     )
@@ -185,7 +184,7 @@ def by_id(tx: Tx, task_pk: int, job_id: bytes, mark: Mark) -> CollectionJob | No
 
 
 def by_pk(tx: Tx, pk: int) -> CollectionJob:
-    """A job that a lease refers to; rows of jobs are never deleted while it may hold."""
+    """Return a leased job; its row exists, because leased jobs are never deleted."""
     job = _job(tx.one(_Q_BY_PK, pk=pk))
     assert job is not None
     return job
@@ -194,7 +193,7 @@ def by_pk(tx: Tx, pk: int) -> CollectionJob:
 def insert(
     tx: Tx, task_pk: int, job_id: bytes, batch: tuple[bytes, bytes], body: bytes, at: Instant
 ) -> CollectionJob:
-    """A new waiting job, due now; ``batch`` is (lo, hi), empty if the Leader has yet to select."""
+    """Insert a waiting job, due now; ``batch`` is (lo, hi), empty in the leader-selected mode."""
     row = tx.one(
         _Q_INSERT,
         id=job_id,
@@ -211,12 +210,12 @@ def insert(
 
 
 def end_identity(tx: Tx, pk: int) -> None:
-    """The next identical request makes a new job (rule A8)."""
+    """End a job's identity, so that the next identical request makes a new job (rule A8)."""
     tx.execute(_Q_END_IDENTITY, pk=pk)
 
 
 def end_expired_identity(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> None:
-    """An expired job keeps nobody from making an identical one."""
+    """End the identity of an expired job, so that an identical request can make a new one."""
     tx.execute(
         _Q_EXPIRED_IDENTITY,
         task_pk=task_pk,
@@ -227,36 +226,36 @@ def end_expired_identity(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> None:
 
 
 def stuck(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """Jobs that wait for the Helper's share of reports below the watermark (rule D6)."""
+    """Find jobs that wait for the Helper's share of reports below the watermark (rule D6)."""
     return expiry.page(tx, _Q_STUCK, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def give_up(
     tx: Tx, pk: int, error: str, detail: str, expired_before: int | None = None
 ) -> GivenUp | None:
-    """Fail a job that waits for the Helper's share, whoever has it leased; ``None`` if it has ended
-    or its reports are not below ``expired_before``, as those that ``stuck`` finds are.
+    """Fail a job that waits for the Helper's share, leased or not. Return ``None`` if it has ended
+    or, given ``expired_before``, its reports are not below that.
     """
     row = tx.one(_Q_GIVE_UP, pk=pk, expired_before=expired_before, error=error, detail=detail)
     return None if row is None else GivenUp(*row)
 
 
 def keep(tx: Tx, pk: int, safe: int) -> None:
-    """Keep a job that has waited for long as if it had been made now, by the safe clock (ms): the
-    Collector is still to learn why it failed.
+    """Let a failed job expire as if it had been made now, by the safe clock (ms), so that the
+    Collector can still learn why it failed.
     """
     tx.execute(_Q_KEEP, pk=pk, safe=safe)
 
 
 def drop(tx: Tx, task_pk: int, mark: Mark, most: int) -> int:
-    """Delete up to ``most`` ended jobs that reads hide; how many."""
+    """Delete up to ``most`` ended jobs that have expired; return their number."""
     return tx.execute(
         _Q_DROP, task_pk=task_pk, expired_before=mark.before, expired_ms=mark.ms, most=most
     )
 
 
 def drop_all(tx: Tx, task_pk: int, now: int, most: int) -> int:
-    """Delete up to ``most`` jobs of a deleted task that nobody works on (at ``now``, ms)."""
+    """Delete up to ``most`` jobs of a deleted task that are not leased (at ``now``, ms)."""
     return tx.execute(_Q_DROP_ALL, task_pk=task_pk, now=now, most=most)
 
 
@@ -266,12 +265,12 @@ def claim(tx: Tx, lease: Lease, state: CollectionState) -> bool:
 
 
 def set_cut(tx: Tx, pk: int, cut: int) -> None:
-    """From now on only chunks up to ``cut`` are assigned (rule C3)."""
+    """Fix the cut: from now on only chunks up to it are assigned (rule C3)."""
     tx.execute(_Q_SET_CUT, pk=pk, cut=cut)
 
 
 def freeze(tx: Tx, lease: Lease, batch: FrozenBatch) -> bool:
-    """Claim a waiting job and store what will be sent; it stays leased."""
+    """Claim a waiting job and store the frozen batch; the job stays leased."""
     return bool(
         tx.execute(
             _Q_FREEZE,
@@ -289,7 +288,7 @@ def freeze(tx: Tx, lease: Lease, batch: FrozenBatch) -> bool:
 
 
 def note_send(tx: Tx, lease: Lease) -> bool:
-    """Count a send before it happens (rule D4); whether the lease still holds."""
+    """Count a send before it happens (rule D4); return whether the lease still holds."""
     return bool(tx.execute(_Q_NOTE_SEND, pk=lease.pk, token=lease.token))
 
 
@@ -319,12 +318,12 @@ def fail(tx: Tx, lease: Lease, error: str, detail: str) -> bool:
 
 
 def delete(tx: Tx, pk: int) -> None:
-    """A tombstone, which takes the job from whoever has it leased."""
+    """Turn the job into a tombstone, even if it is leased."""
     tx.execute(_Q_DELETE, pk=pk)
 
 
 def note_served(tx: Tx, pk: int, now: int) -> None:
-    """The result is about to be served; the first time counts (rule A8)."""
+    """Note that the result is about to be served, unless it was before (rule A8)."""
     tx.execute(_Q_NOTE_SERVED, pk=pk, now=now)
 
 

@@ -1,4 +1,4 @@
-"""Per-task counters: how many reports had which outcome, for ever."""
+"""Per-task counters of reports by outcome, kept for ever."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ FROM task_counters JOIN tasks USING (task_pk) WHERE state <> 'purged' GROUP BY t
 
 @dataclass(frozen=True, slots=True)
 class TaskTotals:
-    """Reports of one task: ``accepted`` and ``refused`` when they were uploaded, ``aggregated``,
-    and ``left_out`` of the aggregate for whatever reason.
+    """The numbers of a task's reports: ``accepted`` and ``refused`` uploads, ``aggregated`` ones,
+    and those ``left_out`` of the aggregate for any reason.
     """
 
     accepted: int = 0
@@ -48,15 +48,15 @@ def add(tx: Tx, task_pk: int, counts: Mapping[str, int]) -> None:
 
 
 def of_task(tx: Tx, task_pk: int) -> dict[str, int]:
-    """All counters of a task by name."""
+    """Return all counters of a task by name."""
     return dict(tx.all(_Q_ALL, task_pk=task_pk))
 
 
 def totals(tx: Tx) -> list[tuple[str, str, int]]:
-    """(role, name, value) over all tasks, the deleted ones too: none of them ever falls."""
+    """Return (role, name, value), summed over all tasks, even deleted ones, so that none falls."""
     return [(role, name, value) for role, name, value in tx.all(_Q_TOTALS)]
 
 
 def by_task(tx: Tx) -> dict[bytes, TaskTotals]:
-    """Of each task by its id, but for purged ones and those of which nothing is counted yet."""
+    """Return the totals by task id, without purged tasks and those without any count."""
     return {task_id: TaskTotals(*sums) for task_id, *sums in tx.all(_Q_BY_TASK)}

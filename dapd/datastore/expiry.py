@@ -1,8 +1,8 @@
-"""What the garbage collector looks for: rows in the order of their expiry, a page at a time.
+"""The garbage collector's searches for expired rows: in the order of expiry, a page at a time.
 
-Rule D6: reads hide what the collector may take, by the same comparison: a time of reports with
-``:expired_before``, in time precisions, and a moment of making with ``:expired_ms``, by the safe
-clock.
+Rule D6: reads hide what the collector may delete by the same comparison. A report's time is
+compared with ``:expired_before``, in time precisions; a row's creation with ``:expired_ms``, by the
+safe clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A row that may go: its key, its place in the order, and about how many bytes it takes."""
+    """An expired row: its key, its position in the order, and its approximate size in bytes."""
 
     pk: int
     at: int
@@ -24,11 +24,11 @@ class Found:
 
 
 START = Found(0, -1, 0)
-"""Before every row."""
+"""The position before every row."""
 
 
 def page(tx: Tx, query: str, after: Found, **parameters: object) -> list[Found]:
-    """The next rows of a query that gives (pk, at, size) behind (``:at``, ``:pk``), in order."""
+    """Return the next rows of a query for (pk, at, size) after (``:at``, ``:after_pk``)."""
     return [
         Found(*row)
         for row in tx.all(query, at=after.at, after_pk=after.pk, page=PAGE, **parameters)

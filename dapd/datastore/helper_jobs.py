@@ -1,7 +1,7 @@
-"""A Helper's aggregation jobs: ``received`` -> ``finished`` -> ``deleted``, or deleted before.
+"""A Helper's aggregation jobs: ``received`` -> ``finished`` -> ``deleted``, or deleted earlier.
 
-A deleted job is a tombstone: it keeps the admitted ids, the replay record, and has no identity and
-no bodies any more (rule A6).
+A deleted job is a tombstone: it keeps its admitted ids, which prevent replays, but not its identity
+and its bodies (rule A6).
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class JobKey:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """A job as its resource shows it; ``response`` is the ``AggregationJobResp`` once finished."""
+    """The state of a job's resource; ``response`` is the ``AggregationJobResp`` once finished."""
 
     id: bytes
     state: HelperJobState
@@ -110,7 +110,7 @@ class StoredJob:
 
 
 def by_identity(tx: Tx, task_pk: int, request_hash: bytes, expired_before: int) -> StoredJob | None:
-    """The job that this request made (rule A1), unless it has expired (rule D6)."""
+    """Return the job that this request made (rule A1), unless it has expired (rule D6)."""
     return _stored(
         tx.one(
             _Q_BY_IDENTITY,
@@ -122,12 +122,12 @@ def by_identity(tx: Tx, task_pk: int, request_hash: bytes, expired_before: int) 
 
 
 def by_id(tx: Tx, task_pk: int, job_id: bytes, expired_before: int) -> StoredJob | None:
-    """The job, also if only its tombstone is left, unless it has expired (rule D6)."""
+    """Return the job or its tombstone, unless it has expired (rule D6)."""
     return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=job_id, expired_before=expired_before))
 
 
 def leased(tx: Tx, task_pk: int, job_pk: int, lease_token: bytes) -> JobKey | None:
-    """A received job, while the lease holds."""
+    """Return a received job if the lease still holds."""
     row = tx.one(_Q_LEASED, job_pk=job_pk, lease_token=lease_token)
     if row is None:
         return None
@@ -136,12 +136,12 @@ def leased(tx: Tx, task_pk: int, job_pk: int, lease_token: bytes) -> JobKey | No
 
 
 def waiting(tx: Tx) -> list[tuple[int, int]]:
-    """The received jobs of all tasks, each with its number of reports."""
+    """Return the received jobs of all tasks, each with its number of reports."""
     return [(job_pk, n) for job_pk, n in tx.all(_Q_WAITING)]
 
 
 def request_of(tx: Tx, job_pk: int) -> bytes | None:
-    """The stored ``AggregationJobInitReq``; ``None`` once the job is finished or deleted."""
+    """Return the stored ``AggregationJobInitReq``; ``None`` once the job is finished or deleted."""
     row = tx.one(_Q_REQUEST_OF, job_pk=job_pk)
     return row[0] if row else None
 
@@ -149,7 +149,10 @@ def request_of(tx: Tx, job_pk: int) -> bytes | None:
 def insert(
     tx: Tx, key: JobKey, state: HelperJobState, now: int, lease_until: int | None
 ) -> int | None:
-    """A new row, leased if ``lease_until`` (ms) is given; ``None`` if identity or id is taken."""
+    """Insert a job, leased if ``lease_until`` (ms) is given, and return its key.
+
+    Return ``None`` if a job with this id or identity exists.
+    """
     expired = tx.one(
         _Q_EXPIRED_IDENTITY,
         task_pk=key.task_pk,
@@ -175,7 +178,7 @@ def insert(
 
 
 def claim(tx: Tx, key: JobKey) -> int | None:
-    """Finish the received job that is held under this lease; ``None`` if there is none (D1)."""
+    """Claim the received job under this lease by finishing it; ``None`` if there is none (D1)."""
     row = tx.one(_Q_CLAIM, task_pk=key.task_pk, id=key.id, lease_token=key.lease_token)
     return None if row is None else int(row[0])
 
@@ -186,7 +189,7 @@ def store_request(tx: Tx, job_pk: int, request: bytes) -> None:
 
 
 def store_finish(tx: Tx, job_pk: int, finished: HelperFinish) -> None:
-    """What the job admitted, and its response in the request's place (rules A7, D2)."""
+    """Store what the job admitted, and its response in place of the request (rules A7, D2)."""
     admitted = bool(finished.admitted_ids)
     tx.execute(
         _Q_FINISH,
@@ -209,12 +212,12 @@ def hold(tx: Tx, key: JobKey, lease_until: int) -> None:
 
 
 def let_go(tx: Tx, key: JobKey, now: int) -> None:
-    """Give the job, if it is stored, to whoever comes next."""
+    """Release the job, if it is stored; it is due now."""
     tx.execute(_Q_LET_GO, task_pk=key.task_pk, id=key.id, lease_token=key.lease_token, now=now)
 
 
 def delete(tx: Tx, task_pk: int, job_id: bytes) -> bool:
-    """Leave a tombstone of the job; whether there was one to delete (rule A6)."""
+    """Turn the job into a tombstone (rule A6); return whether there was a job."""
     row = tx.one(_Q_DELETE, task_pk=task_pk, id=job_id)
     if row is None:
         return False
@@ -224,7 +227,7 @@ def delete(tx: Tx, task_pk: int, job_id: bytes) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A finished job whose response is kept, and the buckets that it contributed to, joined."""
+    """A finished job with its response; ``buckets`` are those that it added to, joined."""
 
     job_pk: int
     buckets: bytes
@@ -232,7 +235,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """What went with a job: its id, how many reports if they were undecided, the admitted ids."""
+    """A deleted job: its id, the number of its undecided reports, and its admitted ids."""
 
     id: bytes
     undecided: int
@@ -240,12 +243,12 @@ class Dropped:
 
 
 def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """Jobs below the watermark, oldest first."""
+    """Find jobs below the watermark, oldest first."""
     return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
-    """Delete a job below the watermark; ``None`` if someone is working on it (at ``now``, ms)."""
+    """Delete a job below the watermark; return ``None`` if it is leased at ``now`` (ms)."""
     row = tx.one(_Q_DROP, job_pk=job_pk, expired_before=expired_before, now=now)
     if row is None:
         return None
@@ -262,7 +265,7 @@ def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:
 
 
 def forget(tx: Tx, job_pk: int) -> bool:
-    """Leave a tombstone of a finished job, as ``delete`` does; whether it was one (rule A7)."""
+    """Turn a finished job into a tombstone, as ``delete`` does; return whether it was finished."""
     if not tx.execute(_Q_FORGET, job_pk=job_pk):
         return False
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)

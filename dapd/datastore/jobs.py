@@ -1,7 +1,6 @@
-"""Jobs as an operator looks at them: both tables alike, by pages, by name, or by resource id.
+"""An operator's view of the jobs of both tables: by pages, by name, or by resource id.
 
-Nothing here is sealed or sent to anybody: no request, no response, no share. Left out: what moves a
-job on, and why one waits (``dapd.protocol.waiting``).
+Rows contain no request, response or share. ``dapd.protocol.waiting`` explains why a job waits.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ SELECT 'collection' AS kind, collection_pk AS pk, id, task_pk, 'leader', state, 
 FROM collection_jobs"""
 _WANTED = """
   AND (:task_pk IS NULL OR task_pk = :task_pk) AND (:state IS NULL OR state = :state)"""
-# The plus signs keep to the partial indexes, which hold the unfinished jobs alone.
+# The plus signs make SQLite use the partial indexes, which contain only unfinished jobs.
 _Q_OPEN_AGGREGATION = f"""
 {_AGGREGATION} WHERE state IN ('assigned', 'stored', 'polling', 'received')
   AND +job_pk > :after {_WANTED} ORDER BY +job_pk LIMIT :limit"""
@@ -46,7 +45,7 @@ _Q_COLLECTION_BY_ID = f"""
 
 _LAST = 2**63 - 1
 _KINDS: tuple[Kind, ...] = ("collection", "aggregation")
-"""Collections come first: they are few, and somebody waits for each."""
+"""Collections come first: there are few, and a Collector waits for each."""
 _OPEN: dict[Kind, tuple[str, ...]] = {
     "aggregation": (_Q_OPEN_AGGREGATION,),
     "collection": (_Q_OPEN_WAITING, _Q_OPEN_ASKING),
@@ -60,8 +59,10 @@ _BY_PK: dict[Kind, str] = {"aggregation": _Q_AGGREGATION_BY_PK, "collection": _Q
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """Times are in ms. ``n`` is ``None`` for a collection that has no batch yet; ``error`` and
-    ``detail`` are what the Collector is told of one that failed.
+    """A job of either kind; times are in ms.
+
+    ``n`` is ``None`` for a collection without a batch. ``error`` and ``detail`` are what a failed
+    collection answers to the Collector.
     """
 
     kind: Kind
@@ -84,7 +85,7 @@ class JobRow:
 
     @property
     def name(self) -> str:
-        """What operators call it: short, and never given twice."""
+        """The short name for operators, unique for ever."""
         return f"{self.kind[0]}{self.pk}"
 
 
@@ -100,7 +101,7 @@ class Wanted:
 
 
 def page(tx: Tx, wanted: Wanted, after: tuple[Kind, int] | None, limit: int) -> list[JobRow]:
-    """Up to ``limit`` jobs behind (kind, key) ``after``; unfinished ones alone: oldest first."""
+    """Return up to ``limit`` jobs after (kind, key) ``after``, oldest first unless ``ended``."""
     found: list[JobRow] = []
     queries = _ALL if wanted.ended else _OPEN
     kinds = _KINDS if after is None else _KINDS[_KINDS.index(after[0]) :]
@@ -121,13 +122,13 @@ def oldest(tx: Tx, kind: Kind, state: JobState) -> JobRow | None:
 
 
 def by_pk(tx: Tx, kind: Kind, pk: int) -> JobRow | None:
-    """The job of this kind and key."""
+    """Return the job of this kind and key."""
     row = tx.one(_BY_PK[kind], pk=pk)
     return None if row is None else _job(row)
 
 
 def by_id(tx: Tx, job_id: bytes) -> list[JobRow]:
-    """The jobs with this resource id, in whatever task."""
+    """Return the jobs with this resource id, of any task."""
     rows = [*tx.all(_Q_AGGREGATION_BY_ID, id=job_id), *tx.all(_Q_COLLECTION_BY_ID, id=job_id)]
     return [_job(row) for row in rows]
 

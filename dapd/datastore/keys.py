@@ -1,4 +1,4 @@
-"""HPKE key pairs, whose private halves are sealed."""
+"""HPKE key pairs, with sealed private keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WHERE config_id = :config_id AND state = :was"""
 
 @dataclass(frozen=True, slots=True)
 class SealedKeypair:
-    """A kept key pair; ``unseal`` opens its private half."""
+    """A key pair that is not deleted; ``unseal`` opens its private key."""
 
     config_id: int
     suite: Suite
@@ -39,7 +39,7 @@ class SealedKeypair:
     state: KeyState
 
     def unseal(self, sealer: Sealer) -> HpkeKeypair:
-        """Raises ``ValueError`` if the sealing key is not at hand."""
+        """Open the private key. Raises ``ValueError`` if ``sealer`` lacks the sealing key."""
         opened = sealer.open(
             hpke_private_key_aad(self.config_id, self.public_key), self.private_key
         )
@@ -47,7 +47,7 @@ class SealedKeypair:
 
 
 def all_keys(tx: Tx) -> list[StoredKey]:
-    """Every id that was ever used, with what has become of its latest key pair."""
+    """Return the latest key pair of every id that was ever used."""
     return [
         StoredKey(config_id, (kem, kdf, aead), KeyState(state), changed_at)
         for config_id, kem, kdf, aead, state, changed_at in tx.all(_Q_ALL)
@@ -55,7 +55,7 @@ def all_keys(tx: Tx) -> list[StoredKey]:
 
 
 def kept_keypairs(tx: Tx) -> list[SealedKeypair]:
-    """Every key pair that is not deleted, still sealed, the newest first."""
+    """Return every key pair that is not deleted, still sealed, the newest first."""
     return [
         SealedKeypair(config_id, (kem, kdf, aead), public, private, KeyState(state))
         for config_id, kem, kdf, aead, public, private, state in tx.all(_Q_KEPT)
@@ -63,7 +63,7 @@ def kept_keypairs(tx: Tx) -> list[SealedKeypair]:
 
 
 def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now: int) -> bool:
-    """Store a key pair; ``False`` if its id is not free."""
+    """Store a key pair; return ``False`` if its id is in use."""
     config_id, kem, kdf, aead, public = keypair.config
     rows = tx.execute(
         _Q_INSERT,
@@ -80,8 +80,8 @@ def insert_keypair(tx: Tx, keypair: HpkeKeypair, sealer: Sealer, state: str, now
 
 
 def move(tx: Tx, config_id: int, was: KeyState, to: KeyState, now: int) -> bool:
-    """A key pair comes into another state; ``False`` if it is not in the state ``was``.
+    """Move a key pair to another state; return ``False`` if it is not in the state ``was``.
 
-    Nothing is left of the private half of a deleted one.
+    Moving it to ``deleted`` erases its private key.
     """
     return tx.execute(_Q_MOVE, config_id=config_id, was=was, to=to, now=now) == 1

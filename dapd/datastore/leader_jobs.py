@@ -1,6 +1,6 @@
 """The Leader's aggregation jobs and their bodies. Each move claims the job by its lease (rule D1).
 
-The moves are those of ``dapd.protocol.states``. Left out: leasing (``dapd.datastore.leases``).
+``dapd.protocol.states`` lists the moves; ``dapd.datastore.leases`` leases the jobs.
 """
 
 from __future__ import annotations
@@ -66,14 +66,14 @@ _Q_DELETE_BODIES = "DELETE FROM job_bodies WHERE job_pk = :job_pk"
 
 
 class LeaseLost(Exception):
-    """Another process has taken the job, or its state has changed: nothing may be committed."""
+    """The job was taken from this lease, or its state has changed, so nothing may be committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A row and its bodies; ``request`` only while it is to be sent, ``leader_state`` sealed.
+    """A row and its bodies. ``request`` is loaded only for sending; ``leader_state`` is sealed.
 
-    ``batch_id`` is empty in the time-interval mode; ``newest`` is the time of its newest report.
+    ``batch_id`` is empty in the time-interval mode; ``newest`` is the time of the newest report.
     """
 
     job_pk: int
@@ -96,7 +96,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job to be made; ``run_at`` and ``now`` are in ms."""
+    """A job to insert; ``run_at`` and ``now`` are in ms."""
 
     id: bytes
     task_pk: int
@@ -108,7 +108,10 @@ class NewJob:
 
 
 def insert(tx: Tx, job: NewJob) -> int:
-    """Store an assigned job, whose chunks and then ``note_newest`` follow; its key."""
+    """Insert a job in state ``assigned`` and return its key.
+
+    The caller then assigns its chunks, and calls ``note_newest``.
+    """
     row = tx.one(
         _Q_INSERT,
         id=job.id,
@@ -124,7 +127,7 @@ def insert(tx: Tx, job: NewJob) -> int:
 
 
 def note_newest(tx: Tx, job_pk: int) -> None:
-    """Now that the job has all its chunks: when it expires (rule D6)."""
+    """Note the time of the newest report, which says when the job expires (rule D6)."""
     tx.execute(_Q_NOTE_NEWEST, job_pk=job_pk)
 
 
@@ -175,7 +178,7 @@ def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None
 
 
 def give_up(tx: Tx, job_pk: int, state: LeaderJobState, error: str) -> tuple[int, int, int] | None:
-    """End an unfinished job, whoever has it leased; its (task_pk, n, sends), or ``None``."""
+    """End an unfinished job, leased or not; return its (task_pk, n, sends), or ``None``."""
     row = tx.one(_Q_GIVE_UP, job_pk=job_pk, state=state, error=error)
     if row is None:
         return None
@@ -184,22 +187,22 @@ def give_up(tx: Tx, job_pk: int, state: LeaderJobState, error: str) -> tuple[int
 
 
 def unfinished(tx: Tx, task_pk: int) -> list[int]:
-    """The keys of a Leader's jobs that have not ended."""
+    """Return the keys of a Leader's unfinished jobs."""
     return [row[0] for row in tx.all(_Q_UNFINISHED, task_pk=task_pk)]
 
 
 def expiring(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """Unfinished jobs whose newest report is below the watermark, oldest first (rule D6)."""
+    """Find unfinished jobs whose newest report is below the watermark, oldest first (rule D6)."""
     return expiry.page(tx, _Q_EXPIRING, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def past(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """The same for jobs that have ended."""
+    """Find ended jobs whose newest report is below the watermark, oldest first (rule D6)."""
     return expiry.page(tx, _Q_PAST, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def drop(tx: Tx, job_pk: int) -> bytes | None:
-    """Delete an ended job; its batch id, or ``None`` if it has chunks still."""
+    """Delete an ended job and return its batch id; ``None`` if it still has chunks."""
     row = tx.one(_Q_DROP, job_pk=job_pk)
     return None if row is None else row[0]
 
@@ -210,7 +213,7 @@ def store_bodies(tx: Tx, job_pk: int, request: bytes, leader_state: bytes) -> No
 
 
 def count_send(tx: Tx, lease: Lease) -> int:
-    """Count a send before it happens (rule D4); how many there are then. Raises ``LeaseLost``."""
+    """Count a send before it happens (D4); return the number of sends. Raises ``LeaseLost``."""
     row = tx.one(_Q_COUNT_SEND, job_pk=lease.pk, token=lease.token)
     if row is None:
         raise LeaseLost(f"job {lease.pk} is not stored under this lease")

@@ -1,8 +1,8 @@
-"""Who works on which job: leases in the rows of aggregation and collection jobs (rule E2).
+"""Leases, which reserve aggregation and collection jobs for the steps that work on them (E2).
 
-A lease is a random token and a time until which it holds. Attempts rise in the leasing commit; a
-lease that its process never gave back counts as a crash of the job. A ``run_at`` or a lease
-further ahead than its longest legal wait counts as due: the clock went back.
+A lease is a random token with an expiry time, in the job's row. Leasing counts an attempt. If a
+process dies without releasing a lease, that counts as a crash of the job. A ``run_at`` or a lease
+further in the future than the longest legal wait counts as due: the clock was set back.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TABLES: dict[Kind, dict[str, str]] = {
     },
 }
 
-# One query for each index: the oldest due jobs, without a sort of all that are due.
+# One query per index, so that SQLite finds the oldest due jobs without sorting all due ones.
 _SELECT_DUE = """
 SELECT {pk}, id, task_pk, {role}, state, run_at, attempts, sends, crashes FROM {table}
 WHERE run_at <= :now
@@ -80,7 +80,7 @@ WHERE lease_token IS NOT NULL"""
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A job that could be stepped now; ``id`` is that of its resource."""
+    """A job that a step could work on now; ``id`` is its resource's."""
 
     kind: Kind
     pk: int
@@ -95,7 +95,7 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A job that this process works on; ``attempts`` and ``sends`` are those before this lease."""
+    """A job leased to this process; its ``attempts`` and ``sends`` don't count this lease."""
 
     due: Due
     token: bytes
@@ -113,10 +113,11 @@ def lease_due(
     limit: int = 64,
     longest_wait: int = LONGEST_WAIT_MS,
 ) -> tuple[list[Lease], int | None]:
-    """Lease the due jobs that ``choose`` picks; also when the next one falls due, if known.
+    """Lease the due jobs that ``choose`` picks. Return also when the next job is due, if known.
 
-    ``barred`` are the tasks whose jobs may not compute or exchange now: however many of those are
-    due, they hide nobody else's (rule E1). No job waits longer than ``longest_wait``, in ms (E2).
+    ``barred`` are the tasks whose jobs may not compute or exchange now; excluding them in the query
+    keeps them from crowding out other tasks' jobs (rule E1). No job waits longer than
+    ``longest_wait``, in ms (E2).
     """
     for kind in _TABLES:
         for which in ("computing", "exchanging"):
@@ -149,7 +150,7 @@ def _upcoming(tx: Tx, now: int) -> Iterator[int]:
 
 
 def renew(tx: Tx, leases: Sequence[Lease], now: int) -> None:
-    """Keep what is being worked on; a lease that was lost stays lost."""
+    """Extend leases; a lost lease stays lost."""
     for lease in leases:
         tx.execute(
             _sql(_Q_RENEW, lease.due.kind), until=now + LEASE_MS, pk=lease.pk, token=lease.token
@@ -159,9 +160,10 @@ def renew(tx: Tx, leases: Sequence[Lease], now: int) -> None:
 def release(
     tx: Tx, lease: Lease, run_at: int, *, error: str | None = None, reset_attempts: bool = False
 ) -> bool:
-    """Give the job back to the queue, due at ``run_at``; whether the lease still held.
+    """Return the job to the queue, due at ``run_at``; return whether the lease still held.
 
-    ``reset_attempts`` where the peer answered, so that the next failure backs off from the start.
+    ``reset_attempts`` is for when the peer answered: the next failure then backs off from the
+    start.
     """
     return bool(
         tx.execute(
@@ -176,20 +178,20 @@ def release(
 
 
 def hurry(tx: Tx, kind: Kind, pk: int, now: int) -> bool:
-    """Let an unfinished job be due now (ms); whether there is one that nobody works on."""
+    """Make an unfinished job due now (ms), unless it is leased. Return whether that happened."""
     return bool(tx.execute(_sql(_Q_HURRY, kind), pk=pk, now=now))
 
 
 def held(tx: Tx, now: int) -> tuple[int, int]:
-    """How many jobs are leased, and how many of those are to compute."""
+    """Return the number of leased jobs, and how many of them are computing."""
     rows = [tx.one(_sql(_Q_HELD, kind), now=now) or (0, 0) for kind in _TABLES]
     return sum(row[0] for row in rows), sum(row[1] for row in rows)
 
 
 def clear_all(tx: Tx, now: int) -> None:
-    """Forget the leases of the process that had this file before; SQLite only, at start.
+    """Clear the leases of the previous process, at start.
 
-    Whatever was leased when that process died may have killed it: from the second time on it backs
+    A job leased when that process died may have killed it. From its second crash on, a job backs
     off, and the dispatcher runs it alone.
     """
     for kind in _TABLES:

@@ -1,11 +1,10 @@
-"""One SQLite file belongs to one daemon: a lock on ``<db>.lock`` (rule E5), and the commit sequence
-that tells an older copy of the file from the file itself.
+"""The lock of a database (rule E5), and its recorded commit sequence, which reveals old copies.
 
-The lock is never on the database file: opening and closing that by hand drops SQLite's own POSIX
-locks. Its file holds two lines: the commit sequence, ever as wide, and who the holder is, so that a
-second one can say it. A database whose own sequence is below the recorded one has forgotten
-commits: somebody put an older copy there. Left out: where a sequence comes from
-(``dapd.datastore.sqlite``) and what is done about a file that is behind.
+One daemon owns a database by a lock on ``<db>.lock``. The lock is never on the database itself,
+because opening and closing that file ourselves would drop SQLite's own POSIX locks. The lock file
+has two lines: the commit sequence, at a fixed width, and a description of the holder, for the
+error message of a second process. A database whose own sequence is lower than the recorded one
+lacks commits: it is an older copy. ``dapd.datastore.sqlite`` computes the sequence.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ _LONGEST = 4096
 
 
 class FileLock:
-    """Held while this object is open; released by ``close`` or by the process' end.
+    """A held lock, which ``close`` or the end of the process releases.
 
-    ``sequence`` is the recorded commit sequence; 0 if none, or an unreadable one, was there.
+    ``sequence`` is the recorded commit sequence; 0 if there was none, or an unreadable one.
     """
 
     def __init__(self, descriptor: int, holder: str) -> None:
@@ -40,35 +39,35 @@ class FileLock:
         os.ftruncate(descriptor, len(record))
 
     def compare(self, found: int) -> bool:
-        """Whether a file whose own sequence is ``found`` is behind the record.
+        """Return whether a file with the sequence ``found`` is behind the record.
 
-        If so, the record stays ahead of it by as much, whatever is committed, until ``accept``.
+        If so, the record stays ahead by the same distance with every commit, until ``accept``.
         """
         self._lead = max(self.sequence - found, 0)
         return self._lead > 0
 
     def note(self, found: int) -> None:
-        """A commit has brought the file's own sequence to ``found``. Raises nothing."""
+        """Record that a commit has raised the file's own sequence to ``found``. Never raises."""
         if found + self._lead > self.sequence:
             self._record(found + self._lead)
 
     def accept(self, found: int) -> None:
-        """What the file has forgotten is dealt with: the record is the file's own sequence."""
+        """Record the file's own sequence, once everything that it may lack is quarantined."""
         self._lead = 0
         self._record(found)
         self._sync()
 
     def close(self) -> None:
-        """Release the lock; the record is on the disk then."""
+        """Write the record to the disk and release the lock."""
         self._sync()
         os.close(self._descriptor)
 
     def _record(self, sequence: int) -> None:
-        # The commit stands whatever becomes of this; the next one writes the record again.
+        # The commit is valid even if this fails; the next commit writes the record again.
         with suppress(OSError):
             os.pwrite(self._descriptor, f"{sequence:0{_WIDTH}}".encode(), 0)
             self.sequence = sequence
-        # No fsync a commit: after a power loss the record may only be too low, never too high.
+        # No fsync per commit: a power loss can make the record too low, but never too high.
         if time.monotonic() - self._synced_at >= _SYNC_EVERY:
             self._sync()
 
@@ -79,14 +78,14 @@ class FileLock:
 
 
 def lock_path(database: Path) -> Path:
-    """Beside the database, never the database itself."""
+    """Return the path of the lock file, which is beside the database."""
     return database.with_name(database.name + ".lock")
 
 
 def try_lock(database: Path, holder: str) -> FileLock | None:
-    """Take the lock and write ``holder`` into its file, or ``None`` if another process has it.
+    """Take the lock and write ``holder`` into its file; ``None`` if another process has the lock.
 
-    Raises ``DatastoreError`` if the directory can't be written to.
+    Raises ``DatastoreError`` if the lock file can't be created.
     """
     path = lock_path(database)
     try:
@@ -104,7 +103,7 @@ def try_lock(database: Path, holder: str) -> FileLock | None:
 
 
 def holder_of(database: Path) -> str:
-    """What the holder of the lock said about itself."""
+    """Return the description that the lock's holder wrote into the lock file."""
     try:
         with lock_path(database).open("rb") as file:
             _, _, holder = file.read(_LONGEST).partition(b"\n")

@@ -1,9 +1,9 @@
-"""Numbered schema files, each applied once, in order, all or nothing.
+"""Migration of a database by numbered schema files, each applied once, in order, all or nothing.
 
-A migration expands first and contracts one release later, so that an upgrade can be taken back:
-each file says in its first lines ``-- compatible_from: N``, the oldest schema whose program can
-still run on a file that has it (without that line, only its own). A file that is newer than that
-for this program is refused: it may hold what this program would break. ADR 0019.
+A migration expands first and contracts one release later, so that an upgrade can be undone. Each
+file says in its first lines ``-- compatible_from: N``: programs that know schema N or newer can run
+on a database with this schema (without that line, N is the file's own number). An older program
+refuses such a database, because it might break its data. ADR 0019.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _Q_KEEP_SEQUENCE = "INSERT INTO sqlite_sequence (name, seq) VALUES (:name, :lost
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One schema file; a statement ends at a semicolon that ends its line."""
+    """One schema file. A statement ends at a semicolon at the end of a line."""
 
     version: int
     name: str
@@ -45,7 +45,7 @@ class Migration:
 
 
 def migrations() -> list[Migration]:
-    """The schema files that this program carries, in order."""
+    """Return the schema files of this program, in order."""
     found = [
         parse(int(match[1]), match[2], resource.read_text())
         for resource in files("dapd.datastore").joinpath("schema").iterdir()
@@ -55,14 +55,14 @@ def migrations() -> list[Migration]:
 
 
 def parse(version: int, name: str, text: str) -> Migration:
-    """A schema file. ``compatible_from`` stands in a comment before the first statement."""
+    """Parse a schema file. ``compatible_from`` is in a comment before the first statement."""
     statements = [part for part in _STATEMENT_END.split(text) if part.strip()]
     said = _COMPATIBLE_FROM.search(statements[0])
     return Migration(version, name, statements, int(said[1]) if said else version)
 
 
 def schema_of(connection: sqlite3.Connection) -> tuple[int, int]:
-    """The newest migration that the file has, and from which one on programs can run on it."""
+    """Return the database's schema version and its ``compatible_from``; (0, 0) if it has none."""
     tables = connection.execute(
         "SELECT count(*) FROM sqlite_master WHERE name = 'schema_migrations'"
     ).fetchone()[0]
@@ -76,14 +76,14 @@ def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: b
     found, compatible_from = schema_of(connection)
     if compatible_from > known:
         raise UnfitDatastore(
-            f"{path} has schema {found}, newer than this dapd, which knows {known}, while it takes "
-            f"{compatible_from}; run the dapd that upgraded it, or `dapd restore` the copy that "
-            f"the upgrade made beside it ({path.name}.before-schema-...)"
+            f"{path} has schema {found}, newer than this dapd, which knows {known} but needs at "
+            f"least {compatible_from}; run the dapd that upgraded it, or `dapd restore` the copy "
+            f"that the upgrade made beside it ({path.name}.before-schema-...)"
         )
     if found < known and not may_be_older:
         raise DatastoreError(
-            f"{path} has schema {found}, this dapd needs {known}; "
-            "restart the daemon with this version of dapd, which migrates it"
+            f"{path} has schema {found}, but this dapd needs {known}; "
+            "restart the daemon with this version of dapd, which migrates the database"
         )
 
 
@@ -112,8 +112,8 @@ def migrate(connection: sqlite3.Connection, path: Path, now: int) -> list[str]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise DatastoreError(
-            f"{path}: the schema could not be brought up to date: {error}; nothing is changed; "
-            "run the dapd that it was used with before"
+            f"{path}: the schema could not be brought up to date: {error}; the database is "
+            "unchanged; run the dapd that used it before"
         ) from error
     return applied
 
@@ -130,6 +130,6 @@ def _apply(connection: sqlite3.Connection, migration: Migration, now: int) -> No
         now=now,
         compatible_from=migration.compatible_from,
     )
-    # A table that is dropped takes its keys' sequence along; without it the file would seem older.
+    # Dropping a table drops its sequence too, which would make the database look like an old copy.
     if (lost := before - commit_sequence(tx)) > 0:
         tx.execute(_Q_KEEP_SEQUENCE, name=f"dropped by schema {migration.version}", lost=lost)

@@ -1,7 +1,7 @@
-"""Whether a path is on a file system that SQLite can be trusted on.
+"""Refuse databases on network file systems, where SQLite can lose commits.
 
-A file system over a network answers for locks and ``fsync`` in ways that its server decides, and
-can't share memory between processes, which the WAL needs: commits get lost, or two processes write.
+There, the server decides what locks and ``fsync`` mean, and processes can't share memory, which the
+WAL needs: commits get lost, or two processes write at once.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 _FUSE = "ceph ceph-fuse davfs2 gcsfuse glusterfs juicefs rclone s3fs smbnetfs sshfs"
 _KERNEL = "9p afs beegfs ceph cifs coda davfs glusterfs lustre ncpfs nfs nfs4 orangefs smb3 smbfs"
 NETWORK_FILE_SYSTEMS = frozenset([*_KERNEL.split(), *(f"fuse.{name}" for name in _FUSE.split())])
-"""By the names that Linux gives them. Those on a block device that several machines share (gfs2,
-ocfs2) are none of them: their locks and their ``fsync`` are real.
+"""Their names in Linux. File systems on a block device that several machines share (gfs2, ocfs2)
+are not among them: their locks and their ``fsync`` are real.
 """
 
 
 class Mount(NamedTuple):
-    """A mounted file system: where, and its type."""
+    """A mounted file system: its mount point and its type."""
 
     point: Path
     type: str
 
 
 def parse_mounts(text: str) -> list[Mount]:
-    """The mounts of a ``/proc/PID/mountinfo`` (proc(5)), in order; lines of another form are
-    skipped.
-    """
+    """Parse a ``/proc/PID/mountinfo`` (proc(5)) into its mounts, in order, skipping other lines."""
     mounts = []
     for line in text.splitlines():
         mount, separator, file_system = line.partition(" - ")
@@ -45,16 +43,16 @@ def parse_mounts(text: str) -> list[Mount]:
 
 
 def mount_of(path: Path, mounts: list[Mount]) -> Mount | None:
-    """Where an absolute path is: the longest mount point above it, the last one of equal ones."""
+    """Return the mount that an absolute path is on: the longest match, the last of equal ones."""
     above = [mount for mount in mounts if path.is_relative_to(mount.point)]
     return max(reversed(above), key=lambda mount: len(mount.point.parts), default=None)
 
 
 def network_mount(path: Path, mounts: list[Mount]) -> Mount | None:
-    """The mount of ``path`` if it is one of ``NETWORK_FILE_SYSTEMS``.
+    """Return the mount of ``path`` if it is one of ``NETWORK_FILE_SYSTEMS``.
 
-    Where ``/`` is 9p too, 9p is how a sandbox (gVisor) shows its container's own files, and not
-    refused: locks and shared memory are then the sandbox's.
+    If ``/`` is 9p too, 9p is not refused: a sandbox (gVisor) shows its container's own files this
+    way, and implements locks and shared memory itself.
     """
     mount = mount_of(path, mounts)
     if mount is None or mount.type not in NETWORK_FILE_SYSTEMS:
@@ -66,7 +64,7 @@ def network_mount(path: Path, mounts: list[Mount]) -> Mount | None:
 def refuse_network(path: Path) -> None:
     """Raise ``UnfitDatastore`` if the database ``path`` is on a network file system.
 
-    Where the system doesn't say what is mounted, nothing is refused.
+    On a system without ``mountinfo`` this does nothing.
     """
     try:
         text = _MOUNTINFO.read_text(errors="surrogateescape")
@@ -75,6 +73,6 @@ def refuse_network(path: Path) -> None:
     if mount := network_mount(path.resolve(), parse_mounts(text)):
         raise UnfitDatastore(
             f"{path} is on a network file system ({mount.type}, mounted at {mount.point}), where "
-            "SQLite's locks and fsync can't be trusted and commits get lost; "
+            "SQLite's locks and fsync are unreliable and commits get lost; "
             "set [datastore] path to a local disk"
         )

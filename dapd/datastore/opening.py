@@ -1,4 +1,4 @@
-"""Opening a datastore: the lock, the schema, the replay index; for the daemon and for commands."""
+"""Open a datastore, for the daemon or a command: take the lock, migrate, build the replay index."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dapd.errors import DatastoreError
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A datastore with its lock; ``lock`` is ``None`` where a daemon holds the file.
+    """An open datastore and its lock, which is ``None`` if a daemon holds the file.
 
-    ``copied_to`` is the database as it was before ``migrated``. ``behind``: the file has forgotten
-    commits, as an older copy put in its place has; it stays so, also over restarts, until
-    ``caught_up``.
+    ``copied_to`` is a copy of the database from before the migrations in ``migrated``. ``behind``
+    is true if the file lacks commits, because it was replaced by an older copy. It stays true, also
+    after restarts, until ``caught_up`` is called.
     """
 
     datastore: Datastore
@@ -32,7 +32,7 @@ class Opened:
     copied_to: Path | None = None
 
     def caught_up(self) -> None:
-        """What may be forgotten is quarantined: the file's own commit sequence counts again."""
+        """End ``behind``, once everything that the file may have forgotten is quarantined."""
         if self.lock is not None:
             self.lock.accept(self.datastore.read_sync(commit_sequence))
 
@@ -66,7 +66,7 @@ def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str
 def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
     """For one short transaction of a command, also while a daemon holds the file (rule E5).
 
-    With the lock at hand it may create and migrate; without, it never migrates.
+    If no other process has the lock, this may create and migrate the database; else it does not.
     """
     refuse_network(path)
     held = lock.try_lock(path, holder)
@@ -87,8 +87,8 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
 
 def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
     """Bring the schema up to date, open, and see whether the file is behind its record."""
-    with suppress(OSError):  # it is there, or SQLite says what is wrong
-        create_private(path)  # what SQLite makes beside it gets its mode
+    with suppress(OSError):  # the file exists, or SQLite reports the error below
+        create_private(path)  # SQLite gives -wal and -shm the mode of this file
     copied_to = None
     with closing(connect(path)) as connection:
         known, _ = schema_of(connection)
@@ -102,4 +102,4 @@ def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str
 
 def _lost(message: str) -> None:
     look = "`dapd task list` or `dapd key list`"
-    raise DatastoreError(f"{message}; look with {look} whether the change was made")
+    raise DatastoreError(f"{message}; see with {look} whether the change was made")

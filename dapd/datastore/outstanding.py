@@ -1,4 +1,4 @@
-"""Leader-selected batches, until one collection job takes them (rules A8, C6)."""
+"""Leader-selected batches, each until a collection job takes it (rules A8, C6)."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
 
 
 def open_batches(tx: Tx, task_pk: int, expired_before: int) -> list[OpenBatch]:
-    """The batches that may take more reports, oldest first, but for those that hold only expired
-    ones (rule D6).
+    """Return the batches that may take more reports, oldest first, except those with only expired
+    reports (rule D6).
     """
     rows = tx.all(_Q_OPEN, task_pk=task_pk, expired_before=expired_before)
     return [OpenBatch(*row) for row in rows]
 
 
 def unbound(tx: Tx, task_pk: int) -> list[bytes]:
-    """The ids of the batches that no collection has, quarantined ones too."""
+    """Return the ids of the batches that no collection has taken, quarantined ones too."""
     return [row[0] for row in tx.all(_Q_IDS, task_pk=task_pk)]
 
 
@@ -52,20 +52,20 @@ def insert(tx: Tx, task_pk: int, batch_id: bytes) -> None:
 
 
 def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:
-    """Give a batch to one job, for ever (rule A8); whether it was free."""
+    """Bind a batch to a collection job for ever (rule A8); return whether it was unbound."""
     return bool(tx.execute(_Q_BIND, task_pk=task_pk, batch_id=batch_id, pk=pk))
 
 
 def has_unfinished_job(tx: Tx, task_pk: int, batch_id: bytes) -> bool:
-    """Whether some job may still add to the batch."""
+    """Return whether an unfinished job may still add to the batch."""
     return tx.one(_Q_UNFINISHED, task_pk=task_pk, batch_id=batch_id) is not None
 
 
 def drop(tx: Tx, task_pk: int, batch_id: bytes) -> None:
-    """The batch takes no more reports and is never collected, if it was not yet."""
+    """Delete a batch: it takes no more reports, and no collection can take it any more."""
     tx.execute(_Q_DROP, task_pk=task_pk, batch_id=batch_id)
 
 
 def drop_all(tx: Tx, task_pk: int, most: int) -> int:
-    """Delete up to ``most`` batches of a deleted task; how many."""
+    """Delete up to ``most`` batches of a deleted task; return their number."""
     return tx.execute(_Q_DROP_ALL, task_pk=task_pk, most=most)

@@ -1,7 +1,7 @@
-"""A look at a database that changes nothing, whether a daemon has it or not.
+"""Read a database without changing it, whether a daemon has it or not.
 
-No lock is taken, nothing is created and nothing migrated. Left out: files that nobody writes, such
-as backups (``dapd.datastore.backup``).
+This takes no lock, creates no database and migrates nothing. Files that no process writes, such as
+backups, are read by ``dapd.datastore.backup.connect_read_only``.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from dapd.reports import ReplayIndex
 
 
 @contextmanager
-def look(path: Path) -> Iterator[tuple[Tx, bool]]:
-    """A snapshot, and whether its schema is this program's; of an older one only that is known.
+def snapshot(path: Path) -> Iterator[tuple[Tx, bool]]:
+    """Yield a read-only transaction, and whether its schema is this program's.
 
-    Raises ``DatastoreError``.
+    If the schema is older, no table may be read. Raises ``DatastoreError``.
     """
     try:
         with closing(sqlite3.connect(read_only_uri(path), uri=True, isolation_level=None)) as found:

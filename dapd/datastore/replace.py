@@ -1,7 +1,7 @@
-"""Putting a backup in a database's place: no moment has neither, none has one that is not prepared.
+"""Atomically replace a database by a prepared copy of a backup.
 
-The copy is made, checked and prepared under another name and then takes the database's name at
-once; the database that was there is kept. Left out: what preparing means (``dapd.commits``).
+The copy is made, checked and prepared under another name, and then renamed; the old database is
+kept beside it. ``dapd.commits`` has the transactions that prepare a copy.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Restored(Generic[T]):
-    """What ``prepare`` returned, and where the database is that was there, if one was."""
+    """The result of ``prepare``, and the path of the old database, if there was one."""
 
     prepared: T
     kept: Path | None
@@ -39,11 +39,11 @@ def put_in_place(
     check: Callable[[Path], object],
     prepare: Callable[[Datastore], T],
 ) -> Restored[T]:
-    """Replace ``database`` by a copy of ``source`` that ``check`` finds good (or raises) and that
-    ``prepare`` has changed.
+    """Replace ``database`` by a copy of ``source``, after ``check`` and ``prepare``.
 
-    ``now`` is in milliseconds. Raises ``DatastoreError``, also if another process has the
-    database; whatever is raised, what was there is still there.
+    ``check`` raises for a bad copy; ``prepare`` changes it. ``now`` is in milliseconds. Raises
+    ``DatastoreError``, also if another process has the database. If anything is raised, the old
+    database is still in place.
     """
     held = lock.try_lock(database, holder)
     if held is None:
@@ -71,15 +71,15 @@ def put_in_place(
 
 
 def _copy(source: Path, copy: Path) -> None:
-    """A consistent copy that only this user can read; SQLite makes it, which knows of a WAL."""
+    """Make a consistent copy, readable only by this user, through SQLite, which includes a WAL."""
     files.create_private(copy)
     try:
         with closing(sqlite3.connect(files.read_only_uri(source), uri=True)) as opened:
             opened.execute("VACUUM INTO :copy", {"copy": os.fspath(copy)})
     except sqlite3.Error as error:
         raise DatastoreError(
-            f"{source} can't be copied: {error}; is it a whole backup, and is there room beside "
-            f"{copy}?"
+            f"{source} can't be copied: {error}; is it a complete backup, and is there enough "
+            f"space for {copy}?"
         ) from error
     files.sync(copy)
 
@@ -88,11 +88,11 @@ def _check(source: Path, copy: Path, check: Callable[[Path], object]) -> None:
     try:
         check(copy)
     except DatastoreError as error:
-        raise DatastoreError(f"{source}, copied: {error}") from error
+        raise DatastoreError(f"a copy of {source}: {error}") from error
 
 
 def _prepared(copy: Path, now: int, prepare: Callable[[Datastore], T]) -> tuple[T, int]:
-    """What ``prepare`` returned, and the commit sequence after it."""
+    """Migrate and prepare the copy; return the result of ``prepare`` and the commit sequence."""
     with closing(connect(copy)) as connection:
         migrate(connection, copy, now)
     with closing(Datastore(copy, _lost)) as datastore:
@@ -100,15 +100,15 @@ def _prepared(copy: Path, now: int, prepare: Callable[[Datastore], T]) -> tuple[
 
 
 def _keep(database: Path, now: int) -> Path | None:
-    """Give the database that is there a second name."""
+    """Keep the old database, if there is one, under a second name."""
     if not database.exists():
         return None
-    with suppress(DatastoreError):  # a damaged one is kept with its WAL, as it is
+    with suppress(DatastoreError):  # a damaged database is kept together with its WAL
         connect(database).close()
     kept = database.with_name(f"{database.name}.before-restore-{now // 1000}")
     try:
         kept.hardlink_to(database)
-    except OSError:  # no links on this file system
+    except OSError:  # this file system has no hard links
         database.rename(kept)
     for beside in files.BESIDE:
         with suppress(FileNotFoundError):

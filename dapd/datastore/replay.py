@@ -1,7 +1,7 @@
-"""Rebuilding the replay index: derived data, made at start from the ids that committed (rule D2).
+"""Rebuild the replay index at start, from the ids that were committed (rule D2).
 
-A Leader's ids are those of its report chunks; a Helper's are ``admitted_ids``, which the
-committing transaction alone writes. Pending, rejected and deleted jobs contribute nothing.
+A Leader's ids are those of its report chunks. A Helper's are the ``admitted_ids`` of its jobs,
+which only the committing transaction writes, so unfinished and rejected reports have none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rebuild(tx: Tx) -> None:
 
 
 def id_pages(tx: Tx) -> Iterator[tuple[str, list[Row]]]:
-    """Every admitted id, a few hundred rows at a time: the table, and (row, task_pk, ids) each."""
+    """Yield every admitted id, in pages: the table, and its rows as (key, task_pk, ids)."""
     for table, query in (("report_chunks", _Q_CHUNKS), ("aggregation_jobs", _Q_JOBS)):
         after = 0
         while rows := tx.all(query, after=after):

@@ -1,4 +1,4 @@
-"""The time that the safe clock showed last (rule D6): what a start after a stop compares with."""
+"""The stored time of the safe clock (rule D6), which the next start compares with."""
 
 from __future__ import annotations
 
@@ -15,34 +15,32 @@ ON CONFLICT (one) DO UPDATE SET safe_now = excluded.safe_now, doubted = excluded
 
 @dataclass(frozen=True, slots=True)
 class StoredClock:
-    """The safe time (ms), and whether the machine's clock was doubted at that time: a restart alone
-    does not end that.
-    """
+    """The safe time (ms), and whether the machine's clock is in doubt, even after a restart."""
 
     safe: int
     doubted: bool = False
 
 
 def load(tx: Tx) -> int | None:
-    """Milliseconds; ``None`` for a database on which no daemon has run yet."""
+    """Return the safe time (ms); ``None`` if no daemon has run on the database yet."""
     stored = load_all(tx)
     return None if stored is None else stored.safe
 
 
 def instant(tx: Tx, now: int) -> Instant:
-    """``now`` (ms) by both clocks for who has no safe clock of its own, as a command has none: by
-    the one that was stored last, or by ``now`` if there is none.
+    """Return ``now`` (ms) by both clocks, for commands, which have no safe clock of their own: they
+    use the stored safe time or, without one, ``now``.
     """
     safe = load(tx)
     return Instant(now, now if safe is None else safe)
 
 
 def load_all(tx: Tx) -> StoredClock | None:
-    """What a start goes by."""
+    """Return the stored clock, if a daemon has ever stored one."""
     row = tx.one(_Q_LOAD)
     return None if row is None else StoredClock(int(row[0]), bool(row[1]))
 
 
 def store(tx: Tx, clock: StoredClock) -> None:
-    """Keep it for the next start."""
+    """Store the clock for the next start."""
     tx.execute(_Q_STORE, safe_now=clock.safe, doubted=int(clock.doubted))

@@ -1,8 +1,7 @@
-"""Every value that is sealed at rest, by column, and with which key (I9, rules F2, F3).
+"""All values that are sealed at rest, by column, and the keys that seal them (I9, rules F2, F3).
 
-The one table of it, ``COLUMNS``, serves whatever must visit all of them: sealing them again with
-another key, forgetting a key, verifying a backup. A value without its owner's row has no AAD and is
-not visited. Left out: what a column means, which its own table module knows.
+Operations that visit every sealed value go by ``COLUMNS``: resealing, forgetting a key, verifying a
+backup. They skip a value without its owner's row, which has no AAD.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ _Q_CLEAR_PROGRESS = "DELETE FROM reseal_progress"
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """A field that holds a sealed value or, in ``chunk_rows``, those of many reports.
+    """A field with a sealed value or, in ``chunk_rows``, those of many reports.
 
-    ``facts`` is what its AADs are made of.
+    ``facts`` are the values that its AADs are made of.
     """
 
     pk: int
@@ -55,7 +54,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A sealed column: its queries, and how its AAD is made of a cell's facts."""
+    """A sealed column: its queries, and the function that builds its AAD from a cell's facts."""
 
     name: str
     sizes: str
@@ -64,14 +63,14 @@ class Column:
     aad: Callable[..., bytes]
 
     def key_ids(self, cell: Cell) -> dict[bytes, int]:
-        """How many values of a cell each key sealed. Raises ``ValueError`` if it is damaged."""
+        """Count a cell's values by key. Raises ``ValueError`` if the cell is damaged."""
         if self is CHUNK_ROWS:
             _, ids, lengths = cell.facts
             return dict(row_key_ids(ids, lengths, cell.value))
         return {seal_key_id_of(cell.value): 1}
 
     def resealed(self, sealer: Sealer, cell: Cell) -> bytes:
-        """The same, sealed with the first key. Raises ``ValueError`` if something does not open."""
+        """Reseal a cell with the first key. Raises ``ValueError`` if a value does not open."""
         if self is CHUNK_ROWS:
             task_id, ids, lengths = cell.facts
             return reseal_rows(sealer, task_id, ids, lengths, cell.value)
@@ -79,15 +78,15 @@ class Column:
         return sealer.seal(aad, sealer.open(aad, cell.value))
 
     def is_stale(self, cell: Cell, key_id: bytes) -> bool:
-        """Whether something in it is sealed with another key. Raises ``ValueError``."""
+        """Return whether a value in the cell is sealed with another key. Raises ``ValueError``."""
         return set(self.key_ids(cell)) != {key_id}
 
 
 def _column(name: str, pk: str, facts: str, aad: Callable[..., bytes], source: str = "") -> Column:
-    """The column ``name`` of the row ``pk``; ``source`` adds the tables that its facts are in."""
+    """Build the queries of a column; ``source`` joins the tables that contain its facts."""
     table, _, value = name.partition(".")
     row, held = f"{table}.{pk}", f"{table}.{value}"
-    # An empty value is one whose key was forgotten.
+    # If a value is empty, its key was forgotten.
     chosen = f"FROM {table} {source} WHERE {row} > :after AND length({held}) > 0"
     return Column(
         name,
@@ -98,7 +97,7 @@ def _column(name: str, pk: str, facts: str, aad: Callable[..., bytes], source: s
     )
 
 
-_OF_TASK = "CROSS JOIN tasks USING (task_pk)"  # CROSS: in this order, so that pages cost the same
+_OF_TASK = "CROSS JOIN tasks USING (task_pk)"  # CROSS: in this order, for cheap pages
 VERIFY_KEYS = _column("tasks.verify_key", "task_pk", "task_id", verify_key_aad)
 TOKENS = _column("tasks.aggregator_token", "task_pk", "task_id", token_aad)
 PRIVATE_KEYS = _column(
@@ -143,7 +142,7 @@ def page(tx: Tx, column: Column, after: int) -> list[Cell]:
 
 
 def cells(tx: Tx, column: Column) -> Iterator[Cell]:
-    """All cells of a column, one page in memory at a time."""
+    """Yield all cells of a column, with one page in memory at a time."""
     after = -1
     while found := page(tx, column, after):
         yield from found
@@ -151,7 +150,7 @@ def cells(tx: Tx, column: Column) -> Iterator[Cell]:
 
 
 def usage(tx: Tx) -> dict[str, Counter[bytes]]:
-    """How many values each key sealed, by column. Raises ``DatastoreError`` for a damaged one."""
+    """Count the values of each key, by column. Raises ``DatastoreError`` for a damaged value."""
     counted = {}
     for column in COLUMNS:
         counts: Counter[bytes] = Counter()
@@ -165,10 +164,10 @@ def usage(tx: Tx) -> dict[str, Counter[bytes]]:
 
 
 def open_every_value(tx: Tx, sealer: Sealer) -> dict[str, int]:
-    """Open all that is sealed; how many values each column has.
+    """Open every sealed value, and return their number by column.
 
-    Raises ``DatastoreError`` that names the first one that does not open, and its key if that is
-    what is missing.
+    Raises ``DatastoreError`` that names the first value that does not open, and its key if that is
+    missing.
     """
     opened = {}
     for column in COLUMNS:
@@ -183,37 +182,37 @@ def open_every_value(tx: Tx, sealer: Sealer) -> dict[str, int]:
 
 
 def replace(tx: Tx, column: Column, cell: Cell, value: bytes) -> bool:
-    """Put ``value`` into a cell that is still as it was read; whether it was."""
+    """Store ``value`` in a cell unless that has changed since; return whether it was stored."""
     return bool(tx.execute(column.replace, pk=cell.pk, old=cell.value, new=value))
 
 
 def sealing_key_ids(tx: Tx) -> list[bytes]:
-    """The ids of the keys that some value may be sealed with (rule F2)."""
+    """Return the ids of the keys that some value may be sealed with (rule F2)."""
     return [row[0] for row in tx.all(_Q_KEY_IDS)]
 
 
 def note_sealing_key(tx: Tx, key_id: bytes) -> None:
-    """From now on values may be sealed with this key."""
+    """Note that values may be sealed with this key from now on."""
     tx.execute(_Q_NOTE_KEY, key_id=key_id)
 
 
 def drop_sealing_key(tx: Tx, key_id: bytes) -> None:
-    """Nothing is sealed with this key any more."""
+    """Note that no value is sealed with this key any more."""
     tx.execute(_Q_DROP_KEY, key_id=key_id)
 
 
 def progress(tx: Tx, key_id: bytes) -> dict[str, int]:
-    """Up to which row each column has been sealed again with this key."""
+    """Return the row up to which each column is resealed with this key."""
     return dict(tx.all(_Q_PROGRESS, key_id=key_id))
 
 
 def note_progress(tx: Tx, column: Column, key_id: bytes, after: int) -> None:
-    """All rows up to ``after`` are done."""
+    """Note that a column's rows up to ``after`` are resealed."""
     tx.execute(_Q_NOTE_PROGRESS, name=column.name, key_id=key_id, after=after)
 
 
 def clear_progress(tx: Tx) -> None:
-    """The next pass begins anew."""
+    """Let the next pass start from the beginning."""
     tx.execute(_Q_CLEAR_PROGRESS)
 
 

@@ -1,4 +1,4 @@
-"""A Helper's aggregate shares, as they were served to the Leader."""
+"""A Helper's aggregate shares, as served to the Leader."""
 
 from __future__ import annotations
 
@@ -28,30 +28,30 @@ _Q_DELETE = "DELETE FROM aggregate_share_jobs WHERE task_pk = :task_pk AND id = 
 
 @dataclass(frozen=True, slots=True)
 class StoredShare:
-    """``response`` is the encoded ``AggregateShare``."""
+    """An aggregate share; ``response`` is the encoded ``AggregateShare``."""
 
     id: bytes
     response: bytes
 
 
 def by_identity(tx: Tx, task_pk: int, request_hash: bytes, expired_ms: int) -> StoredShare | None:
-    """The aggregate share that this request made (rule A1), unless it has expired (rule D6)."""
+    """Return the aggregate share that this request made (A1), unless it has expired (rule D6)."""
     return _stored(
         tx.one(_Q_BY_IDENTITY, task_pk=task_pk, request_hash=request_hash, expired_ms=expired_ms)
     )
 
 
 def by_id(tx: Tx, task_pk: int, share_id: bytes, expired_ms: int) -> StoredShare | None:
-    """The aggregate share that a URL names, unless it has expired (rule D6)."""
+    """Return the aggregate share with this resource id, unless it has expired (rule D6)."""
     return _stored(tx.one(_Q_BY_ID, task_pk=task_pk, id=share_id, expired_ms=expired_ms))
 
 
 def claim(
     tx: Tx, task_pk: int, share_id: bytes, request_hash: bytes, now: int, expired_ms: int
 ) -> bool:
-    """Insert the identity; whether it was free (rule D1). ``answer`` follows in the transaction.
+    """Insert the identity; return whether it was free (rule D1). The caller must then ``answer``.
 
-    One that was made before ``expired_ms`` does not take it.
+    A share made before ``expired_ms`` gives its identity up.
     """
     tx.execute(
         _Q_EXPIRED_IDENTITY, task_pk=task_pk, request_hash=request_hash, expired_ms=expired_ms
@@ -62,17 +62,17 @@ def claim(
 
 
 def answer(tx: Tx, task_pk: int, share_id: bytes, response: bytes) -> None:
-    """Keep what was sealed to the Collector: it is sealed once (rule A4)."""
+    """Store the response, so that the share is sealed to the Collector only once (rule A4)."""
     tx.execute(_Q_RESPONSE, task_pk=task_pk, id=share_id, response=response)
 
 
 def delete(tx: Tx, task_pk: int, share_id: bytes) -> bool:
-    """Forget it and its identity; the batch stays collected (rule A6)."""
+    """Delete a share and its identity; the batch stays collected (rule A6)."""
     return bool(tx.execute(_Q_DELETE, task_pk=task_pk, id=share_id))
 
 
 def drop(tx: Tx, task_pk: int, expired_ms: int, most: int) -> int:
-    """Delete up to ``most`` that were made before ``expired_ms``; how many."""
+    """Delete up to ``most`` shares made before ``expired_ms``; return their number."""
     return tx.execute(_Q_DROP, task_pk=task_pk, expired_ms=expired_ms, most=most)
 
 

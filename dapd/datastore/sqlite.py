@@ -2,8 +2,8 @@
 
 ``await datastore.run(fn, *args)`` runs ``fn(tx, *args)`` in the writer and returns its result
 after the commit; ``read`` does so in a reader. A cancellation that arrives meanwhile waits for the
-end, so nobody is told "cancelled" about something that committed. Left out: which statements make
-up a transaction (``dapd.commits``) and the exclusivity of the file (``dapd.datastore.lock``).
+end, so a caller never sees ``Cancelled`` for a transaction that committed. ``dapd.commits``
+contains the transactions; ``dapd.datastore.lock`` keeps the file to one process.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ COMMITS_BETWEEN_WAL_LOOKS = 100
 APPLICATION_ID = 0x44415044
 _INCREMENTAL = 2
 
-# Every key is AUTOINCREMENT, so what stores anything new raises this and nothing lowers it.
+# Every key is AUTOINCREMENT, so each new row raises this sum, and nothing lowers it.
 _Q_SEQUENCE = "SELECT coalesce(sum(seq), 0) FROM sqlite_sequence"
 
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """A file's pages; ``free`` ones hold nothing and are used again before it grows."""
+    """A file's numbers of pages. SQLite reuses the ``free`` ones before the file grows."""
 
     total: int
     free: int
 
 
 class Tx:
-    """One open transaction. ``replay`` is undone with it (rule D3)."""
+    """One open transaction. If it rolls back, so does the replay index (rule D3)."""
 
     __slots__ = ("_connection", "replay")
 
@@ -56,26 +56,26 @@ class Tx:
         self.replay = replay
 
     def execute(self, sql: str, **parameters: object) -> int:
-        """Run one statement; how many rows it changed."""
+        """Run one statement and return the number of rows that it changed."""
         return self._connection.execute(sql, parameters).rowcount
 
     def many(self, sql: str, rows: Iterable[Mapping[str, object]]) -> None:
-        """Run one changing statement once per row of parameters."""
+        """Run a statement that returns no rows, once per mapping of parameters."""
         self._connection.executemany(sql, rows)
 
     def all(self, sql: str, **parameters: object) -> list[Row]:
-        """All rows of a query."""
+        """Return all rows of a query."""
         return self._connection.execute(sql, parameters).fetchall()
 
     def one(self, sql: str, **parameters: object) -> Row | None:
-        """The first row of a query or of a ``RETURNING`` clause."""
+        """Return the first row of a query or of a ``RETURNING`` clause."""
         cursor = self._connection.execute(sql, parameters)
         row: Row | None = cursor.fetchone()
         cursor.close()
         return row
 
     def pages(self) -> Pages:
-        """How large the file is."""
+        """Return the file's numbers of pages."""
         total, free = (
             self._connection.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("page_count", "freelist_count")
@@ -83,23 +83,23 @@ class Tx:
         return Pages(total, free)
 
     def give_back(self, most: int, seconds: float) -> int:
-        """Take free pages out of the file, until ``most`` or the time are over; how many.
+        """Remove up to ``most`` free pages from the file within ``seconds``; return their number.
 
-        The file itself gets shorter with the next checkpoint.
+        The file itself becomes shorter with the next checkpoint.
         """
         deadline = time.perf_counter() + seconds
         for given in range(most):
             if time.perf_counter() >= deadline:
                 return given
-            # One a call, whatever number stands in parentheses: sqlite3 makes a single step of it.
+            # Each call frees one page: sqlite3 steps the statement only once, even with a number.
             self._connection.execute("PRAGMA incremental_vacuum")
         return most
 
 
 class Datastore:
-    """The SQLite engine. Opened by ``dapd.datastore.opening``.
+    """A database's connections, which run transactions. ``dapd.datastore.opening`` creates it.
 
-    With the lock at hand, each commit notes its sequence there.
+    If this process holds the lock, each commit records its sequence there.
     """
 
     def __init__(
@@ -119,9 +119,9 @@ class Datastore:
     async def run(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a transaction and return its result once it is committed.
+        """Run a transaction and return its result after the commit.
 
-        Raises what ``fn`` raises, after undoing everything, or ``DatastoreError``.
+        Raises what ``fn`` raises, after rolling everything back, or ``DatastoreError``.
         """
         return await trio.to_thread.run_sync(
             lambda: self.run_sync(fn, *args, **kwargs), limiter=self._writer_limiter
@@ -130,20 +130,20 @@ class Datastore:
     async def read(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run a transaction that changes nothing, beside the writer."""
+        """Run a read-only transaction, beside the writer."""
         return await trio.to_thread.run_sync(
             lambda: self.read_sync(fn, *args, **kwargs), limiter=self._reader_limiter
         )
 
     def run_sync(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """``run`` for a caller that has a thread of its own."""
+        """Do what ``run`` does, but in the calling thread."""
         with self._writer_lock:
             return self._transact(lambda tx: fn(tx, *args, **kwargs))
 
     def read_sync(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """``read`` for a caller that has a thread of its own."""
+        """Do what ``read`` does, but in the calling thread."""
         try:
             connection = self._idle_readers.pop()
         except IndexError:
@@ -160,7 +160,7 @@ class Datastore:
             self._idle_readers.append(connection)
 
     async def changes_elsewhere(self) -> int:
-        """A number that changes whenever another process has committed to the file (rule E5)."""
+        """Return a number that changes whenever another process commits to the file (rule E5)."""
 
         def look() -> int:
             with self._writer_lock:
@@ -196,7 +196,7 @@ class Datastore:
         except sqlite3.Error as error:
             explained = explain(error, self.path)
             if committing and _is_io_error(error):
-                # D3: whether the commit is on the disk can't be known here; a restart finds out.
+                # D3: we can't know whether the commit is on the disk; a restart finds out.
                 self._on_lost(str(explained))
             raise explained from error
         finally:
@@ -214,7 +214,7 @@ class Datastore:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         finally:
-            self.replay.rollback()  # D3: whatever ROLLBACK says
+            self.replay.rollback()  # D3: even if ROLLBACK fails
 
     def _watch_wal(self, connection: sqlite3.Connection) -> None:
         """Shorten a WAL that long readers kept the automatic checkpoint from resetting (rule E5).
@@ -233,14 +233,14 @@ class Datastore:
 
 
 def commit_sequence(tx: Tx) -> int:
-    """A number that every commit that stores something new raises, and nothing lowers."""
+    """Return a number that every commit with a new row raises, and nothing lowers."""
     row = tx.one(_Q_SEQUENCE)
     assert row is not None
     return int(row[0])
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection with dapd's settings. Raises ``DatastoreError`` for a file of another kind."""
+    """Connect with dapd's settings. Raises ``DatastoreError`` unless it is a dapd database."""
     try:
         connection = sqlite3.connect(
             path, isolation_level=None, check_same_thread=False, cached_statements=512
@@ -254,7 +254,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 f"{path} is not a dapd database; set [datastore] path to another file"
             )
         if not tables:
-            # Before WAL: set after it, it reads back 0. Once: setting it writes to the file.
+            # Only before WAL (after it, it would have no effect), and only once (it writes).
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = FULL")
@@ -263,10 +263,10 @@ def connect(path: Path) -> sqlite3.Connection:
         auto_vacuum = connection.execute("PRAGMA auto_vacuum").fetchone()[0]
     except sqlite3.Error as error:
         raise explain(error, path) from error
-    if auto_vacuum != _INCREMENTAL:  # made by hand, or copied by a tool that forgot it
+    if auto_vacuum != _INCREMENTAL:  # created by hand, or copied by a tool that ignores it
         connection.close()
         raise DatastoreError(
-            f"{path} can't give space back: its auto_vacuum is {auto_vacuum}; with dapd stopped, "
+            f"{path} can't give space back: its auto_vacuum is {auto_vacuum}; stop dapd and "
             f'run: sqlite3 {path} "PRAGMA auto_vacuum = {_INCREMENTAL}; VACUUM"'
         )
     return connection
@@ -278,22 +278,20 @@ def _is_io_error(error: sqlite3.Error) -> bool:
 
 
 def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
-    """The error with what to do about it."""
+    """Return the error as a ``DatastoreError`` that says what to do."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     match code:
         case sqlite3.SQLITE_FULL:
-            remedy = "the disk is full; free some space, nothing accepted is lost"
+            remedy = "the disk is full; free some space; no accepted report is lost"
         case sqlite3.SQLITE_BUSY:
             remedy = "another program has held the file's write lock for too long"
         case sqlite3.SQLITE_CANTOPEN:
-            remedy = (
-                "the file can't be opened; does its directory exist, and may this user write to it?"
-            )
+            remedy = "can't open the file; does its directory exist, and may this user write to it?"
         case sqlite3.SQLITE_READONLY:
             remedy = "the file is read-only for this user"
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             remedy = "the file is damaged or not an SQLite database; restore a backup"
             return UnfitDatastore(f"{path}: {error}; {remedy}")
         case _:
-            remedy = "this is a fault of dapd or of the disk"
+            remedy = "this is a bug in dapd, or the disk is failing"
     return DatastoreError(f"{path}: {error}; {remedy}")

@@ -1,6 +1,6 @@
-"""The table of tasks: keys and outbound tokens sealed, inbound tokens hashed (I9).
+"""The table of tasks: verify keys and outbound tokens are sealed, inbound tokens hashed (I9).
 
-Left out: the marks below which a task's reports are refused (``dapd.datastore.watermarks``).
+``dapd.datastore.watermarks`` reads and raises the tasks' watermarks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ _Q_PEER_ACCEPTED = (
 
 
 class UnreadableTask(ValueError):
-    """A row that this process can't work on; ``remedy`` says what would help."""
+    """A task that this process can't work on; ``remedy`` says what to do."""
 
     def __init__(self, message: str, remedy: str) -> None:
         super().__init__(message)
@@ -85,7 +85,7 @@ class UnreadableTask(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class SealedTask:
-    """A row of the table; ``unseal`` makes the task of it."""
+    """A row of the table; ``unseal`` turns it into a task."""
 
     row: Row
 
@@ -99,7 +99,7 @@ class SealedTask:
 
     @property
     def id_text(self) -> str:
-        """As ``Task.id_text``."""
+        """The task id in base64url, as ``Task.id_text``."""
         return b64url_encode(self.task_id)
 
     @property
@@ -116,9 +116,9 @@ class SealedTask:
         return self.row[12], self.row[13]
 
     def public(self) -> Task:
-        """The task without its secrets, which are empty; for whoever only looks.
+        """Return the task with empty secrets, for reading.
 
-        Raises ``UnreadableTask`` if it is of another version of DAP.
+        Raises ``UnreadableTask`` if the task is of another version of DAP.
         """
         (
             task_pk, task_id, _, configuration, _, verification_key_id, hpke_config,
@@ -148,7 +148,7 @@ class SealedTask:
         )
 
     def is_readable(self, sealer: Sealer) -> bool:
-        """Whether ``unseal`` succeeds."""
+        """Return whether ``unseal`` succeeds."""
         try:
             self.unseal(sealer)
         except UnreadableTask:
@@ -156,7 +156,7 @@ class SealedTask:
         return True
 
     def unseal(self, sealer: Sealer) -> Task:
-        """Raises ``UnreadableTask``."""
+        """Return the task with its secrets. Raises ``UnreadableTask``."""
         public = self.public()
         verify_key, token = self.row[4], self.row[7]
         try:
@@ -170,13 +170,13 @@ class SealedTask:
         except ValueError as error:
             raise UnreadableTask(
                 f"its secrets can't be opened: {error}",
-                "give them again from its file with `dapd task rekey FILE`",
+                "restore them from its file with `dapd task rekey FILE`",
             ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """What is known of a task without its sealing key."""
+    """The parts of a task that can be read without its sealing key."""
 
     task_pk: int
     task_id: bytes
@@ -190,7 +190,7 @@ class Outline:
 
     @property
     def id_text(self) -> str:
-        """As it stands in URLs and logs."""
+        """The task id in base64url, as in URLs and logs."""
         return b64url_encode(self.task_id)
 
 
@@ -198,7 +198,7 @@ Known = TypeVar("Known", SealedTask, Outline)
 
 
 def named(known: Sequence[Known], prefix: str) -> Known:
-    """The one of these tasks whose id begins so. Raises ``UsageError``."""
+    """Return the only one of these tasks whose id has this prefix. Raises ``UsageError``."""
     found = [each for each in known if each.id_text.startswith(prefix)]
     if len(found) != 1:
         what = "no task" if not found else f"{len(found)} tasks"
@@ -207,12 +207,12 @@ def named(known: Sequence[Known], prefix: str) -> Known:
 
 
 def all_tasks(tx: Tx) -> list[SealedTask]:
-    """Every task, still sealed."""
+    """Return every task, still sealed."""
     return [SealedTask(row) for row in tx.all(_Q_ALL)]
 
 
 def outlines(tx: Tx) -> list[Outline]:
-    """Every task but the tombstones, also those whose key is not at hand."""
+    """Return every task except tombstones, also those whose sealing key is missing."""
     return [
         Outline(pk, task_id, role == "leader", TaskConfiguration.decode(configuration), before)
         for pk, task_id, role, configuration, before in tx.all(_Q_OUTLINES)
@@ -220,13 +220,13 @@ def outlines(tx: Tx) -> list[Outline]:
 
 
 def find(tx: Tx, task_id: bytes) -> SealedTask | None:
-    """The task with this id, still sealed."""
+    """Return the task with this id, still sealed."""
     row = tx.one(_Q_ONE, task_id=task_id)
     return SealedTask(row) if row else None
 
 
 def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
-    """Store a task whose ``task_pk`` is not known yet; the stored one."""
+    """Insert a task, and return it with its ``task_pk``."""
     row = tx.one(
         _Q_INSERT,
         task_id=task.task_id,
@@ -240,42 +240,43 @@ def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
 
 
 def revive(tx: Tx, task_pk: int, task: Task, sealer: Sealer) -> bool:
-    """Give a tombstone what ``task`` has, but the marks it keeps (rule D6); whether it was one."""
+    """Turn a tombstone into ``task``, keeping its watermarks (D6); return whether it was one."""
     return bool(tx.execute(_Q_REVIVE, task_pk=task_pk, **_given(task, sealer)))
 
 
 def set_state(tx: Tx, task_pk: int, state: TaskState) -> bool:
-    """Change the state of a task that is not deleted; whether that changed anything."""
+    """Change the state of a task that is not deleted; return whether it had another one."""
     return bool(tx.execute(_Q_STATE, task_pk=task_pk, state=state.value))
 
 
 def delete(tx: Tx, task_pk: int, mark: int) -> bool:
-    """Leave it to the garbage collector, its watermark at ``mark`` or above (rule D6); whether it
-    was not deleted before.
+    """Mark a task deleted, for the garbage collector, and raise its watermark to ``mark`` (D6).
+
+    Return ``False`` if it was deleted before.
     """
     return bool(tx.execute(_Q_DELETE, task_pk=task_pk, mark=mark))
 
 
 def set_secrets(tx: Tx, task: Task, sealer: Sealer) -> None:
-    """Store the verify key and the tokens of ``task``, sealed anew."""
+    """Seal and store the verify key and the tokens of ``task``."""
     secrets = ("verify_key", "aggregator_token", "inbound_token_hashes")
     given = _given(task, sealer)
     tx.execute(_Q_SECRETS, task_pk=task.task_pk, **{name: given[name] for name in secrets})
 
 
 def set_inbound_tokens(tx: Tx, task_pk: int, hashes: Sequence[bytes]) -> None:
-    """Only those who have a token with one of these hashes are let in from now on."""
+    """Replace the hashes of the inbound tokens, the only ones accepted from now on."""
     tx.execute(_Q_INBOUND, task_pk=task_pk, hashes=b"".join(hashes))
 
 
 def set_outbound_token(tx: Tx, task: Task, token: str, sealer: Sealer) -> None:
-    """What this Leader authenticates to its Helper with from now on."""
+    """Replace the token that this Leader sends to its Helper."""
     sealed = sealer.seal(token_aad(task.task_id), token.encode())
     tx.execute(_Q_OUTBOUND, task_pk=task.task_pk, token=sealed)
 
 
 def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
-    """Change what is local to this Aggregator."""
+    """Replace the settings, which are local to this Aggregator."""
     tx.execute(
         _Q_SETTINGS,
         task_pk=task_pk,
@@ -286,29 +287,29 @@ def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
 
 
 def note_peer_accepted(tx: Tx, task_pk: int) -> None:
-    """The Helper has answered a job of this task with a result: it knows the task (rule D5)."""
+    """Note that the Helper has finished a job of this task, so it knows the task (rule D5)."""
     tx.execute(_Q_PEER_ACCEPTED, task_pk=task_pk)
 
 
 def takes_uploads(tx: Tx, task_pk: int) -> bool:
-    """Whether an upload may still be accepted, if it was let in before its task was disabled."""
+    """Return whether to accept an upload that was admitted before its task's state changed."""
     row = tx.one(_Q_TAKES_UPLOADS, task_pk=task_pk)
     return bool(row and row[0])
 
 
 def has_rows(tx: Tx, task_pk: int) -> bool:
-    """Whether anything of a task is left that grows with its reports; counters don't."""
+    """Return whether a task still has rows that grow with its reports; counters don't."""
     row = tx.one(_Q_HAS_ROWS, task_pk=task_pk)
     return bool(row and row[0])
 
 
 def purge(tx: Tx, task_pk: int) -> bool:
-    """Make a deleted task, of which no row is left, its tombstone, without secrets."""
+    """Turn a deleted task without rows into a tombstone, and erase its secrets."""
     return bool(tx.execute(_Q_PURGE, task_pk=task_pk))
 
 
 def _given(task: Task, sealer: Sealer) -> dict[str, object]:
-    """The columns that a task file and the local settings fill."""
+    """Return the columns that come from a task file and the local settings."""
     token = task.aggregator_token
     return {
         "verify_key": sealer.seal(verify_key_aad(task.task_id), task.verify_key),

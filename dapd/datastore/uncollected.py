@@ -1,6 +1,6 @@
-"""What of a task no collection has taken yet, however its batches are made up.
+"""Counts of a task's uncollected data, in either batch mode.
 
-Data below the watermark is left out: nobody can collect it any more (rule D6).
+Data below the watermark doesn't count, because it can't be collected any more (rule D6).
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 from dapd.datastore.sqlite import Row, Tx
 
-# Undecided chunks are few beside those whose ids are kept; an assigned one counts until its job
-# has ended, because no expiry takes that away before (rule D6).
+# There are few undecided chunks beside the decided ones, whose ids are kept. An assigned chunk
+# counts until its job has ended, because it does not expire before (rule D6).
 _Q_CHUNKS = """
 SELECT COALESCE(sum(n), 0), min(time_max) FROM report_chunks
 WHERE task_pk = :task_pk AND state IN ('waiting', 'assigned')
   AND (state = 'assigned' OR time_max >= :mark)"""
-# Ranges of a task never overlap: the last one that begins early enough decides.
+# Ranges of a task never overlap, so only the last one that begins early enough can contain it.
 _Q_BUCKETS = """
 SELECT COALESCE(sum(n), 0), min(newest) FROM (
   SELECT sum(share.n) AS n, max(share.time_max) AS newest FROM batch_shares AS share
@@ -36,11 +36,12 @@ _Q_NEWEST_JOB = "SELECT max(newest) FROM aggregation_jobs WHERE task_pk = :task_
 
 @dataclass(frozen=True, slots=True)
 class Uncollected:
-    """``waiting`` reports are not aggregated yet, ``aggregated`` ones are in no collected batch.
+    """The numbers of a task's uncollected reports and of its unfinished jobs.
 
-    ``jobs`` are unfinished aggregation jobs; ``collections`` are not finished, or nobody has
-    fetched their result. ``first_expiring`` is the time, in time precisions, whose end plus the
-    expiry age is when the first of the reports expires; ``None`` without any.
+    ``waiting`` reports are not aggregated yet; ``aggregated`` ones are in no collected batch.
+    ``jobs`` are unfinished aggregation jobs; ``collections`` are unfinished, or their result has
+    not been fetched. The first of the reports expires the expiry age after the end of
+    ``first_expiring``, in time precisions; ``None`` without reports.
     """
 
     waiting: int
@@ -54,9 +55,9 @@ class Uncollected:
 
 
 def of_task(tx: Tx, task_pk: int, mark: int) -> Uncollected:
-    """All that is not below ``mark``, the watermark in time precisions.
+    """Count a task's uncollected data that is not below ``mark``, the watermark.
 
-    A leader-selected batch expires whole, by its newest report.
+    A leader-selected batch expires as a whole, by its newest report.
     """
     waiting, first_chunk = _row(tx, _Q_CHUNKS, task_pk=task_pk, mark=mark)
     aggregated, first_bucket = _row(tx, _Q_BUCKETS, task_pk=task_pk, mark=mark)
@@ -67,7 +68,7 @@ def of_task(tx: Tx, task_pk: int, mark: int) -> Uncollected:
 
 
 def newest(tx: Tx, task_pk: int) -> int:
-    """No report that this task has taken in is newer than this, as far as rows still say."""
+    """Return the newest time of a report in the task's remaining rows."""
     (chunk,) = _row(tx, _Q_NEWEST_CHUNK, task_pk=task_pk)
     (job,) = _row(tx, _Q_NEWEST_JOB, task_pk=task_pk)
     return max(chunk or 0, job or 0)

@@ -1,7 +1,7 @@
-"""What becomes of a row whose sealed value can't be opened any more: one change for each column.
+"""Changes to rows whose sealed values can't be opened any more, one for each column.
 
-Ids, marks and collected ranges stay. Left out: which rows those are (``dapd.datastore.sealed``) and
-what follows from it (``dapd.commits.sealing_keys``).
+Ids, watermarks and collected ranges stay. ``dapd.datastore.sealed`` finds the rows;
+``dapd.commits.sealing_keys`` handles the consequences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LostChunk:
 
 @dataclass(frozen=True, slots=True)
 class LostShare:
-    """What was lost of a batch: ``n`` reports in ``bucket``."""
+    """A lost contribution of ``n`` reports to ``bucket``."""
 
     task_pk: int
     n: int
@@ -41,7 +41,7 @@ class LostShare:
 
 
 def chunk(tx: Tx, chunk_pk: int) -> LostChunk:
-    """The chunk as it stands."""
+    """Return the chunk's present state."""
     row = tx.one(_Q_CHUNK, pk=chunk_pk)
     assert row is not None
     task_pk, n, state, job_pk = row
@@ -49,22 +49,22 @@ def chunk(tx: Tx, chunk_pk: int) -> LostChunk:
 
 
 def drop_share(tx: Tx, share_pk: int) -> LostShare:
-    """Take a contribution out of its bucket, which the caller closes."""
+    """Delete a contribution from its bucket, which the caller then closes."""
     row = tx.one(_Q_DROP_SHARE, pk=share_pk)
     assert row is not None
     return LostShare(*row)
 
 
 def drop_private_key(tx: Tx, config_id: int, now: int) -> None:
-    """The key pair is deleted; its id is the last to be used again (rule F1)."""
+    """Delete a key pair; its id is the last to be reused (rule F1)."""
     tx.execute(_Q_DROP_PRIVATE_KEY, pk=config_id, now=now)
 
 
 def empty_verify_key(tx: Tx, task_pk: int) -> None:
-    """The task can't be read until it gets its secrets anew."""
+    """Delete a verify key; the task is unreadable until it gets its secrets again."""
     tx.execute(_Q_EMPTY_VERIFY_KEY, pk=task_pk)
 
 
 def empty_token(tx: Tx, task_pk: int) -> None:
-    """Likewise."""
+    """Delete an outbound token; the task is unreadable until it gets its secrets again."""
     tx.execute(_Q_EMPTY_OUTBOUND, pk=task_pk)

@@ -1,6 +1,7 @@
-"""Upload transactions: each claims its key first (rule D1), which orders what it accepts.
+"""Upload groups: the transaction of each claims its key first (rule D1), which orders its reports.
 
-The latest are kept, so that one whose connection was lost in COMMIT finds out that it was stored.
+The latest ones are kept, so that a transaction that is run again after an unclear COMMIT finds its
+first run.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ _Q_FORGET = "DELETE FROM upload_groups WHERE seq <= :oldest"
 
 
 def claim(tx: Tx, group_key: bytes) -> int | None:
-    """The group's place in the order of acceptance; ``None`` if it has been committed already."""
+    """Claim a group; return its position in the order of acceptance, ``None`` if it is stored."""
     row = tx.one(_Q_CLAIM, group_key=group_key)
     return int(row[0]) if row else None
 
 
 def stored(tx: Tx, group_key: bytes) -> bytes:
-    """What a committed group rejected: the outcomes of its parts' reports, joined."""
+    """Return a stored group's outcomes: those of all its parts' reports, joined."""
     row = tx.one(_Q_STORED, group_key=group_key)
     return bytes(row[0]) if row else b""
 
 
 def note(tx: Tx, seq: int, rejected: bytes) -> None:
-    """Keep the outcomes beside the claim, and forget the oldest group."""
+    """Store a group's outcomes, and delete the oldest group."""
     tx.execute(_Q_NOTE, seq=seq, rejected=rejected)
     tx.execute(_Q_FORGET, oldest=seq - KEPT)

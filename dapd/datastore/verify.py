@@ -1,7 +1,4 @@
-"""Would this backup do? What ``dapd backup verify`` finds in a file, which it does not touch.
-
-Left out: the copy itself (``dapd.datastore.backup``) and what a restore makes of it.
-"""
+"""Verify that a backup can be restored, without changing it, for ``dapd backup verify``."""
 
 from __future__ import annotations
 
@@ -34,32 +31,32 @@ _COUNTED = (
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a good backup holds; ``state_of`` is in ms, ``None`` if no daemon ever ran on it."""
+    """A good backup's contents. ``state_of`` is in ms, ``None`` if no daemon ever ran on it."""
 
     schema: int
     sequence: int
     state_of: int | None
     rows: dict[str, int]
-    """By table."""
+    """The number of rows, by table."""
     opened: dict[str, int]
-    """Sealed values that the keys opened, by column."""
+    """The number of sealed values, all of which opened, by column."""
 
 
 def verify(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
-    """Look at everything, and open all that is sealed with ``sealer``, whose keys are ``key_ids``.
+    """Check every row, and open every sealed value with ``sealer``, whose keys are ``key_ids``.
 
     Raises ``DatastoreError`` that says what is wrong.
     """
     wal = path.with_name(f"{path.name}-wal")
     if wal.exists() and wal.stat().st_size:
         raise DatastoreError(
-            f"{path}: {wal.name} beside it says that this is a database in use, or a copy of one "
-            "made by hand; verify what `dapd backup` made"
+            f"{path}: there is {wal.name} beside it, so this is a database in use, or a copy made "
+            "by hand; verify a backup made by `dapd backup`"
         )
     try:
         return _look(path, sealer, key_ids)
     except sqlite3.Error as error:
-        raise DatastoreError(f"{path} is no good backup: {error}; use an older one") from error
+        raise DatastoreError(f"{path} is a bad backup: {error}; use an older one") from error
 
 
 def _look(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
@@ -69,7 +66,7 @@ def _look(path: Path, sealer: Sealer, key_ids: Sequence[bytes]) -> Verified:
         for finding in check(tx):
             where = f"{finding.table} {finding.key}: " if finding.table else ""
             raise DatastoreError(
-                f"{path} is no good backup: {where}{finding.problem}; use an older one, and see "
+                f"{path} is a bad backup: {where}{finding.problem}; use an older one, and see "
                 "whether `dapd datastore check` finds the same in the database"
             )
         _require_keys(tx, path, key_ids)
@@ -86,8 +83,8 @@ def _require_keys(tx: Tx, path: Path, key_ids: Sequence[bytes]) -> None:
     missing = [key_id.hex() for key_id in sealed.sealing_key_ids(tx) if key_id not in key_ids]
     if missing:
         raise DatastoreError(
-            f"{path} is sealed with the key {', '.join(missing)} too, which [datastore] "
-            "sealing_keys lacks; without its file the backup is of no use"
+            f"{path} contains values sealed with key {', '.join(missing)}, which is not in "
+            "[datastore] sealing_keys; without that key's file the backup is useless"
         )
 
 

@@ -118,7 +118,7 @@ def test_a_missing_directory_is_not_made(run: Run, directory: Path) -> None:
     """A disk that is not mounted would be one."""
     status, said = run(directory / "more")
     assert status == 1
-    assert "make this directory" in said
+    assert "create this directory" in said
     assert not (directory / "more").exists()
 
 

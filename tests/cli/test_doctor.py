@@ -223,7 +223,7 @@ def test_f2_another_sealing_key_than_the_databases(with_task: Path, look: Look) 
     key.write_text(b64url_encode(os.urandom(32)))
     ((name, detail, remedy),) = failures(look("--offline"))
     assert name == "database"
-    assert "which [datastore] sealing_keys lacks" in detail
+    assert "which is not in [datastore] sealing_keys" in detail
     assert "add that key's file" in remedy
 
 

@@ -291,16 +291,16 @@ def test_verifying_touches_nothing(opened: Opened, path: Path, directory: Path) 
         "UPDATE tasks SET verify_key = CAST(substr(verify_key, 1, 60) || x'00' AS BLOB)": (
             "does not open"
         ),
-        "INSERT INTO sealing_keys VALUES (x'0102030405060708')": "0102030405060708 too",
+        "INSERT INTO sealing_keys VALUES (x'0102030405060708')": "0102030405060708",
         "PRAGMA application_id = 7": "not a dapd database",
         "INSERT INTO schema_migrations VALUES (9, 'further', 0, 9)": "newer than this dapd",
-        "UPDATE tasks SET expired_before = -1": "a watermark is negative",
+        "UPDATE tasks SET expired_before = -1": "a watermark of the task is negative",
     }.items(),
 )
 def test_a_backup_with_a_fault_does_not_pass(
     opened: Opened, path: Path, directory: Path, fault: str, said: str
 ) -> None:
-    """Whatever would make it useless is said, with its place."""
+    """The error names the fault that makes the backup useless, and its place."""
     copy = take(path, directory)
     plant(copy.path, fault)
     with pytest.raises(DatastoreError, match=said):
@@ -308,13 +308,13 @@ def test_a_backup_with_a_fault_does_not_pass(
 
 
 def test_a_torn_or_live_file_does_not_pass(opened: Opened, path: Path, directory: Path) -> None:
-    """Half a backup, something else, and a database in use are told from a backup."""
+    """Half a backup, another file and a database in use are refused."""
     copy = take(path, directory)
     whole = copy.path.read_bytes()
     at(opened, 0)
     for content, said in (
         (whole[: len(whole) // 2], "damaged|malformed|SQLite"),
-        (b"hello" * 1000, "no database"),
+        (b"hello" * 1000, "not a database"),
         (b"", "not a dapd database"),
     ):
         copy.path.write_bytes(content)

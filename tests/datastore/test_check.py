@@ -12,7 +12,7 @@ import trio
 
 from dapd.datastore import open_for_command
 from dapd.datastore.check import MOST, Finding, check
-from dapd.datastore.invariants import RULES
+from dapd.datastore.invariants import INVARIANTS
 from tests.build import NOW
 from tests.fullhouse import full_house
 
@@ -231,7 +231,7 @@ def test_every_rule_finds_something(full: Path, tmp_path: Path) -> None:
         database = Path(shutil.copy(full, tmp_path / f"{number}.sqlite"))
         plant(database, sql)
         problems |= {finding.problem for finding in look(database)}
-    assert [rule.problem for rule in RULES if rule.problem not in problems] == []
+    assert [each.problem for each in INVARIANTS if each.problem not in problems] == []
 
 
 def test_a_damaged_file_is_said_to_be_and_not_looked_into(database: Path) -> None:

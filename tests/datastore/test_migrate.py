@@ -118,7 +118,7 @@ def test_the_newest_migration_decides_who_may_run(program: Program) -> None:
     program.carries(parse(NEXT, "expands", EXPANDS))
     assert program.run() == [b"a"]
     program.carries()
-    with pytest.raises(DatastoreError, match=f"takes {NEXT}"):
+    with pytest.raises(DatastoreError, match=f"at least {NEXT}"):
         program.start()
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from dapd.datastore import keys
 from dapd.datastore.migrate import migrations
-from dapd.datastore.read_only import look
+from dapd.datastore.read_only import snapshot
 from dapd.errors import DatastoreError, UnfitDatastore
 from tests.build import add_task, open_store, task_pair
 
 
 def config_ids(path: Path) -> list[int]:
-    with look(path) as (tx, is_current):
+    with snapshot(path) as (tx, is_current):
         assert is_current
         return [key.config_id for key in keys.all_keys(tx)]
 
@@ -39,10 +39,10 @@ def test_nothing_can_be_written(tmp_path: Path) -> None:
     """Beside a daemon and without one."""
     path = tmp_path / "dapd.sqlite"
     opened = open_store(path)
-    with pytest.raises(DatastoreError, match="read-only"), look(path) as (tx, _):
+    with pytest.raises(DatastoreError, match="read-only"), snapshot(path) as (tx, _):
         tx.execute("DELETE FROM tasks")
     opened.close()
-    with pytest.raises(DatastoreError, match="read-only"), look(path) as (tx, _):
+    with pytest.raises(DatastoreError, match="read-only"), snapshot(path) as (tx, _):
         tx.execute("DELETE FROM tasks")
 
 
@@ -55,7 +55,7 @@ def test_an_older_schema_is_only_told(tmp_path: Path) -> None:
         newest = migrations()[-1].version
         database.execute("DELETE FROM schema_migrations WHERE version = ?", (newest,))
     database.close()
-    with look(path) as (_, is_current):
+    with snapshot(path) as (_, is_current):
         assert not is_current
 
 
@@ -65,8 +65,8 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE theirs (x)")
     database.close()
-    with pytest.raises(UnfitDatastore, match="not a dapd database"), look(path):
+    with pytest.raises(UnfitDatastore, match="not a dapd database"), snapshot(path):
         pass
     path.write_bytes(b"no database" * 100)
-    with pytest.raises(DatastoreError, match="restore a backup"), look(path):
+    with pytest.raises(DatastoreError, match="restore a backup"), snapshot(path):
         pass

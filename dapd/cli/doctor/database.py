@@ -18,7 +18,7 @@ from dapd.datastore import Tx, batches, counters, keys, safe_clock, tasks
 from dapd.datastore.backup import last_backup, last_backup_path
 from dapd.datastore.keys import SealedKeypair
 from dapd.datastore.mounts import refuse_network
-from dapd.datastore.read_only import look
+from dapd.datastore.read_only import snapshot
 from dapd.datastore.safe_clock import StoredClock
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.errors import UsageError
@@ -90,7 +90,7 @@ def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents
         yield skipped(path, "there is none yet: the daemon makes it when it first starts")
         return None
     _require_ours(path)
-    with look(path) as (tx, is_current):
+    with snapshot(path) as (tx, is_current):
         if not is_current:
             yield warning(
                 path,
