@@ -1,4 +1,4 @@
-"""A Helper's aggregate share in real transactions, opened with the Collector's key."""
+"""Serving an aggregate share, which is opened with the Collector's key."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Bench:
     def aggregate(
         self, measurements: list[int], *, time: int = TIME, batch_id: bytes | None = None
     ) -> None:
-        """One job, committed on both sides."""
+        """Commit one job on both sides."""
         reports = make_reports(self.pair, measurements, times=[time] * len(measurements))
         job = leader_job(self.pair, reports, batch_id=batch_id)
         rows = judge_init(self.task, job.body).rows
@@ -89,7 +89,7 @@ class Bench:
             self.checksum ^= int.from_bytes(total.checksum)
 
     def request(self, batch: Interval | bytes, query: Interval | None = None) -> AggregateShareReq:
-        """As an honest Leader asks."""
+        """Build the request of an honest Leader."""
         if isinstance(batch, Interval) and query is None:
             query = batch
         return AggregateShareReq(
@@ -116,7 +116,7 @@ class Bench:
         return state == "collected"
 
     def result(self, message: AggregateShareReq, share: StoredShare) -> int | list[int]:
-        """What the Collector gets of the share and the Leader's own."""
+        """Return the Collector's result from this share and the Leader's."""
         request = message.collection_job_req
         aad = AggregateShareAad(self.task.task_id, self.task.configuration, request)
         sealed = AggregateShare.decode(share.response).encrypted_aggregate_share
@@ -231,7 +231,7 @@ _REPEATED = (Extension(5, b""), Extension(5, b""))
 def test_c4_errors_in_their_order_and_a_refused_request_marks_nothing(
     bench: Bench, which: str, error: str
 ) -> None:
-    """Each request breaks later rules too; after each, the honest one is served."""
+    """Each request breaks later checks too; afterwards the honest one is served."""
     bench.aggregate([0, 1, 3])
     refused = broken(bench)[which]
     assert bench.refusal(refused) == error
@@ -255,7 +255,7 @@ def test_c4_a_wrong_checksum_is_a_mismatch(bench: Bench) -> None:
 
 
 def test_d6_a_batch_below_the_watermark_is_expired_unless_it_was_served(store: Datastore) -> None:
-    """``batchInvalid`` for what begins below the mark, but an existing resource stays."""
+    """A new request below the mark is ``batchInvalid``; an existing share is still served."""
     pair = task_pair(settings=TaskSettings(report_expiry_age=PRECISION))
     bench = Bench(store, pair, add_task(store, pair.helper, pair))
     bench.aggregate([1], time=TIME - 1)

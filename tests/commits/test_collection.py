@@ -1,4 +1,4 @@
-"""The transactions of a collection job, on a real SQLite file with really aggregated batches."""
+"""The transactions of a collection job, on a real database with aggregated batches."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def error_of(who: Aggregators, request: CollectionJobReq) -> str | None:
 async def test_a1_an_identical_request_finds_the_job_whatever_else_would_be_wrong(
     pair: Aggregators,
 ) -> None:
-    """Also when the interval has been collected, which a new request would be refused for."""
+    """Even if the interval is collected, for which a new request would be refused."""
     job = pair.query(QUERY)
     assert pair.query(QUERY).id == job.id
     pair.aggregate([1, 0, 1])
@@ -158,7 +158,7 @@ async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
 async def test_a8_identity_ends_some_time_after_the_result_was_first_served(
     selected: Aggregators,
 ) -> None:
-    """Not after it was made: a Collector that was away still finds it."""
+    """The time counts from serving, not from creation, so a late Collector still finds it."""
     selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
     job = selected.query(NEXT_BATCH)
     finished(selected, job)
@@ -206,7 +206,7 @@ async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Agg
 async def test_c2_freeze_stores_the_exact_request_and_closes_the_interval(
     pair: Aggregators,
 ) -> None:
-    """What will be sent is in the database before anything is sent."""
+    """The exact request is in the database before it is sent."""
     pair.aggregate([1, 0, 1])
     pair.aggregate([1], time=TIME + 1)
     job = pair.query(interval_query(TIME, 10))
@@ -326,7 +326,7 @@ async def test_c4_the_leader_checks_in_the_drafts_order(pair: Aggregators) -> No
 async def test_c5_a_pending_collection_meets_a_batch_closed_for_another(
     pair: Aggregators,
 ) -> None:
-    """It fails with batchOverlap as soon as the other one freezes."""
+    """It fails with ``batchOverlap`` as soon as the other collection freezes."""
     first, second = pair.query(QUERY), pair.query(interval_query(TIME, 5))
     assert move(pair, second) == Wait()
     pair.aggregate([1, 0, 1])
@@ -338,7 +338,7 @@ async def test_c5_a_pending_collection_meets_a_batch_closed_for_another(
 async def test_c6_a_batch_at_its_target_is_taken_before_an_older_one(
     selected: Aggregators,
 ) -> None:
-    """Without waiting for anything, though the older one is ready too."""
+    """It is taken at once, although an older batch is ready too."""
     selected.leader = replace(
         selected.leader, settings=replace(selected.leader.settings, batch_target_size=5)
     )
@@ -354,7 +354,7 @@ async def test_c6_a_batch_at_its_target_is_taken_before_an_older_one(
 async def test_c6_without_a_full_batch_all_up_to_the_cut_is_decided_first(
     selected: Aggregators,
 ) -> None:
-    """Then the oldest ready batch is taken, however many came since."""
+    """Then the oldest ready batch is taken, however many reports arrived meanwhile."""
     selected.leader = replace(
         selected.leader, settings=replace(selected.leader.settings, batch_target_size=50)
     )

@@ -1,4 +1,4 @@
-"""The transaction that makes aggregation jobs, on a real database."""
+"""The transaction that creates aggregation jobs, on a real database."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Leader:
     seq: int = 0
 
     def accept(self, *sizes: int, time: int = TIME) -> None:
-        """One chunk for each size, in this order of acceptance."""
+        """Store one chunk per size, in this order of acceptance."""
         for size in sizes:
             self.seq += 1
             (chunk,) = leader_chunks(
@@ -75,7 +75,7 @@ class Leader:
         return self.datastore.read_sync(look)
 
     def collect(self, lo: bytes, hi: bytes, cut: int | None = None) -> None:
-        """A collection waits for [lo, hi)."""
+        """Insert a collection that waits for [lo, hi)."""
         self.datastore.run_sync(
             lambda tx: tx.execute(
                 _Q_ASK, task_pk=self.task.task_pk, id=secrets.token_bytes(16), lo=lo, hi=hi, cut=cut
@@ -113,7 +113,7 @@ def selecting(tmp_path: Path) -> Iterator[Leader]:
 
 
 def test_few_reports_wait_for_others_until_the_oldest_has_waited_enough(leader: Leader) -> None:
-    """Issue: between a minimum and a maximum size, smaller once the oldest waited ``max_wait``."""
+    """Jobs have at least the minimum size, unless the oldest report has waited ``max_wait``."""
     leader.accept(4, 5)
     assert leader.create() == Created(0, False, NOW + 1000)
     assert leader.create(NOW + 1000).jobs == 1
@@ -121,7 +121,7 @@ def test_few_reports_wait_for_others_until_the_oldest_has_waited_enough(leader: 
 
 
 def test_jobs_keep_between_the_sizes_and_a_larger_chunk_goes_alone_d5(leader: Leader) -> None:
-    """D5: a chunk above the maximum, stored before it was lowered, goes alone."""
+    """D5: a chunk above the maximum, stored before that was lowered, gets its own job."""
     leader.accept(8, 25, 8, 8)
     assert leader.create().jobs == 2
     assert sorted(leader.jobs()) == [16, 25]
@@ -138,7 +138,7 @@ def test_c3_a_waiting_collection_flushes_its_batch_at_once(leader: Leader) -> No
 
 
 def test_c3_beyond_the_cut_nothing_of_that_batch_is_assigned(leader: Leader) -> None:
-    """C3: chunks with seq above the cut wait, however many; other batches go on."""
+    """C3: chunks behind the cut wait, however many; other batches continue."""
     leader.accept(1, 2, 15)
     leader.accept(12, time=TIME + 1)
     leader.collect(bucket(TIME), bucket(TIME + 1), cut=2)
@@ -147,7 +147,7 @@ def test_c3_beyond_the_cut_nothing_of_that_batch_is_assigned(leader: Leader) -> 
 
 
 def test_c2_c8_closed_batches_are_left_alone_and_collected_ones_refused(leader: Leader) -> None:
-    """C2: later chunks of a closed batch wait; once it is collected, they are rejections."""
+    """C2: later chunks of a closed batch wait; once it is collected, they are rejected."""
     leader.accept(12)
     leader.close(TIME, RangeState.CLOSED)
     assert leader.create(NOW + 5000).jobs == 0
@@ -222,7 +222,7 @@ def test_c6_chunks_are_cut_to_fill_batches_to_the_target(selecting: Leader) -> N
 
 
 def test_c6_the_rest_of_a_batch_goes_to_it_although_it_is_small(selecting: Leader) -> None:
-    """C6: what fills a batch is sent at once; it would else be stuck for ever below the target."""
+    """C6: a job that fills its batch is created at once; else it would wait for ever."""
     selecting.accept(22)
     selecting.create()
     selecting.accept(3)

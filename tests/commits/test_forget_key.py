@@ -1,4 +1,4 @@
-"""A sealing key that is lost: what it sealed is dropped and counted, everything else stays."""
+"""Forgetting a lost sealing key: its values are dropped and counted, all else stays."""
 
 from __future__ import annotations
 

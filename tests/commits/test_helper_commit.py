@@ -1,4 +1,4 @@
-"""A Helper's jobs in real transactions: exactly once, whatever is repeated, raced or lost."""
+"""A Helper's jobs count exactly once, despite repeats, races and lost connections."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def verify(
 def commit(
     store: Datastore, pair: Pair, task: Task, job: LeaderJobState, key: JobKey | None = None
 ) -> StoredJob:
-    """The whole sync path: verify, then commit a job that is not stored."""
+    """Verify a job, then commit it without storing it first, as the sync mode does."""
     key = key or key_of(task, job)
     return store.run_sync(commit_job, key, verify(pair, task, job, key), NOW, stored=False)
 
@@ -125,7 +125,7 @@ def test_i6_every_report_is_answered_in_order(store: Datastore, pair: Pair, task
 def test_d1_a_repeated_commit_gives_the_stored_outcome(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """As after a connection that was lost in COMMIT: nothing is counted or admitted twice."""
+    """Running the commit again, as after a lost COMMIT, counts and admits nothing twice."""
     job = leader_job(pair, make_reports(pair, [1, 0, 1]))
     key = key_of(task, job)
     first = commit(store, pair, task, job, key)
@@ -137,7 +137,7 @@ def test_d1_a_repeated_commit_gives_the_stored_outcome(
 def test_a1_identical_requests_at_once_are_one_job(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """The second of two racing commits, under an id of its own, gets the first's job."""
+    """The second of two racing commits, with another id, returns the first one's job."""
     job = leader_job(pair, make_reports(pair, [1, 0]))
     first, second = commit(store, pair, task, job), commit(store, pair, task, job)
     assert second == first
@@ -153,7 +153,7 @@ def test_a1_storing_a_finished_job_returns_it(store: Datastore, pair: Pair, task
 def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """``sync_wait`` ended first: the row has the same id, and a lease that the commit holds."""
+    """If ``sync_wait`` ends first, the row has the same id and the running commit's lease."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
     key = key_of(task, job)
     verified = verify(pair, task, job, key)
@@ -167,7 +167,7 @@ def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
 def test_d1_a_commit_without_its_lease_changes_nothing(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """Another driver has the job: this one's verification is thrown away, the index clean."""
+    """If another step has the job, this verification is discarded and the index unchanged."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
     key = key_of(task, job)
     store.run_sync(store_job, key, job.body, NOW)
@@ -191,7 +191,7 @@ def test_i1_a_report_in_two_jobs_counts_once(store: Datastore, pair: Pair, task:
 def test_e3_rework_and_mask_give_the_same_share(
     store: Datastore, pair: Pair, task: Task, peeked: bool
 ) -> None:
-    """A row left out before verification, or taken out of the sums after: the same bytes."""
+    """A row left out before verification or subtracted afterwards gives the same bytes."""
     ids = report_ids(3)
     reports = make_reports(pair, [1, 1, 0], ids=ids)
     commit(store, pair, task, leader_job(pair, reports[:1]))
@@ -208,7 +208,7 @@ def test_e3_rework_and_mask_give_the_same_share(
 def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """The hint said "replayed", the transaction disagrees: all is undone, the index too (D3)."""
+    """If a row was wrongly left out as replayed, everything is rolled back, the index too (D3)."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
     key = key_of(task, job)
     mistaken = verify(pair, task, job, key, bytes([REPLAYED, 0]))
@@ -252,7 +252,7 @@ def test_i7_a_collected_batch_id_takes_no_more(store: Datastore) -> None:
 def test_a6_a_job_deleted_before_its_commit_admits_nothing(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """The running commit fails, and the same reports count in another job."""
+    """The running commit fails, and its reports count in another job."""
     reports = make_reports(pair, [1, 1])
     job = leader_job(pair, reports)
     key = key_of(task, job)
@@ -271,7 +271,7 @@ def test_a6_a_job_deleted_before_its_commit_admits_nothing(
 def test_a6_a_deleted_job_keeps_its_replay_record_and_its_share(
     store: Datastore, pair: Pair, task: Task
 ) -> None:
-    """Its identity goes: the same request makes a new job, whose reports are all replays."""
+    """The same request makes a new job, whose reports are all replays."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
     first = commit(store, pair, task, job)
     assert store.run_sync(delete_aggregation_job, task.task_pk, first.id)

@@ -1,4 +1,4 @@
-"""What a restore closes, what an operator reopens, and that both can be done again."""
+"""Quarantine after a restore, and reopening by an operator; both can be repeated."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def reopen(store: Datastore, batch: tuple[int, int] | bytes | None) -> list[Buck
 
 @given(st.lists(st.integers(0, 30), unique=True), st.integers(0, 30), st.integers(1, 30))
 def test_gaps_and_ranges_are_the_whole(ends: list[int], start: int, length: int) -> None:
-    """No bucket of the whole is in none of them, none in two; merging changes no bucket."""
+    """Each bucket is in exactly one range or gap; merging changes no bucket."""
     whole = BucketRange(time_bucket(start), time_bucket(start + length))
     ends = sorted(ends)[: len(ends) // 2 * 2]
     taken = [
@@ -101,7 +101,7 @@ def test_every_interval_up_to_now_is_closed_but_those_that_are(
 
 
 def test_the_mark_goes_by_the_clock_that_is_ahead(store: Datastore) -> None:
-    """D6: a machine that came up with a clock of long ago still refuses all that there was."""
+    """D6: a machine whose clock starts in the past still refuses all earlier reports."""
     added(store, leader=True)
     store.run_sync(quarantine, Instant(0, NOW), LEEWAY)
     assert rows(store, "SELECT quarantined_before FROM tasks") == [(MARK,)]
@@ -109,7 +109,7 @@ def test_the_mark_goes_by_the_clock_that_is_ahead(store: Datastore) -> None:
 
 @pytest.mark.parametrize("mode", [BatchMode.TIME_INTERVAL, BatchMode.LEADER_SELECTED])
 def test_a_second_quarantine_changes_nothing(store: Datastore, mode: BatchMode) -> None:
-    """A start that ends before it is noted does it again."""
+    """A start that is interrupted before it is recorded repeats it."""
     task = added(store, mode, leader=True)
     store.run_sync(outstanding.insert, task.task_pk, secrets.token_bytes(32))
 
@@ -124,7 +124,7 @@ def test_a_second_quarantine_changes_nothing(store: Datastore, mode: BatchMode) 
 
 
 def test_leader_selected_batches_are_closed_and_not_offered(store: Datastore) -> None:
-    """C6: neither for more reports nor to a collection, until one of them is accepted."""
+    """C6: they take neither reports nor collections until an operator accepts them."""
     task = added(store, BatchMode.LEADER_SELECTED, leader=True)
     ids = sorted(secrets.token_bytes(32) for _ in range(3))
     for batch_id in ids:
@@ -160,7 +160,7 @@ def test_a_frozen_collection_counts_as_sent(store: Datastore) -> None:
 
 
 def test_unfinished_jobs_end_as_lost(store: Datastore) -> None:
-    """D4: counted, with the reason; a Helper's are left alone."""
+    """D4: they are counted, with the reason; a Helper's jobs stay."""
     task = added(store, leader=True)
     job = leader_jobs.NewJob(bytes(16), task.task_pk, 7, b"", NOW, NOW)
     store.run_sync(leader_jobs.insert, job)
@@ -172,7 +172,7 @@ def test_unfinished_jobs_end_as_lost(store: Datastore) -> None:
 
 
 def test_accepting_cuts_intervals_out(store: Datastore) -> None:
-    """What is named opens, what lies beside it stays shut, and the mark stays for reports."""
+    """The named interval reopens, its neighbours stay closed, and the mark stays."""
     task = added(store, leader=True)
     close(store, task, TIME - 5, TIME - 4)
     store.run_sync(quarantine, AT, LEEWAY)
@@ -188,7 +188,7 @@ def test_accepting_cuts_intervals_out(store: Datastore) -> None:
 
 
 def test_a_task_added_after_a_restore_is_quarantined_up_to_it(store: Datastore) -> None:
-    """D2, C1: it may have been here before the backup's time, and be forgotten as a whole."""
+    """D2, C1: the task may have existed after the backup and be forgotten as a whole."""
     store.run_sync(quarantine, AT, LEEWAY)
     pair = task_pair()
     store.run_sync(add_task_commit, pair.helper, pair.sealer)
@@ -211,7 +211,7 @@ def test_a_task_added_after_a_restore_is_quarantined_up_to_it(store: Datastore) 
 def test_what_is_accepted_must_make_sense(
     store: Datastore, request_: dict[str, object], text: str
 ) -> None:
-    """C7: one line that says what to write instead."""
+    """C7: the error says what to write instead."""
     task = added(store, leader=True)
     store.run_sync(quarantine, AT, LEEWAY)
     given_ = Accept(**{"task": task.id_text, **request_})  # type: ignore[arg-type]
@@ -220,7 +220,7 @@ def test_what_is_accepted_must_make_sense(
 
 
 def test_accepting_speaks_seconds(store: Datastore) -> None:
-    """C7: what is opened is told in the units in which it was named."""
+    """C7: the answer uses the units of the request."""
     task = added(store, leader=False)
     store.run_sync(quarantine, AT, LEEWAY)
     request = Accept(task.id_text[:8], since=PRECISION, until=3 * PRECISION)

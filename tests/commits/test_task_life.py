@@ -1,4 +1,4 @@
-"""What an operator may do with a task, from adding it to adding it again."""
+"""The life of a task, from adding it to adding it again after its deletion."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators
 LEEWAY = 300.0
 AGED = TaskSettings(report_expiry_age=PRECISION)
 OTHER_SEALER = make_sealer([bytes(32)])
-"""Of a process that has lost the key of ``pair.sealer``."""
+"""The sealer of a process that has lost the key of ``pair.sealer``."""
 
 
 @dataclass
 class Operator:
-    """Commands on one datastore; ``pair`` is the task that its files say."""
+    """Runs commands on one datastore; ``pair`` is the task in the operator's files."""
 
     store: Datastore
     pair: Pair
@@ -67,7 +67,7 @@ class Operator:
         return self.store.run_sync(delete_task, self.task_id, now, LEEWAY, discard=discard)
 
     def task(self) -> Task:
-        """As it is stored."""
+        """Return the stored task."""
         return self.stored().unseal(self.pair.sealer)
 
     def stored(self) -> tasks.SealedTask:
@@ -76,7 +76,7 @@ class Operator:
         return found
 
     def purge(self) -> None:
-        """What the garbage collector does once nothing is left."""
+        """Do what the garbage collector does once no rows are left."""
         assert self.store.run_sync(tasks.purge, self.stored().task_pk)
 
 
@@ -94,10 +94,10 @@ async def who(tmp_path: Path) -> AsyncIterator[Aggregators]:
 
 
 class TestStates:
-    """Active, draining, disabled, and back; deleted is another matter."""
+    """Changes between active, draining and disabled."""
 
     def test_each_change_is_said_once(self, operator: Operator) -> None:
-        """A command that is typed twice changes nothing the second time."""
+        """A repeated command changes nothing."""
         operator.add(operator.pair.leader)
         for state in (TaskState.DRAINING, TaskState.DISABLED, TaskState.DRAINING, TaskState.ACTIVE):
             assert operator.make(state)
@@ -105,14 +105,14 @@ class TestStates:
             assert operator.task().state is state
 
     def test_a_helper_does_not_drain(self, operator: Operator) -> None:
-        """It takes no uploads; the line says what to do instead."""
+        """A Helper takes no uploads; the error says what to do instead."""
         operator.add(operator.pair.helper)
         with pytest.raises(UsageError, match="drain it at its Leader"):
             operator.make(TaskState.DRAINING)
         assert operator.make(TaskState.DISABLED)
 
     def test_a_deleted_task_has_no_other_state(self, operator: Operator) -> None:
-        """Its rows may be gone already."""
+        """A deleted task's rows may be deleted already."""
         operator.add(operator.pair.leader)
         operator.delete()
         with pytest.raises(UsageError, match="is deleted; `dapd task add` brings it back"):
@@ -124,10 +124,10 @@ class TestStates:
 
 
 class TestDelete:
-    """Nothing that somebody may still collect goes by accident; the mark outlives all (D6)."""
+    """Deleting needs consent while something is uncollected; the watermark stays (D6)."""
 
     def test_d6_the_mark_is_above_all_that_may_have_been_admitted(self, operator: Operator) -> None:
-        """D6: now, and as far ahead as reports may be, in whole time precisions."""
+        """D6: the mark is above now plus the leeway, in whole time precisions."""
         operator.add(operator.pair.leader)
         operator.delete(now=NOW + (PRECISION - 300) * 1000)
         stored = operator.stored()
@@ -135,7 +135,7 @@ class TestDelete:
         assert stored.public().expired_before == TIME + 2
 
     def test_d6_the_mark_never_falls(self, operator: Operator) -> None:
-        """D6: neither below itself nor below what a restore may have forgotten."""
+        """D6: neither below its old value nor below what a restore may have forgotten."""
         operator.add(operator.pair.leader)
         pk = operator.task().task_pk
         operator.store.run_sync(watermarks.quarantine, pk, TIME + 5)
@@ -229,7 +229,7 @@ class TestDelete:
 
 
 class TestCollectBefore:
-    """When the first of what is uncollected expires."""
+    """The time at which the first uncollected report expires."""
 
     async def test_it_is_the_end_of_the_oldest_bucket_plus_the_age(self, who: Aggregators) -> None:
         """Whether its reports are aggregated or wait; collected ones count no more."""
@@ -279,12 +279,12 @@ class TestCollectBefore:
 
 
 class TestAddAgain:
-    """Adding a task that was deleted starts from its tombstone (D6)."""
+    """A task added again continues from its tombstone (D6)."""
 
     def test_d6_the_same_task_comes_back_with_its_mark_and_new_secrets(
         self, operator: Operator
     ) -> None:
-        """D6: state and peer are as of a new one, the mark as it was left."""
+        """D6: the state and the peer's acceptance start anew, the mark stays."""
         operator.add(operator.pair.leader)
         pk = operator.task().task_pk
         operator.store.run_sync(tasks.note_peer_accepted, pk)
@@ -304,7 +304,7 @@ class TestAddAgain:
         assert not operator.add(fresh)
 
     def test_a_tombstone_takes_no_other_task(self, operator: Operator) -> None:
-        """The id stands for one configuration and one role for ever."""
+        """A task id belongs to one configuration and one role for ever."""
         operator.add(operator.pair.leader)
         operator.delete()
         operator.purge()
@@ -318,7 +318,7 @@ class TestAddAgain:
     def test_a_task_whose_tokens_were_replaced_is_told_how_tokens_change(
         self, operator: Operator
     ) -> None:
-        """Its file is out of date; while both tokens are valid it is not."""
+        """The file is outdated once its token is invalid, not while both tokens are valid."""
         operator.add(operator.pair.helper)
         operator.store.run_sync(add_token, operator.task_id, hash_token("second"))
         assert not operator.add(operator.pair.helper)
@@ -343,10 +343,10 @@ class TestAddAgain:
 
 
 class TestTokens:
-    """Two inbound ones at most, one at least; the outbound one is the Leader's (A9)."""
+    """One or two inbound tokens are valid; only a Leader has an outbound one (A9)."""
 
     def test_a9_the_older_goes_and_the_last_stays(self, operator: Operator) -> None:
-        """A9: a third is refused, and so is none at all."""
+        """A9: a third token is refused, and so is removing the last one."""
         operator.add(operator.pair.leader)
         first, second, third = (hash_token(each) for each in (COLLECTOR_TOKEN, "second", "third"))
         operator.store.run_sync(add_token, operator.task_id, second)
@@ -359,25 +359,25 @@ class TestTokens:
             operator.store.run_sync(remove_token, operator.task_id)
 
     def test_i9_the_outbound_token_is_sealed_and_the_leaders(self, operator: Operator) -> None:
-        """I9: nobody reads it in the database; a Helper has none."""
+        """I9: the database contains it only sealed; a Helper has none."""
         operator.add(operator.pair.leader)
         operator.store.run_sync(use_token, operator.task_id, "brand-new", operator.pair.sealer)
         assert operator.task().aggregator_token == "brand-new"
         assert b"brand-new" not in repr(operator.stored().row).encode()
 
     def test_a_helper_uses_none(self, operator: Operator) -> None:
-        """The line says whom to give it to."""
+        """The error says that the token belongs to the Leader's operator."""
         operator.add(operator.pair.helper)
         with pytest.raises(UsageError, match="give the token to the Leader's operator"):
             operator.store.run_sync(use_token, operator.task_id, "x", operator.pair.sealer)
 
 
 class TestRekey:
-    """Secrets come back from the file once the key that sealed them is lost."""
+    """Rekeying restores secrets from the file after their sealing key was lost."""
 
     @pytest.mark.parametrize("role", ["leader", "helper"])
     def test_all_is_as_before_under_the_new_key(self, operator: Operator, role: str) -> None:
-        """Marks, settings and state stay; tokens that were replaced since stay replaced."""
+        """Watermarks, settings and state stay; replaced inbound tokens stay replaced."""
         task: Task = getattr(operator.pair, role)
         operator.add(task)
         pk = operator.task().task_pk
@@ -390,7 +390,7 @@ class TestRekey:
         assert not operator.stored().is_readable(operator.pair.sealer)
 
     def test_a_revoked_token_stays_revoked(self, operator: Operator) -> None:
-        """Inbound tokens are not sealed: an old file must not let an old token in again."""
+        """Inbound tokens are not sealed, so an old file must not revive an old token."""
         operator.add(operator.pair.helper)
         operator.store.run_sync(add_token, operator.task_id, hash_token("second"))
         operator.store.run_sync(remove_token, operator.task_id)
@@ -414,7 +414,7 @@ class TestRekey:
         assert operator.task().aggregator_token == AGGREGATOR_TOKEN
 
     def test_a_task_that_lost_nothing_keeps_its_secrets(self, operator: Operator) -> None:
-        """An old file is not a way to turn a replaced token back."""
+        """An old file can't bring a replaced token back."""
         operator.add(operator.pair.leader)
         with pytest.raises(UsageError, match="has all its secrets"):
             operator.store.run_sync(rekey_task, operator.pair.leader, operator.pair.sealer)

@@ -1,4 +1,4 @@
-"""The upload transaction on a real database with really sealed reports."""
+"""The upload transaction, on a real database with sealed reports."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Leader:
         )
 
     def store(self, opened: OpenedUploads, max_rows: int = 500) -> list[list[int]]:
-        """The error codes of each request."""
+        """Store a group; return the error codes of each request."""
         answers = self.datastore.run_sync(store_uploads, opened, max_rows, NOW)
         return [[code for _, code in parse_upload_errors(a.upload_errors)] for a in answers]
 
@@ -116,7 +116,7 @@ def test_d2_the_ids_outlive_a_restart(leader: Leader) -> None:
 
 
 def test_chunks_are_never_larger_than_a_job_may_be(leader: Leader) -> None:
-    """A chunk is never more than a job may hold."""
+    """A chunk is never larger than a job may be."""
     leader.store(leader.opened(b"".join(make_reports(leader.pair, [1] * 7))), max_rows=3)
     assert sorted(leader.chunk_sizes()) == [1, 3, 3]
 

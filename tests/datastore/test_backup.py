@@ -1,4 +1,4 @@
-"""Copies of a database: whole, private, on time gone; a failure leaves nothing."""
+"""Copies of a database are complete and private, and deleted in time."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def add(opened: Opened, pair: Pair) -> None:
 
 
 def at(opened: Opened, days: float) -> int:
-    """The daemon runs until then."""
+    """Let the daemon's safe clock advance to this time."""
     now = NOW + int(days * DAY * 1000)
     opened.datastore.run_sync(safe_clock.store, StoredClock(now))
     opened.datastore.run_sync(
@@ -85,7 +85,7 @@ def names(directory: Path) -> list[str]:
 def test_a_backup_is_what_was_committed_and_for_this_user_alone(
     opened: Opened, path: Path, directory: Path
 ) -> None:
-    """Beside the open database, its WAL included; its name says when and what."""
+    """A backup of the open database includes its WAL; its name has time and sequence."""
     at(opened, 0)
     copy = take(path, directory)
     assert copy.sequence == opened.datastore.read_sync(commit_sequence)
@@ -99,7 +99,7 @@ def test_a_backup_is_what_was_committed_and_for_this_user_alone(
 
 
 def test_a_backup_takes_the_databases_place(path: Path, directory: Path) -> None:
-    """It is a database as the daemon makes them: space goes back, nothing seems older."""
+    """A copy has auto_vacuum and the commit sequence of a database made by the daemon."""
     opened = ready(path)
     copy = take(path, directory)
     opened.close()
@@ -110,14 +110,14 @@ def test_a_backup_takes_the_databases_place(path: Path, directory: Path) -> None
 
 
 def test_it_is_refused_where_there_is_no_room(opened: Opened, path: Path, directory: Path) -> None:
-    """What must stay free stays free, and the line says how much is missing."""
+    """The reserve stays free, and the error says how much space is needed."""
     with pytest.raises(DatastoreError, match=r"MB free, a copy of the database needs \d+ MB"):
         take(path, directory, spare=1 << 60)
     assert names(directory) == []
 
 
 def test_a_write_that_fails_leaves_nothing(opened: Opened, path: Path, directory: Path) -> None:
-    """The disk may fill up while it is written."""
+    """The disk may fill up during the backup."""
     program = (
         "import resource, sys; from pathlib import Path;"
         "from tests.datastore.test_backup import take;"
@@ -133,7 +133,7 @@ def test_a_write_that_fails_leaves_nothing(opened: Opened, path: Path, directory
 
 
 def test_an_interrupted_backup_leaves_nothing(opened: Opened, path: Path, directory: Path) -> None:
-    """Neither a file under its name nor one that is partial."""
+    """Neither the backup nor a partial file is left."""
 
     def interrupted(copy: Copy) -> str:
         assert len(names(directory)) == 1
@@ -147,7 +147,7 @@ def test_an_interrupted_backup_leaves_nothing(opened: Opened, path: Path, direct
 def test_what_a_killed_backup_left_goes_with_the_next(
     opened: Opened, path: Path, directory: Path
 ) -> None:
-    """No signal reaches a process that is killed."""
+    """A killed process can't clean up, so the next backup does."""
     for name in (".dapd-0123456789abcdef.partial", ".dapd-0123456789abcdef.partial-journal"):
         (directory / name).write_bytes(b"half")
     (directory / "notes.partial").write_bytes(b"somebody's")
@@ -156,7 +156,7 @@ def test_what_a_killed_backup_left_goes_with_the_next(
 
 
 def test_two_at_once_are_refused(opened: Opened, path: Path, directory: Path) -> None:
-    """Neither takes the other's partial file for a left-over."""
+    """The second backup must not delete the first one's partial file."""
 
     def meanwhile(copy: Copy) -> str:
         with pytest.raises(DatastoreError, match="another backup is running"):
@@ -181,14 +181,14 @@ def test_a_damaged_database_gives_no_backup(path: Path, directory: Path) -> None
 
 
 def test_without_a_database_none_is_made(tmp_path: Path, directory: Path) -> None:
-    """A wrong path in the config is no empty database."""
+    """A wrong path in the configuration must not create an empty database."""
     with pytest.raises(DatastoreError, match="no such database"):
         take(tmp_path / "typo.sqlite", directory)
     assert names(tmp_path) == ["backups"]
 
 
 def test_backups_go_when_their_reports_must(opened: Opened, path: Path, directory: Path) -> None:
-    """Not before, and no other file with them."""
+    """They are removed in time, and other files stay."""
     (directory / "dapd-notes.sqlite").write_bytes(b"somebody's")
     taken = [take(path, directory, now=at(opened, day)) for day in (0, 1, 6, 8)]
     removed = backup.remove_old_backups(taken[-1], None)
@@ -200,7 +200,7 @@ def test_backups_go_when_their_reports_must(opened: Opened, path: Path, director
 
 
 def test_each_backup_goes_by_the_tasks_in_it(opened: Opened, path: Path, directory: Path) -> None:
-    """That a task has gone since does not keep its reports longer."""
+    """An old backup expires by its own tasks, even if they are deleted by now."""
     old = take(path, directory, now=at(opened, 0))
     opened.datastore.run_sync(lambda tx: tx.execute("UPDATE tasks SET state = 'purged'"))
     new = take(path, directory, now=at(opened, 8))
@@ -209,7 +209,7 @@ def test_each_backup_goes_by_the_tasks_in_it(opened: Opened, path: Path, directo
 
 
 def test_backups_stay_if_nothing_expires(path: Path, directory: Path) -> None:
-    """Then only ``--keep`` bounds them."""
+    """Then only ``--keep`` limits their age."""
     opened = open_store(path)
     add(opened, task_pair(settings=replace(WEEK, report_expiry_age=None)))
     taken = [take(path, directory, now=at(opened, day)) for day in (0, 1000)]
@@ -221,7 +221,7 @@ def test_backups_stay_if_nothing_expires(path: Path, directory: Path) -> None:
 def test_d6_a_minute_in_another_century_removes_no_backup(
     opened: Opened, path: Path, directory: Path
 ) -> None:
-    """A backup's time is the one that expires reports, which no jump moves."""
+    """A backup's age goes by the safe clock, which no jump moves."""
     old = take(path, directory, now=at(opened, 0))
     at(opened, 1)
     new = take(path, directory, now=NOW + CENTURY)
@@ -231,7 +231,7 @@ def test_d6_a_minute_in_another_century_removes_no_backup(
 
 
 def test_a_damaged_old_backup_goes_in_time_too(opened: Opened, path: Path, directory: Path) -> None:
-    """Whatever can be read of it may not be kept longer."""
+    """A damaged backup may still contain readable reports."""
     old = take(path, directory, now=at(opened, 0))
     old.path.write_bytes(b"damaged" * 1000)
     os.utime(old.path, (NOW // 1000, NOW // 1000))
@@ -240,7 +240,7 @@ def test_a_damaged_old_backup_goes_in_time_too(opened: Opened, path: Path, direc
 
 
 def test_copies_beside_the_database_go_in_time_too(opened: Opened, path: Path) -> None:
-    """What upgrades and restores keep holds reports as the database does."""
+    """Copies kept by upgrades and restores contain reports too."""
     before = backup.before_upgrade(path, 7, now=at(opened, 0))
     restored = path.with_name("dapd.sqlite.before-restore-1800000000")
     shutil.copyfile(before.path, restored)
@@ -255,7 +255,7 @@ def test_copies_beside_the_database_go_in_time_too(opened: Opened, path: Path) -
 def test_the_last_backup_is_known_without_the_database(
     opened: Opened, path: Path, directory: Path
 ) -> None:
-    """For whoever watches that backups are made (rule E5)."""
+    """Monitoring reads it without opening the database (rule E5)."""
     assert backup.last_backup(path) is None
     copy = take(path, directory)
     assert backup.note_backup(path, copy, now=NOW + 7) == backup.last_backup(path)
@@ -275,7 +275,7 @@ def plant(path: Path, sql: str) -> None:
 
 
 def test_verifying_touches_nothing(opened: Opened, path: Path, directory: Path) -> None:
-    """Also where this user may only read."""
+    """A read-only file in a read-only directory can be verified."""
     copy = take(path, directory)
     copy.path.chmod(0o400)
     before = copy.path.read_bytes(), copy.path.stat().st_mtime_ns

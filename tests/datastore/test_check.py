@@ -1,4 +1,4 @@
-"""``datastore check``: nothing to find in what dapd writes, and each planted fault found."""
+"""``dapd datastore check`` finds no fault in dapd's own database, and each planted one."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ FAULTS = {
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a Leader in the middle of everything."""
+    """Return the database of a Leader with jobs and collections in every state."""
     directory = tmp_path_factory.mktemp("full")
 
     async def make() -> None:
@@ -189,19 +189,19 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def database(full: Path, tmp_path: Path) -> Path:
-    """A copy that a test may spoil."""
+    """Return a copy that a test may damage."""
     return Path(shutil.copy(full, tmp_path / "dapd.sqlite"))
 
 
 def plant(database: Path, sql: str) -> None:
-    """Do what no program of ours would; foreign keys don't keep it off."""
+    """Damage the database, with foreign keys disabled."""
     with closing(sqlite3.connect(database, isolation_level=None)) as connection:
         connection.execute(sql)
         assert connection.total_changes > 0
 
 
 def look(database: Path) -> list[Finding]:
-    """What the command finds."""
+    """Return the command's findings."""
     opened = open_for_command(database, holder="a test", now=NOW)
     try:
         return opened.datastore.read_sync(check)
@@ -210,13 +210,13 @@ def look(database: Path) -> list[Finding]:
 
 
 def test_a_database_in_the_middle_of_everything_is_whole(database: Path) -> None:
-    """Waiting, stored, frozen, aggregated: nothing of it is a finding."""
+    """None of its states is a finding."""
     assert look(database) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found(database: Path, fault: str) -> None:
-    """Named by its table and row, with what it means and what to do."""
+    """A finding names the table and row, the problem and the remedy."""
     table, sql = FAULTS[fault]
     plant(database, sql)
     found = [finding for finding in look(database) if finding.table == table]
@@ -225,7 +225,7 @@ def test_a_planted_fault_is_found(database: Path, fault: str) -> None:
 
 
 def test_every_rule_finds_something(full: Path, tmp_path: Path) -> None:
-    """A rule that no fault breaks may be one that can't be broken."""
+    """An invariant that no fault violates may check nothing."""
     problems = set()
     for number, (_, sql) in enumerate(FAULTS.values()):
         database = Path(shutil.copy(full, tmp_path / f"{number}.sqlite"))

@@ -1,4 +1,4 @@
-"""Leases: who works on which job (rule E2)."""
+"""Leases of jobs (rule E2)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def datastore(tmp_path: Path) -> Datastore:
 
 
 def add_job(tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW) -> None:
-    """A job of a task, which is made if it is not there."""
+    """Insert a job, and its task unless that exists."""
     tx.execute(
         "INSERT INTO tasks (task_pk, task_id, role, dap_version, configuration,"
         " verification_key_id, verify_key, collector_hpke_config, inbound_token_hashes)"
@@ -54,14 +54,14 @@ def states(datastore: Datastore) -> tuple[int, int, int]:
 
 
 def test_e2_a_leased_job_is_not_leased_again_until_the_lease_ends(datastore: Datastore) -> None:
-    """One worker at a time; a worker that vanished gives way."""
+    """Only one lease holds at a time; an expired one is replaced."""
     assert len(lease_all(datastore, NOW)) == 1
     assert lease_all(datastore, NOW + LEASE_MS - 1) == []
     assert len(lease_all(datastore, NOW + LEASE_MS)) == 1
 
 
 def test_e2_a_renewed_lease_holds_longer(datastore: Datastore) -> None:
-    """A step that lives keeps its job."""
+    """A running step keeps its job."""
     held = lease_all(datastore, NOW)
     datastore.run_sync(leases.renew, held, NOW + LEASE_MS - 1)
     assert lease_all(datastore, NOW + LEASE_MS) == []
@@ -70,7 +70,7 @@ def test_e2_a_renewed_lease_holds_longer(datastore: Datastore) -> None:
 def test_e2_attempts_rise_in_the_leasing_commit_and_fall_with_an_answer(
     datastore: Datastore,
 ) -> None:
-    """Failures in a row back off ever longer; an answer ends the row."""
+    """Consecutive failures count as attempts; an answer resets the count."""
     (lease,) = lease_all(datastore, NOW)
     datastore.run_sync(leases.release, lease, NOW, error="no route")
     (lease,) = lease_all(datastore, NOW)
@@ -81,7 +81,7 @@ def test_e2_attempts_rise_in_the_leasing_commit_and_fall_with_an_answer(
 
 
 def test_e2_a_release_without_the_lease_changes_nothing(datastore: Datastore) -> None:
-    """A worker that lost its lease can't disturb its successor."""
+    """A step that has lost its lease can't release its successor's."""
     (lost,) = lease_all(datastore, NOW)
     (held,) = lease_all(datastore, NOW + LEASE_MS)
     assert not datastore.run_sync(leases.release, lost, NOW + 1)
@@ -89,7 +89,7 @@ def test_e2_a_release_without_the_lease_changes_nothing(datastore: Datastore) ->
 
 
 def test_e2_start_clears_leases_and_a_job_that_kills_twice_backs_off(datastore: Datastore) -> None:
-    """The first crash may be anybody's; from the second on the job waits."""
+    """The first crash may have another cause; from the second on the job backs off."""
     lease_all(datastore, NOW)
     datastore.run_sync(leases.clear_all, NOW)
     assert states(datastore) == (NOW, 1, 1)
@@ -101,7 +101,7 @@ def test_e2_start_clears_leases_and_a_job_that_kills_twice_backs_off(datastore: 
 
 
 def test_e2_a_run_at_beyond_every_legal_wait_is_due(datastore: Datastore) -> None:
-    """The clock went back: the job must not sleep for years."""
+    """After the clock was set back, a job must not wait for years."""
     (lease,) = lease_all(datastore, NOW)
     datastore.run_sync(leases.release, lease, NOW + 600_000)
     found = [
@@ -112,7 +112,7 @@ def test_e2_a_run_at_beyond_every_legal_wait_is_due(datastore: Datastore) -> Non
 
 
 def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Datastore) -> None:
-    """The dispatcher picks in order of age, and knows when to look again."""
+    """The dispatcher picks by age, and learns when to look again."""
     datastore.run_sync(
         lambda tx: tx.execute(
             "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, newest,"
@@ -134,7 +134,7 @@ def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Dat
 
 
 def test_jobs_of_a_task_that_is_not_served_wait_and_hide_nobody(datastore: Datastore) -> None:
-    """However many are due and older, computing or exchanging; they keep their places."""
+    """However many of a barred task's jobs are due, other tasks' jobs are found."""
     for state in ("assigned", "stored"):
         for _ in range(10):
             datastore.run_sync(add_job, 2, state, NOW - 1000)

@@ -1,4 +1,4 @@
-"""Migrations: all or nothing, with a copy of what was there, and an upgrade can be taken back."""
+"""Migrations are all or nothing, make a copy first, and can be undone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
 _KEYS = "SELECT key_id FROM sealing_keys ORDER BY key_id"
 
 CARRIED = migrations()
-"""What this program knows, before a test gives it more."""
+"""The migrations of this program, before a test adds more."""
 NEXT = CARRIED[-1].version + 1
 EXPANDS = f"""-- compatible_from: {CARRIED[-1].version}
 ALTER TABLE sealing_keys ADD COLUMN note TEXT;
@@ -46,7 +46,7 @@ class Program:
         return open_for_daemon(self._path, holder="dapd", now=NOW, on_lost=refuse_to_end)
 
     def run(self, *ids: bytes) -> list[bytes]:
-        """Start it, let it add keys, and stop it; the keys that are there then."""
+        """Start it, let it add keys, and stop it; return all keys."""
         opened = self.start()
         for key_id in ids:
             opened.datastore.run_sync(add_key, key_id)
@@ -93,7 +93,7 @@ def test_an_upgrade_can_be_taken_back(program: Program, path: Path) -> None:
 
 
 def test_a_program_that_is_too_old_is_refused(program: Program, path: Path) -> None:
-    """It would break what a newer one wrote; the line says what to do, and nothing is changed."""
+    """It might break newer data; the error says what to do, and nothing changes."""
     program.run(b"a")
     program.carries(parse(NEXT, "contracts", CONTRACTS))
     program.run(b"b")
@@ -109,7 +109,7 @@ def test_a_program_that_is_too_old_is_refused(program: Program, path: Path) -> N
 
 
 def test_the_newest_migration_decides_who_may_run(program: Program) -> None:
-    """Each one says it for all that came before it."""
+    """The newest migration's ``compatible_from`` covers all earlier ones."""
     further = parse(
         NEXT + 1, "further", f"-- compatible_from: {NEXT}\nCREATE TABLE further (x INTEGER);\n"
     )
@@ -123,7 +123,7 @@ def test_the_newest_migration_decides_who_may_run(program: Program) -> None:
 
 
 def test_every_schema_file_says_who_may_run_on_it() -> None:
-    """A default is for safety; a release says it."""
+    """Every released file states ``compatible_from`` explicitly."""
     for migration in CARRIED:
         assert "-- compatible_from: " in migration.statements[0], migration.name
         assert 1 <= migration.compatible_from <= migration.version
@@ -140,7 +140,7 @@ def test_a_migration_that_fails_leaves_nothing(program: Program, path: Path) -> 
 
 
 def test_an_upgrade_leaves_the_database_as_it_was_beside_it(program: Program, path: Path) -> None:
-    """The last one: the next upgrade replaces it. An empty database needs none."""
+    """Only the last copy is kept; an empty database needs none."""
     program.run(b"a")
     assert copies(path) == []
     program.carries(parse(NEXT, "expands", EXPANDS))
@@ -182,7 +182,7 @@ def test_there_is_no_upgrade_without_room_for_the_copy(
 
 
 def test_an_upgrade_does_not_make_the_file_seem_older(program: Program) -> None:
-    """A table that goes takes its keys along; the commit sequence keeps them."""
+    """Dropping a table drops its sequence, but the commit sequence does not fall."""
     pair = task_pair()
     opened = program.start()
     add_task(opened.datastore, pair.leader, pair)

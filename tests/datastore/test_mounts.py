@@ -1,4 +1,4 @@
-"""Which file systems a database is refused on."""
+"""Databases on network file systems are refused."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def found(text: str, path: str) -> str | None:
 
 
 def test_the_mount_of_a_path_is_the_longest_above_it() -> None:
-    """By whole names, also where fields in the middle of the line are optional."""
+    """Mount points match by whole names; optional fields in the line are skipped."""
     parsed = parse_mounts(SHARES)
     assert mount_of(Path("/mnt/parent/x"), parsed) == Mount(Path("/mnt/parent"), "ext3")
     assert mount_of(Path("/mnt/parental/x"), parsed) == Mount(Path("/"), "ext4")
@@ -62,14 +62,14 @@ def test_the_mount_of_a_path_is_the_longest_above_it() -> None:
     ],
 )
 def test_e5_network_file_systems_are_refused(text: str, path: str, refused: str | None) -> None:
-    """SQLite's locks and fsync can't be trusted there."""
+    """SQLite's locks and fsync are unreliable there."""
     assert found(text, path) == refused
 
 
 def test_e5_a_database_on_a_network_file_system_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither by the daemon nor by a command, and nothing is left there; also through a link."""
+    """Daemon and commands refuse it, also through a link, and create no file there."""
     share, link = tmp_path / "share", tmp_path / "link"
     share.mkdir()
     link.symlink_to(share)

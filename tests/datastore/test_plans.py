@@ -26,7 +26,7 @@ GROWING = (
     "outstanding_batches",
     "upload_groups",
 )
-"""Tables, and their aliases in queries, that have more rows the longer a daemon runs."""
+"""The tables that grow while a daemon runs, and their aliases in queries."""
 
 
 def queries() -> Iterator[tuple[str, str]]:
@@ -51,7 +51,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def test_no_query_scans_a_table_that_grows(tmp_path: Path) -> None:
-    """A partial index that does not fit its query is silently a scan of everything."""
+    """If a partial index doesn't match its query, SQLite silently scans the table."""
     path = tmp_path / "dapd.sqlite"
     connection = connect(path)
     migrate(connection, path, 0)
@@ -72,7 +72,7 @@ def test_no_query_scans_a_table_that_grows(tmp_path: Path) -> None:
 
 
 def test_the_creator_looks_at_waiting_chunks_alone(tmp_path: Path) -> None:
-    """Decided ones stay until they expire, and are far more."""
+    """Decided chunks stay until they expire, and there are far more of them."""
     path = tmp_path / "dapd.sqlite"
     connection = connect(path)
     migrate(connection, path, 0)

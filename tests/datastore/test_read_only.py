@@ -1,4 +1,4 @@
-"""A look at a database: what is committed is seen, and nothing is changed."""
+"""A read-only snapshot sees all commits and changes nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_commits_are_seen_beside_their_writer_and_after_it(tmp_path: Path) -> No
 
 
 def test_nothing_can_be_written(tmp_path: Path) -> None:
-    """Beside a daemon and without one."""
+    """Neither with a daemon nor without one."""
     path = tmp_path / "dapd.sqlite"
     opened = open_store(path)
     with pytest.raises(DatastoreError, match="read-only"), snapshot(path) as (tx, _):
@@ -47,7 +47,7 @@ def test_nothing_can_be_written(tmp_path: Path) -> None:
 
 
 def test_an_older_schema_is_only_told(tmp_path: Path) -> None:
-    """Its tables may be others."""
+    """An older schema may have other tables."""
     path = tmp_path / "dapd.sqlite"
     open_store(path).close()
     database = sqlite3.connect(path)
@@ -60,7 +60,7 @@ def test_an_older_schema_is_only_told(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
-    """And one that is none of SQLite's."""
+    """So is a file that is not an SQLite database."""
     path = tmp_path / "dapd.sqlite"
     database = sqlite3.connect(path)
     database.execute("CREATE TABLE theirs (x)")

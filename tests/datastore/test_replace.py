@@ -1,4 +1,4 @@
-"""A backup takes the database's place whole and prepared, or not at all."""
+"""A backup replaces the database completely and prepared, or not at all."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY_IDS = [sealing_key_id(SEALING_KEY)]
 
 
 def make(path: Path, count: int) -> None:
-    """A database with so many tasks."""
+    """Make a database with this number of tasks."""
     opened = open_store(path)
     opened.datastore.run_sync(check_sealing_keys, KEY_IDS)
     for _ in range(count):
@@ -50,14 +50,14 @@ def verified(copy: Path) -> Verified:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
-    """Two tasks; beside it ``backup``, with one."""
+    """A database with two tasks; beside it is ``backup``, with one."""
     make(tmp_path / "dapd.sqlite", 2)
     make(tmp_path / "backup", 1)
     return tmp_path / "dapd.sqlite"
 
 
 def test_the_copy_takes_the_place_and_what_was_there_is_kept(database: Path) -> None:
-    """It is for this user alone, and a start finds it neither behind nor held."""
+    """Only this user can read it, and a start finds it neither behind nor locked."""
     done = restore(database, database.with_name("backup"))
     assert done.prepared == 1
     assert done.kept is not None
@@ -70,7 +70,7 @@ def test_the_copy_takes_the_place_and_what_was_there_is_kept(database: Path) -> 
 
 
 def test_a_backup_is_restored_where_nothing_was(database: Path, tmp_path: Path) -> None:
-    """A new machine."""
+    """A restore on a new machine needs no old database."""
     path = tmp_path / "new.sqlite"
     assert restore(path, database) == Restored(2, None)
     opened = open_store(path)
@@ -79,14 +79,14 @@ def test_a_backup_is_restored_where_nothing_was(database: Path, tmp_path: Path) 
 
 
 def test_the_databases_own_file_can_be_restored(database: Path) -> None:
-    """After a whole machine went back to a snapshot, lock file and all."""
+    """A database can be restored from itself, after a machine was reset to a snapshot."""
     done = restore(database, database)
     assert done.prepared == 2
     assert done.kept is not None
 
 
 def test_a_damaged_database_is_kept_as_it_is(database: Path) -> None:
-    """The usual reason for a restore: it can't be opened, and its WAL is not touched."""
+    """A damaged database, which can't be opened, is kept with its WAL."""
     database.write_bytes(b"no database at all" * 100)
     wal = database.with_name("dapd.sqlite-wal")
     wal.write_bytes(b"its wal")
@@ -115,7 +115,7 @@ def gone(source: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [damaged, another_program, gone])
 def test_a_bad_backup_changes_nothing(database: Path, spoil: object) -> None:
-    """What was there is still there, under its name, and nothing else is."""
+    """The old database is still in place, and no other file is left."""
     assert callable(spoil)
     spoil(database.with_name("backup"))
     before = sorted(database.parent.iterdir())
@@ -128,7 +128,7 @@ def test_a_bad_backup_changes_nothing(database: Path, spoil: object) -> None:
 
 
 def test_a_copy_that_can_not_be_prepared_changes_nothing(database: Path) -> None:
-    """Such as one whose sealing key is not at hand: nothing unquarantined is ever in place."""
+    """If preparing fails, for example for a missing key, the backup is not installed."""
 
     def refuse(datastore: Datastore) -> None:
         raise DatastoreError("a value does not open")
@@ -148,7 +148,7 @@ def test_a_copy_that_can_not_be_prepared_changes_nothing(database: Path) -> None
 
 
 def test_e5_a_database_in_use_is_not_replaced(database: Path) -> None:
-    """The one who has it is named."""
+    """The error names the holder."""
     opened = open_for_daemon(database, holder="dapd, process 7", now=NOW, on_lost=pytest.fail)
     with pytest.raises(DatastoreError, match="held by dapd, process 7"):
         restore(database, database.with_name("backup"))

@@ -1,4 +1,4 @@
-"""The commit sequence beside the database: it tells an older copy of the file from the file."""
+"""The commit sequence beside the database reveals an older copy of it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def recorded(opened: Opened) -> int:
 
 
 def older_copy(path: Path, commits: int = 3) -> None:
-    """The file as it was ``commits`` commits ago, in its own place."""
+    """Replace the database by its copy from ``commits`` commits ago."""
     opened = daemon(path)
     add(opened, 5)
     opened.close()
@@ -62,7 +62,7 @@ def older_copy(path: Path, commits: int = 3) -> None:
 
 
 def test_every_commit_that_stores_is_recorded_and_nothing_lowers_it(path: Path) -> None:
-    """What is deleted counts on; what is undone never counted."""
+    """Deleted rows still count; rolled back ones never do."""
     opened = daemon(path)
     add(opened, 3)
     before = own(opened)
@@ -82,7 +82,7 @@ def test_every_commit_that_stores_is_recorded_and_nothing_lowers_it(path: Path) 
 
 
 def test_it_survives_restarts_and_commands(path: Path) -> None:
-    """Whoever holds the lock next keeps the record, and says who it is."""
+    """The next holder of the lock keeps the record, and writes its own description."""
     opened = daemon(path)
     add(opened, 4)
     sequence = recorded(opened)
@@ -103,7 +103,7 @@ def test_it_survives_restarts_and_commands(path: Path) -> None:
 
 
 def test_an_older_copy_is_behind_until_it_is_accepted(path: Path) -> None:
-    """A start that is cut short before the quarantine finds the file behind again."""
+    """If a start ends before the quarantine, the next one finds the file behind again."""
     older_copy(path)
     for _ in range(2):
         opened = daemon(path)
@@ -119,7 +119,7 @@ def test_an_older_copy_is_behind_until_it_is_accepted(path: Path) -> None:
 
 
 def test_an_older_copy_does_not_catch_up_by_new_commits(path: Path) -> None:
-    """As many commits as were forgotten, by a command, do not hide that they were."""
+    """A command's commits don't hide that the file lacks as many others."""
     older_copy(path, commits=3)
     opened = command(path)
     assert opened.behind
@@ -132,7 +132,7 @@ def test_an_older_copy_does_not_catch_up_by_new_commits(path: Path) -> None:
 
 @pytest.mark.parametrize("left", [b"", bytes(64), b"dapd, process 3\n", b"00000000000"])
 def test_an_unreadable_record_counts_as_none(path: Path, left: bytes) -> None:
-    """After a power loss the lock file may be empty or torn: the daemon starts, and records."""
+    """After a power loss the lock file may be damaged; the daemon still starts."""
     opened = daemon(path)
     add(opened, 4)
     opened.close()
@@ -146,7 +146,7 @@ def test_an_unreadable_record_counts_as_none(path: Path, left: bytes) -> None:
 
 
 def test_a_commit_stands_if_its_sequence_can_not_be_recorded(path: Path) -> None:
-    """The record is a safeguard: it never fails what was accepted."""
+    """If the record can't be written, commits still succeed."""
     opened = daemon(path)
     assert opened.lock is not None
     writable = opened.lock._descriptor

@@ -1,4 +1,4 @@
-"""Transactions on SQLite: all or nothing, the replay index with them, one daemon a file."""
+"""Transactions on SQLite are atomic, with the replay index; one daemon owns a file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def count(tx: Tx) -> int:
 
 
 async def test_d3_a_failed_transaction_leaves_neither_rows_nor_ids(tmp_path: Path) -> None:
-    """The index is undone with the transaction, whatever made that fail."""
+    """The index rolls back with the transaction, for any error."""
     datastore = open_new(tmp_path)
     with pytest.raises(LookupError):
         await datastore.run(add_then_fail)
@@ -52,7 +52,7 @@ async def test_d3_a_failed_transaction_leaves_neither_rows_nor_ids(tmp_path: Pat
 
 
 async def test_d3_the_index_is_undone_even_if_the_statement_itself_failed(tmp_path: Path) -> None:
-    """A database error between the admission and the commit takes the admission with it."""
+    """A database error between admission and commit undoes the admission."""
     datastore = open_new(tmp_path)
 
     def admit_then_break(tx: Tx) -> None:
@@ -65,7 +65,7 @@ async def test_d3_the_index_is_undone_even_if_the_statement_itself_failed(tmp_pa
 
 
 async def test_a_cancellation_waits_for_the_transaction(tmp_path: Path) -> None:
-    """Nobody is told "cancelled" about something that committed."""
+    """A caller never sees ``Cancelled`` for a transaction that committed."""
     datastore = open_new(tmp_path)
     with trio.CancelScope() as scope:
 
@@ -80,7 +80,7 @@ async def test_a_cancellation_waits_for_the_transaction(tmp_path: Path) -> None:
 
 
 async def test_a_reader_can_not_write(tmp_path: Path) -> None:
-    """What runs beside the writer changes nothing."""
+    """A reader can't write."""
     datastore = open_new(tmp_path)
     with pytest.raises(DatastoreError, match="readonly"):
         await datastore.read(lambda tx: tx.execute(_ADD, key_id=b"x"))
@@ -97,7 +97,7 @@ def test_e5_a_second_daemon_is_refused_and_told_who_has_the_file(tmp_path: Path)
 
 
 def test_e5_a_command_writes_beside_a_daemon_without_its_lock(tmp_path: Path) -> None:
-    """``dapd task add`` works while the daemon runs, and the daemon can see that it did."""
+    """``dapd task add`` works while the daemon runs, and the daemon notices it."""
     path = tmp_path / "dapd.sqlite"
     daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
     before = trio.run(daemon.datastore.changes_elsewhere)
@@ -119,7 +119,7 @@ def test_e5_a_command_without_a_daemon_creates_the_file_under_the_lock(tmp_path:
 
 
 def test_i9_nobody_else_can_read_a_new_database(tmp_path: Path) -> None:
-    """Nor its write-ahead log, whatever the process' umask is."""
+    """The same holds for its WAL, with any umask."""
     path = tmp_path / "dapd.sqlite"
     before = os.umask(0o022)
     try:
@@ -133,7 +133,7 @@ def test_i9_nobody_else_can_read_a_new_database(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
-    """A wrong path in the config must not cost anybody their data."""
+    """A wrong path in the configuration must not destroy another program's data."""
     path = tmp_path / "photos.sqlite"
     other = sqlite3.connect(path)
     other.execute("CREATE TABLE photos (name TEXT)")
@@ -146,7 +146,7 @@ def test_a_file_of_another_program_is_not_touched(tmp_path: Path) -> None:
 
 
 def test_opening_a_database_writes_nothing(tmp_path: Path) -> None:
-    """A command that only looks does not make the daemon read everything again (rule E5)."""
+    """A command that only reads must not make the daemon reload everything (rule E5)."""
     path = tmp_path / "dapd.sqlite"
     daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
     before = trio.run(daemon.datastore.changes_elsewhere)
@@ -193,7 +193,7 @@ def test_e5_a_file_that_can_not_give_space_back_is_refused_and_the_remedy_works(
 
 
 async def test_space_goes_back_in_bounded_steps(tmp_path: Path) -> None:
-    """As many pages as were asked for, while the time lasts; the file is whole and shorter."""
+    """It frees as many pages as asked for, within the time; the file is shorter and intact."""
     datastore = open_new(tmp_path)
 
     def fill(tx: Tx) -> None:
