@@ -128,9 +128,9 @@ def remove_old_backups(newest: Copy, keep: int | None) -> list[Path]:
 
 
 def before_upgrade(database: Path, version: int, *, now: int) -> Copy:
-    """Copy the database beside itself, as it is before it gets schema ``version``.
+    """Copy the database beside itself before its upgrade to schema ``version``.
 
-    Copies of earlier upgrades go. Raises ``DatastoreError``; then there is no upgrade either.
+    This deletes copies of earlier upgrades. Raises ``DatastoreError``; then don't upgrade either.
     """
     name = f"{database.name}.before-schema-{version}"
     try:

@@ -117,7 +117,7 @@ class Crowded:
 
 
 def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> RangeState | None:
-    """The state of the range that the bucket is in; ``None`` for a bucket that takes reports."""
+    """Return the state of the range that contains the bucket; ``None`` if it takes reports."""
     return _range_state(tx.one(_Q_STATE, task_pk=task_pk, bucket=bucket))
 
 
@@ -127,8 +127,8 @@ def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
 
 
 def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> RangeState | None:
-    """The state that [lo, hi) shares a bucket with, ``QUARANTINED`` before the others (rule C4);
-    ``None`` if all of it is open.
+    """Return the state of a range that overlaps [lo, hi), ``QUARANTINED`` first (rule C4); ``None``
+    if all of it is open.
     """
     if tx.one(_Q_QUARANTINED, task_pk=task_pk, lo=lo, hi=hi) is not None:
         return RangeState.QUARANTINED
@@ -138,7 +138,7 @@ def overlapping(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> RangeState | None
 def close(
     tx: Tx, task_pk: int, lo: bytes, hi: bytes, *, state: RangeState, collection_pk: int | None
 ) -> None:
-    """Shut [lo, hi): ``CLOSED`` on a Leader that freezes, ``COLLECTED`` on a Helper."""
+    """Close [lo, hi): ``CLOSED`` on a Leader that freezes, ``COLLECTED`` on a Helper."""
     tx.execute(_Q_CLOSE, task_pk=task_pk, lo=lo, hi=hi, state=state, collection_pk=collection_pk)
 
 
@@ -313,5 +313,5 @@ def aggregated(tx: Tx, task_pk: int, lo: bytes, hi: bytes) -> int:
 
 
 def _range_state(row: Row | None) -> RangeState | None:
-    """Of the last range that begins early enough, which may end before the buckets asked for."""
+    """Return the state in a row of ``_Q_STATE`` or ``_Q_OVERLAP``, if its range is long enough."""
     return None if row is None or row[0] is None else RangeState(row[0])

@@ -40,7 +40,7 @@ UPDATE report_chunks SET run_at = :now WHERE state = 'waiting' AND run_at > :lat
 # The state of the range that a chunk's bucket is in; ranges of a task never overlap.
 _SHUT = """(SELECT CASE WHEN hi > chunk.bucket THEN collected.state END FROM collected
     WHERE collected.task_pk = chunk.task_pk AND lo <= chunk.bucket ORDER BY lo DESC LIMIT 1)"""
-# A collection with a fixed cut that wants the chunk, which was accepted after that cut (rule C3).
+# Whether a collection wants the chunk, but has a fixed cut before it (rule C3).
 _HELD_BACK = """EXISTS (SELECT 1 FROM collection_jobs AS asked
     WHERE asked.task_pk = chunk.task_pk AND asked.state = 'waiting' AND chunk.seq > asked.cut
       AND (asked.hi = x'' OR (asked.lo <= chunk.bucket AND chunk.bucket < asked.hi)))"""
@@ -138,7 +138,7 @@ class Place:
 
     @property
     def state(self) -> ChunkState:
-        """Assigned if it names a job, else waiting."""
+        """``ASSIGNED`` if there is a job, else ``WAITING``."""
         return ChunkState.WAITING if self.job_pk is None else ChunkState.ASSIGNED
 
 
@@ -197,8 +197,8 @@ def waiting_expired(tx: Tx, task_pk: int, expired_before: int, limit: int) -> li
 
 
 def assignable(tx: Tx, task_pk: int, now: int, times: tuple[int, int], limit: int) -> list[Waiting]:
-    """Due chunks in the order of acceptance, without those of closed batches (C2) and those behind
-    the cut of a collection that wants them (C3).
+    """Return due chunks in the order of acceptance, without those of closed batches (C2) and those
+    behind the cut of a collection that wants them (C3).
 
     ``times`` are the first and the last that a report may have: chunks below are expired (D6), and
     those above are too early.
@@ -324,11 +324,11 @@ def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
 def backlog(
     tx: Tx, task_pk: int, batch: tuple[bytes, bytes], cut: int | None, too_early_after: int
 ) -> Backlog:
-    """Undecided reports of the batch [lo, hi), or of the whole task if ``hi`` is empty
-    (leader-selected, unbound); without a cut, all of them are up to it.
+    """Count the undecided reports of the batch [lo, hi), or of the whole task if ``hi`` is empty
+    (leader-selected, unbound). Without a cut, all of them count as up to the cut.
 
-    Chunks whose reports are all above ``too_early_after`` are not counted: they were accepted while
-    the clock was wrong, and may wait for years. Those that only the Helper called early are.
+    Chunks whose reports are all above ``too_early_after`` don't count: they were accepted while the
+    clock was wrong, and may wait for years. Chunks that only the Helper found too early do.
     """
     lo, hi = batch
     if hi:

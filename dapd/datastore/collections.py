@@ -144,7 +144,7 @@ class GivenUp:
 
 
 def waiting(tx: Tx, task_pk: int) -> list[Asked]:
-    """What a task's collections wait for, oldest first (rule C3)."""
+    """Return the ranges that a task's collections wait for, oldest first (rule C3)."""
     return [Asked(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
 
 
@@ -260,7 +260,7 @@ def drop_all(tx: Tx, task_pk: int, now: int, most: int) -> int:
 
 
 def claim(tx: Tx, lease: Lease, state: CollectionState) -> bool:
-    """Whether the lease still holds on a job in this state (rule D1)."""
+    """Return whether the lease still holds and the job is in this state (rule D1)."""
     return bool(tx.execute(_Q_CLAIM, pk=lease.pk, state=state, token=lease.token))
 
 
@@ -293,7 +293,7 @@ def note_send(tx: Tx, lease: Lease) -> bool:
 
 
 def ask_later(tx: Tx, lease: Lease, later: Later) -> bool:
-    """Release the job until its next exchange; whether the lease still held."""
+    """Release the job until its next exchange; return whether the lease still held."""
     return bool(
         tx.execute(
             _Q_ASK_LATER,
@@ -308,12 +308,12 @@ def ask_later(tx: Tx, lease: Lease, later: Later) -> bool:
 
 
 def finish(tx: Tx, lease: Lease, response: bytes) -> bool:
-    """Claim the job and store its result; what was needed to make it goes."""
+    """Claim the job, store its result, and delete what was needed to compute it."""
     return _end(tx, lease, CollectionState.FINISHED, response=response)
 
 
 def fail(tx: Tx, lease: Lease, error: str, detail: str) -> bool:
-    """Claim the job and end it with an error of the draft; its identity goes (rule A1)."""
+    """Claim the job, end it with an error of the draft, and end its identity (rule A1)."""
     return _end(tx, lease, CollectionState.FAILED, error=error, detail=detail)
 
 

@@ -81,12 +81,12 @@ _Q_DELETE_BODIES = "DELETE FROM job_bodies WHERE job_pk = :job_pk"
 
 @dataclass(frozen=True, slots=True)
 class JobKey:
-    """What names a job and the work on it; ``bucket`` is the batch id, empty in time-interval.
+    """The identity of a job and of the work on it.
 
-    Whoever works on the job holds it under ``lease_token``, also before the job is stored.
-    ``newest`` is the time of its newest report, admitted or not: by it the job expires, with its
-    answer and the ids that it admitted. An identical job below ``expired_before`` is not there any
-    more (rule D6).
+    ``bucket`` is the batch id, empty in the time-interval mode. The process that works on the job
+    leases it with ``lease_token``, even before the job is stored. ``newest`` is the time of the
+    newest report, admitted or not, by which the job expires, with its answer and its admitted ids.
+    An identical job below ``expired_before`` counts as deleted (rule D6).
     """
 
     task_pk: int
@@ -259,7 +259,7 @@ def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
 
 
 def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:
-    """The next finished jobs behind the key ``after`` that the Leader has not deleted (rule A7)."""
+    """Return the next finished jobs after ``after`` that the Leader has not deleted (rule A7)."""
     rows = tx.all(_Q_ANSWERED, task_pk=task_pk, after=after, page=expiry.PAGE)
     return [Answered(*row) for row in rows]
 

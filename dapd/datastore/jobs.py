@@ -91,8 +91,8 @@ class JobRow:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which jobs: of one task, in the states of one name; ``ended`` ones too, the newest first
-    then.
+    """A filter of jobs: of one task, in states of one name; with ``ended``, also ended jobs, and
+    the newest first.
     """
 
     task_pk: int | None = None
@@ -117,7 +117,7 @@ def page(tx: Tx, wanted: Wanted, after: tuple[Kind, int] | None, limit: int) -> 
 
 
 def oldest(tx: Tx, kind: Kind, state: JobState) -> JobRow | None:
-    """The first made of the jobs in an unfinished state."""
+    """Return the oldest job in an unfinished state."""
     return next(iter(_rows(tx, _OPEN[kind], Wanted(state=state), 0, 1)), None)
 
 

@@ -90,7 +90,7 @@ class Job:
     leader_state: bytes | None = field(repr=False)
 
     def standing(self, lease: Lease, *, accepted: bool) -> Standing:
-        """As ``dapd.protocol.exchange`` judges it; the lease has the attempts before this one."""
+        """Return the input of ``dapd.protocol.exchange``; the lease has the earlier attempts."""
         return Standing("aggregation", self.location, lease.due.attempts, self.sends, accepted)
 
 
@@ -132,7 +132,7 @@ def note_newest(tx: Tx, job_pk: int) -> None:
 
 
 def load(tx: Tx, lease: Lease) -> Job:
-    """The job under a lease. Raises ``LeaseLost``: it was given up meanwhile, or is gone."""
+    """Load a leased job. Raises ``LeaseLost`` if it was given up or deleted meanwhile."""
     row = tx.one(_Q_LOAD, job_pk=lease.pk, token=lease.token)
     if row is None:
         raise LeaseLost(f"job {lease.pk} is not under this lease")
@@ -148,8 +148,8 @@ def move(
     *,
     keep_lease: bool = False,
 ) -> None:
-    """Claim the job in the first of ``states`` and move it to the second, to go on as ``later``
-    says. Raises ``LeaseLost``.
+    """Claim the job in the first of ``states`` and move it to the second, with the next exchange in
+    ``later``. Raises ``LeaseLost``.
     """
     old, new = states
     require_move(old, new)
@@ -171,7 +171,7 @@ def move(
 
 
 def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None = None) -> None:
-    """Claim the job and end it; its bodies go. Raises ``LeaseLost``."""
+    """Claim the job, end it and delete its bodies. Raises ``LeaseLost``."""
     last = Later(job.location, 0, job.attempts, job.sends, error)
     move(tx, lease, (job.state, state), last)
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)

@@ -71,7 +71,7 @@ def schema_of(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: bool) -> None:
-    """Raise ``DatastoreError`` if this program can't work on the file's schema."""
+    """Raise ``DatastoreError`` if this program can't use a database with this schema."""
     known = migrations()[-1].version
     found, compatible_from = schema_of(connection)
     if compatible_from > known:
@@ -88,15 +88,15 @@ def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: b
 
 
 def pending(connection: sqlite3.Connection) -> list[Migration]:
-    """What ``migrate`` would apply, in order."""
+    """Return the migrations that ``migrate`` would apply, in order."""
     found, _ = schema_of(connection)
     return [migration for migration in migrations() if migration.version > found]
 
 
 def migrate(connection: sqlite3.Connection, path: Path, now: int) -> list[str]:
-    """Apply what is missing in one transaction; the names of the migrations applied.
+    """Apply the missing migrations in one transaction, and return their names.
 
-    ``now`` is in milliseconds. Raises ``DatastoreError``; the file is as it was then.
+    ``now`` is in milliseconds. Raises ``DatastoreError``; then the database is unchanged.
     """
     check_version(connection, path, may_be_older=True)
     applied = []

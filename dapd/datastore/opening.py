@@ -45,7 +45,7 @@ class Opened:
 def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str], None]) -> Opened:
     """Lock, create, migrate, and rebuild the replay index. ``now`` is in milliseconds.
 
-    ``on_lost`` is called when a commit's fate can't be known; it must end the process (rule D3).
+    ``on_lost`` is called if a commit may or may not have happened; it must end the process (D3).
     Raises ``DatastoreError``, which names the holder if another process has the file.
     """
     refuse_network(path)
@@ -64,7 +64,7 @@ def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str
 
 
 def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
-    """For one short transaction of a command, also while a daemon holds the file (rule E5).
+    """Open for one short transaction of a command, also while a daemon holds the file (rule E5).
 
     If no other process has the lock, this may create and migrate the database; else it does not.
     """
@@ -86,7 +86,7 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
 
 
 def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
-    """Bring the schema up to date, open, and see whether the file is behind its record."""
+    """Migrate and open the database, and compare its commit sequence with the recorded one."""
     with suppress(OSError):  # the file exists, or SQLite reports the error below
         create_private(path)  # SQLite gives -wal and -shm the mode of this file
     copied_to = None

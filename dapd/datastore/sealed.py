@@ -130,7 +130,7 @@ COLUMNS = (
 
 
 def page(tx: Tx, column: Column, after: int) -> list[Cell]:
-    """The next cells by key, of at most ``PAGE_BYTES`` in sum; one that is larger comes alone."""
+    """Return the next cells by key: ``PAGE_BYTES`` in all at most, or a single larger cell."""
     until, total = after, 0
     for pk, size in tx.all(column.sizes, after=after, size=PAGE_CELLS):
         total += size

@@ -30,7 +30,7 @@ BUSY_TIMEOUT_MS = 5_000
 READERS = 4
 WAL_LIMIT_BYTES = 64 * 1024 * 1024
 COMMITS_BETWEEN_WAL_LOOKS = 100
-# "DAPD" in ASCII, so that a file of another program is recognised before it is touched.
+# "DAPD" in ASCII, to recognise another program's file before changing it.
 APPLICATION_ID = 0x44415044
 _INCREMENTAL = 2
 

@@ -23,7 +23,7 @@ _Q_EMPTY_OUTBOUND = "UPDATE tasks SET aggregator_token = x'' WHERE task_pk = :pk
 
 @dataclass(frozen=True, slots=True)
 class LostChunk:
-    """A chunk whose rows are lost; ``job_pk`` is the job that holds it, if it is assigned."""
+    """A chunk whose rows are lost; ``job_pk`` is its job, if it is assigned."""
 
     task_pk: int
     n: int

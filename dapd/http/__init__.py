@@ -309,7 +309,7 @@ class _Pool:
         )
         self._client = httpx2.AsyncClient(
             verify=tls or True,
-            timeout=None,  # trio bounds the whole exchange instead
+            timeout=None,  # _exchange limits the time of the whole exchange
             limits=limits,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             headers={"User-Agent": "dapd", "Accept-Encoding": "identity"},

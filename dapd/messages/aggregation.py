@@ -75,7 +75,7 @@ class AggregationJobContinueHead:
 def aggregation_job_init_req(
     verification_key_id: int, batch_id: bytes, verify_inits: bytes
 ) -> bytes:
-    """The ``AggregationJobInitReq``; ``batch_id`` is empty in the time-interval mode."""
+    """Encode the ``AggregationJobInitReq``; ``batch_id`` is empty in the time-interval mode."""
     extensions = (leader_selected_batch_id_extension(batch_id),) if batch_id else ()
     head = AggregationJobInitHead(verification_key_id, b"", extensions)
     return head.encode() + verify_inits

@@ -135,10 +135,10 @@ def selected_range(
 
 
 def obstacle(state: RangeState | None) -> tuple[str, str] | None:
-    """(error, detail) of a batch that is closed in part, by the state that ``overlapping`` found.
+    """Return (error, detail) for a batch that overlaps a range of this state, if any.
 
-    What a restore may have forgotten is not called ``batchOverlap``: a Leader would take that for
-    collected for good.
+    A range closed by a restore is not a ``batchOverlap``: a Leader would take that to mean that the
+    batch is collected for good.
     """
     match state:
         case None:

@@ -39,7 +39,7 @@ class Backlog:
 
 @dataclass(frozen=True, slots=True)
 class Total:
-    """What contributions add up to; ``share`` is an encoded aggregate share, in the clear.
+    """The sum of contributions; ``share`` is an encoded aggregate share, in the clear.
 
     Times are inclusive and count time precisions; they are 0 if ``n`` is.
     """
@@ -108,7 +108,7 @@ def next_batch_move(
 
 
 def aggregate_share_req(request: bytes, batch: BucketRange, total: Total) -> AggregateShareReq:
-    """What the Leader asks for a batch; ``request`` is the stored ``CollectionJobReq``."""
+    """Build the request for a batch's share; ``request`` is the stored ``CollectionJobReq``."""
     asked = CollectionJobReq.decode(request)
     selector = BatchSelector(asked.query.batch_interval or batch.lo)
     return AggregateShareReq(asked, selector, total.n, total.checksum)
@@ -117,7 +117,7 @@ def aggregate_share_req(request: bytes, batch: BucketRange, total: Total) -> Agg
 def collection_job_resp(
     task: Task, request: bytes, total: Total, helper_share: HpkeCiphertext
 ) -> CollectionJobResp:
-    """The result for the Collector, with the Leader's share of ``total`` sealed to it."""
+    """Build the result for the Collector, with the Leader's share of ``total`` sealed to it."""
     return CollectionJobResp(
         total.n,
         Interval(total.time_min, total.time_max + 1 - total.time_min),  # C7

@@ -1,7 +1,7 @@
-"""What an HTTP exchange with the peer ended with, as a value.
+"""The outcomes of an HTTP exchange with the peer.
 
-Sections "HTTP Usage", "Errors" and "Asynchronous Request Handling". Left out: making the exchange
-(``dapd.http``), and what becomes of a job by it (``dapd.protocol.exchange``).
+Sections "HTTP Usage", "Errors" and "Asynchronous Request Handling". ``dapd.http`` makes the
+exchange; ``dapd.protocol.exchange`` decides how a job continues after it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The representation. ``max_age`` is Cache-Control's, in seconds."""
+    """The peer returned the representation. ``max_age`` is Cache-Control's, in seconds."""
 
     body: bytes
     location: str | None = None
@@ -20,7 +20,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Processing:
-    """Not ready: GET ``location`` (absolute) in ``retry_after`` seconds, if the peer said so."""
+    """Not ready: GET ``location`` (absolute), in ``retry_after`` seconds if the peer said so."""
 
     location: str
     retry_after: float | None = None
@@ -28,7 +28,7 @@ class Processing:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A 4xx. ``type`` is the draft's error token, ``None`` if the peer named none."""
+    """The peer answered a 4xx. ``type`` is the draft's error token, ``None`` if there was none."""
 
     status: int
     type: str | None
@@ -44,7 +44,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """No usable answer. ``status`` is ``None`` where the transport failed."""
+    """There was no usable answer. ``status`` is ``None`` if the transport failed."""
 
     reason: str
     status: int | None = None
@@ -52,17 +52,17 @@ class Unknown:
 
     @property
     def busy(self) -> bool:
-        """The peer sheds load (429, 503): back-off need not grow (rule E1)."""
+        """Whether the peer sheds load (429, 503): back-off need not grow (rule E1)."""
         return self.status in (429, 503)
 
     @property
     def unserved(self) -> bool:
-        """The peer serves nothing now: no connection, 429, or a 5xx."""
+        """Whether the peer serves nothing now: no connection, 429, or a 5xx."""
         return self.status is None or self.status == 429 or self.status >= 500
 
     @property
     def transient(self) -> bool:
-        """The same request may be answered later: nothing is wrong with it, or with its URL."""
+        """Whether the same request may succeed later: neither it nor its URL is wrong."""
         return self.unserved or self.status in (408, 425)
 
 

@@ -1,4 +1,4 @@
-"""Which waiting chunks become which aggregation jobs: sizes, waiting and flushing.
+"""Pack waiting chunks into aggregation jobs.
 
 Sections "Leader Initialization" (the Leader chooses candidate reports) and "Leader-selected Batch
 Mode"; rules C6, C8, D5. Left out: chunks of collected and closed batches, and those behind a

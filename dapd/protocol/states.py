@@ -1,10 +1,10 @@
-"""The states of jobs, chunks and closed ranges, and the legal moves of each but the ranges.
+"""The states of jobs, chunks and closed ranges, and a table of the legal moves of jobs and chunks.
 
 Sections "Leader Initialization", "Helper Initialization", "Asynchronous Request Handling" and
 "Collection Job Initialization". The transactions in ``dapd.commits`` make the moves, and each names
-the state that it moves from (rule D1). SQL has the states as plain literals, since a bound
-parameter can't use a partial index; Python has them from here alone. A table's ``None`` has the
-states that a new row may begin in.
+the state that it moves from (rule D1). SQL repeats the states as plain literals, since a bound
+parameter can't use a partial index; Python code takes them only from here. ``None`` in a table
+stands for a new row.
 """
 
 from __future__ import annotations
@@ -76,24 +76,24 @@ class ChunkState(StrEnum):
 
 
 class RangeState(StrEnum):
-    """A range of buckets that take no more reports. A bucket in no range takes them."""
+    """The states of a range of buckets that take no more reports."""
 
     CLOSED = "closed"
-    """On a Leader, while its collection runs (C2)."""
+    """A collection of this Leader's is running (C2)."""
     COLLECTED = "collected"
-    """For good (C1)."""
+    """The range is collected for good (C1)."""
     QUARANTINED = "quarantined"
-    """A restore may have forgotten its collection, or what it holds is known to be lost."""
+    """A restore may have forgotten that it was collected, or some of its reports are lost."""
 
 
 JobState = LeaderJobState | HelperJobState | CollectionState
-"""Jobs of different kinds have states of the same name, which are equal as strings are."""
+"""The state of any job. States of different kinds with the same name compare equal."""
 
 
 def job_state(
     kind: Literal["aggregation", "collection"], role: Literal["leader", "helper"], name: str
 ) -> JobState:
-    """The state of this name of a job of this kind, at the Aggregator in this role."""
+    """Return the state with this name of a job of this kind, at an Aggregator in this role."""
     if kind == "collection":
         return CollectionState(name)
     return LeaderJobState(name) if role == "leader" else HelperJobState(name)

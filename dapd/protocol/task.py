@@ -56,7 +56,7 @@ class Instant:
 
     @property
     def later(self) -> int:
-        """By the clock that shows the later time."""
+        """The time by the clock that is ahead, in milliseconds."""
         return max(self.now, self.safe)
 
     @property
@@ -195,15 +195,15 @@ class Task:
         return max(self.expired_before_at(at), self.quarantined_before)
 
     def too_early_after_at(self, at: Instant) -> int:
-        """Times above this are too early (rule B2)."""
+        """Return the time above which reports are too early (rule B2)."""
         return self.time_of(at.latest)
 
     def rules_at(self, at: Instant) -> ReportRules:
-        """The bounds for reports judged at this moment (rule B2)."""
+        """Return the bounds for reports at this moment (rule B2)."""
         return self._rules_at(at, self.refused_before_at(at))
 
     def upload_rules_at(self, at: Instant) -> ReportRules:
-        """The same for uploads, of which a task that drains drops all."""
+        """Return the bounds for uploads: those of ``rules_at``, but a draining task drops all."""
         drains = self.state is TaskState.DRAINING
         return self._rules_at(at, END_OF_TIME if drains else self.refused_before_at(at))
 

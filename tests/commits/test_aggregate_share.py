@@ -55,7 +55,7 @@ def store(tmp_path: Path) -> Iterator[Datastore]:
 
 @dataclass
 class Bench:
-    """A Helper's store with aggregated jobs, and what the Leader knows of them."""
+    """A Helper's datastore with aggregated jobs, and the Leader's shares of them."""
 
     store: Datastore
     pair: Pair
@@ -155,7 +155,7 @@ def test_a_leader_selected_batch_is_served_by_its_id(selected: Bench) -> None:
 
 
 def test_a1_a_repeat_gets_the_same_bytes(bench: Bench) -> None:
-    """The seal is made once, and identity comes before the check for overlap (A4)."""
+    """The share is sealed once, and identity comes before the check for overlap (A4)."""
     bench.aggregate([0, 1, 3])
     message = bench.request(Interval(TIME, 1))
     assert bench.serve(message) == bench.serve(message)
@@ -171,7 +171,7 @@ def test_a6_a_deleted_share_leaves_its_batch_collected(bench: Bench) -> None:
 
 
 def test_c1_the_whole_query_is_collected_its_empty_buckets_too(bench: Bench) -> None:
-    """A query may span 2^60 buckets, and the Leader may select a part of it."""
+    """A query may span 2^60 buckets, of which the Leader selects a part."""
     bench.aggregate([0, 1, 3])
     bench.serve(bench.request(Interval(TIME, 1), Interval(TIME - 2, 2**60)))
     assert bench.collected(time_bucket(TIME - 2))
@@ -181,7 +181,7 @@ def test_c1_the_whole_query_is_collected_its_empty_buckets_too(bench: Bench) -> 
 
 
 def broken(bench: Bench) -> dict[str, AggregateShareReq]:
-    """Requests that each break one rule and all the later ones of C4, by the rule's name."""
+    """Return requests, each of which breaks one check of C4 and all later ones, by name."""
     mismatch = replace(bench.request(Interval(TIME, 1)), report_count=99)
     extensions = replace(
         mismatch, collection_job_req=CollectionJobReq(Query(Interval(TIME, 1)), b"", _UNKNOWN)
@@ -241,7 +241,7 @@ def test_c4_errors_in_their_order_and_a_refused_request_marks_nothing(
 
 
 def test_c4_overlap_comes_before_the_batch_size(bench: Bench) -> None:
-    """An empty part of a collected query: overlap, not too small."""
+    """An empty part of a collected query is ``batchOverlap``, not ``invalidBatchSize``."""
     bench.aggregate([0, 1, 3])
     bench.serve(bench.request(Interval(TIME, 1), Interval(TIME, 5)))
     small = replace(bench.request(Interval(TIME + 3, 4)), report_count=0)

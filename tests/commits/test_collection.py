@@ -107,7 +107,7 @@ async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> No
 
 
 async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) -> None:
-    """Its result goes, the interval stays shut."""
+    """The result is deleted, but the interval stays closed."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     finished(pair, job)
@@ -174,7 +174,7 @@ async def test_a8_identity_ends_some_time_after_the_result_was_first_served(
 
 
 async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) -> None:
-    """Not after a refusal, and not after its job was deleted."""
+    """A batch stays bound after a refusal, and after its job was deleted."""
     for _ in range(2):
         selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
     refused = selected.query(NEXT_BATCH)
@@ -193,7 +193,7 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
 
 
 async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Aggregators) -> None:
-    """Overlap is a matter of intervals, also one of 2^60 buckets."""
+    """Overlap is checked by intervals, even one of 2^60 buckets."""
     pair.aggregate([1, 0, 1])
     job = pair.query(interval_query(TIME - 5, 1 << 60))
     finished(pair, job)
@@ -223,7 +223,7 @@ async def test_c2_freeze_stores_the_exact_request_and_closes_the_interval(
 
 
 async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: Aggregators) -> None:
-    """Whatever was aggregated before: the sums of both sides would differ."""
+    """Otherwise the sums of both Aggregators could differ."""
     pair.aggregate([1, 0, 1])
     seq = pair.upload(1)
     job = pair.query(QUERY)
@@ -235,7 +235,7 @@ async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: Aggrega
 
 
 async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggregators) -> None:
-    """The transaction leaves nothing, and the job is looked at again."""
+    """The transaction rolls back, and the job is advanced again."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     lease = pair.lease(job)
@@ -268,7 +268,7 @@ async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
 
 
 async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -> None:
-    """Uploads after the cut don't count, and the cut moves only when it fell short."""
+    """Uploads after the cut don't count, and the cut moves only if there were too few reports."""
     job = pair.query(QUERY)
     assert move(pair, job) == Wait()
     first = pair.upload(2)
@@ -293,7 +293,7 @@ async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -
 
 
 async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -> None:
-    """A touch makes the job due, however far its own ``run_at`` is away."""
+    """A touch makes the job due now, however late its ``run_at`` was."""
     job = pair.query(QUERY)
     assert move(pair, job) == Wait()
     with pytest.raises(IndexError):
@@ -303,7 +303,7 @@ async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -
 
 
 async def test_c4_the_leader_checks_in_the_drafts_order(pair: Aggregators) -> None:
-    """Each request has all later faults too; a refused one stores nothing."""
+    """Each request also has all later faults; a refused request stores nothing."""
     extension = (Extension(7, b""),)
     pair.aggregate([1, 0, 1])
     finished(pair, pair.query(QUERY))
@@ -372,7 +372,7 @@ async def test_c6_without_a_full_batch_all_up_to_the_cut_is_decided_first(
 
 
 async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
-    """Each commit claims the job first; once it is done, running it again is refused."""
+    """Each transaction claims the job first, so it has no effect once the lease is lost."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
     lease = frozen(pair, job)
@@ -388,7 +388,7 @@ async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
 
 
 async def test_d6_a_query_below_the_mark_is_expired_unless_it_exists(pair: Aggregators) -> None:
-    """The exact resource is still found by its identity."""
+    """An existing job is still found by its identity."""
     job = pair.query(QUERY)
     pair.leader = replace(pair.leader, expired_before=TIME + 1)
     assert pair.query(QUERY).id == job.id

@@ -42,7 +42,7 @@ def counters(house: FullHouse) -> dict[str, int]:
 
 
 def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
-    """Forget the old key, or only the first pages; what was counted as lost."""
+    """Forget the old key, or only its first pages; return what was counted as lost."""
     forgetting = Forgetting(sealing_key_id(house.key("sealing")), Instant(NOW, NOW))
     total: dict[str, int] = {}
     opened = open_store(house.database)
@@ -63,7 +63,7 @@ def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
 
 
 async def reseal_until(house: FullHouse, column: sealed.Column) -> None:
-    """Seal again with the new key what comes before this column."""
+    """Reseal the columns before this one with the new key."""
     async with open_context(house.use_keys("new", "sealing")) as context:
         await context.run(check_sealing_keys, context.sealer.key_ids)
         a_pass = reseal.Pass(context, context.sealer.key_ids[0], {})
@@ -72,7 +72,7 @@ async def reseal_until(house: FullHouse, column: sealed.Column) -> None:
 
 
 async def test_f2_all_that_the_key_sealed_goes_and_is_counted(tmp_path: Path) -> None:
-    """The job and the collection end, the rest is lost or shut; ids and ranges are remembered."""
+    """The job and the collection end, batches are closed; ids and ranges stay."""
     async with full_house(tmp_path) as house:
         before = counters(house)
         assert forget(house) == {"aggregate_lost": 3, "contribution_lost": 4}
@@ -98,7 +98,7 @@ async def test_f2_all_that_the_key_sealed_goes_and_is_counted(tmp_path: Path) ->
 async def test_f2_the_daemon_starts_without_the_key_and_serves_a_task_once_it_is_rekeyed(
     tmp_path: Path,
 ) -> None:
-    """Until then it says what to do; afterwards new reports are collected, old ones are known."""
+    """The error says what to do; afterwards new reports count and old ones are replays."""
     async with full_house(tmp_path) as house:
         hands, pair = house.hands, house.hands.pair
         config = house.use_keys("new")
@@ -142,7 +142,7 @@ async def test_f2_the_daemon_starts_without_the_key_and_serves_a_task_once_it_is
 async def test_f2_what_another_key_sealed_stays(
     tmp_path: Path, column: sealed.Column, lost: dict[str, int], summed: int | None
 ) -> None:
-    """A batch that was summed before is collected; one that lost a contribution never is."""
+    """A batch summed before is collected; one that lost a contribution never is."""
     async with full_house(tmp_path) as house:
         await reseal_until(house, column)
         house.use_keys("new")
@@ -164,7 +164,7 @@ async def test_f2_what_another_key_sealed_stays(
 
 
 async def test_f2_interrupted_it_goes_on_and_counts_nothing_twice(tmp_path: Path) -> None:
-    """However often it was killed, the counters say what was lost once."""
+    """However often forgetting is killed, each loss is counted once."""
     async with full_house(tmp_path) as house:
         before = counters(house)
         pages = 0
@@ -178,7 +178,7 @@ async def test_f2_interrupted_it_goes_on_and_counts_nothing_twice(tmp_path: Path
 
 
 async def _start(house: FullHouse) -> dict[str, list[MutableMapping[str, Any]]]:
-    """Start the Leader; its log lines by event."""
+    """Start the Leader; return its log lines by event."""
     with structlog.testing.capture_logs() as logs:
         await house.leader.start()
     found: dict[str, list[MutableMapping[str, Any]]] = {}

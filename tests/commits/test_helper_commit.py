@@ -111,7 +111,7 @@ def plain_share(store: Datastore, pair: Pair, task: Task, job_id: bytes) -> byte
 
 
 def test_i6_every_report_is_answered_in_order(store: Datastore, pair: Pair, task: Task) -> None:
-    """A report with a bad proof is rejected by itself; its neighbours count."""
+    """A report with a bad proof is rejected alone; its neighbours count."""
     job = leader_job(pair, make_reports(pair, [1, 1, 0, 1], tamper_with=[2]))
     answered = outcomes(job, commit(store, pair, task, job))
     assert answered == bytes([0, 0, ReportError.VDAF_VERIFY_ERROR, 0])
@@ -222,7 +222,7 @@ def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
 
 
 def test_i7_a_collected_bucket_takes_no_more(store: Datastore, pair: Pair, task: Task) -> None:
-    """Only the rows in the collected interval are rejected, and they are not replays later."""
+    """Only rows in the collected interval are rejected, and they are no replays later."""
     job = leader_job(pair, make_reports(pair, [1, 1, 1], times=[TIME - 1, TIME, TIME]))
     store.run_sync(
         batches.close,
@@ -283,7 +283,7 @@ def test_a6_a_deleted_job_keeps_its_replay_record_and_its_share(
 
 
 def test_d2_a_restart_knows_what_was_admitted_and_nothing_else(tmp_path: Path, pair: Pair) -> None:
-    """Finished and deleted-after jobs count; pending, rejected and deleted-before ones don't."""
+    """Jobs deleted after they finished count; unfinished and rejected reports don't."""
     before = open_store(tmp_path / "restarted.sqlite")
     store = before.datastore
     task = add_task(store, pair.helper, pair)

@@ -149,7 +149,7 @@ class TestDelete:
     async def test_d6_the_mark_is_above_reports_of_a_clock_that_was_ahead(
         self, who: Aggregators
     ) -> None:
-        """D6: whatever the clock said when they were admitted."""
+        """D6: the mark is above reports admitted while the clock was ahead."""
         operator = Operator(who.store, who.pair)
         who.upload(1, time=TIME + 1000)
         operator.delete(discard=True)
@@ -158,7 +158,7 @@ class TestDelete:
     async def test_refused_with_counts_while_something_is_uncollected(
         self, who: Aggregators
     ) -> None:
-        """One line says what there is, and what to do; nothing has changed."""
+        """The error lists what is uncollected and what to do; nothing changes."""
         operator = Operator(who.store, who.pair)
         who.upload(4)
         who.aggregate([1, 1, 1])
@@ -182,7 +182,7 @@ class TestDelete:
     async def test_what_a_collection_took_is_collected_once_it_was_fetched(
         self, who: Aggregators
     ) -> None:
-        """A batch that is only closed is not collected; nor is a result that nobody has."""
+        """A closed batch counts as uncollected, and so does a result that was never fetched."""
         operator = Operator(who.store, who.pair)
         who.aggregate([1, 1, 1])
         job = who.query(QUERY)
@@ -222,7 +222,7 @@ class TestDelete:
             assert (found.waiting, found.aggregated) == left
 
     async def test_a_helpers_remedy_is_its_leader(self, who: Aggregators) -> None:
-        """It can't collect by itself."""
+        """A Helper can't collect, so the error refers to its Leader."""
         who.aggregate([1, 1])
         with pytest.raises(UsageError, match="let its Leader end it first"):
             Operator(who.helper_store, who.pair).delete()
@@ -232,7 +232,7 @@ class TestCollectBefore:
     """The time at which the first uncollected report expires."""
 
     async def test_it_is_the_end_of_the_oldest_bucket_plus_the_age(self, who: Aggregators) -> None:
-        """Whether its reports are aggregated or wait; collected ones count no more."""
+        """Waiting and aggregated reports count, collected ones don't."""
         task = replace(who.leader, settings=AGED)
 
         def first() -> int | None:
@@ -251,7 +251,7 @@ class TestCollectBefore:
         assert first() is None
 
     async def test_without_an_age_there_is_no_such_time(self, who: Aggregators) -> None:
-        """But what is uncollected is known."""
+        """Without an expiry age the uncollected data is still counted."""
         who.aggregate([1], time=TIME)
         found = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW))
         assert found == TaskStanding(Uncollected(0, 1, 0, 0, TIME), None)

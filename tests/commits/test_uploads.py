@@ -123,7 +123,7 @@ def test_chunks_are_never_larger_than_a_job_may_be(leader: Leader) -> None:
 
 @pytest.mark.parametrize("state", [RangeState.CLOSED, RangeState.COLLECTED])
 def test_c2_a_closed_or_collected_batch_takes_no_uploads(tmp_path: Path, state: RangeState) -> None:
-    """C2, B1, I7: they are ``report_replayed``; their ids stay free for a reopened batch."""
+    """C2, B1, I7: they are ``report_replayed``; their ids stay free if the batch reopens."""
     pair = task_pair()
     opened = open_store(tmp_path / "leader.sqlite")
     leader = Leader(opened.datastore, add_task(opened.datastore, pair.leader, pair), pair)

@@ -164,7 +164,7 @@ def test_an_upgrade_leaves_the_database_as_it_was_beside_it(program: Program, pa
 def test_there_is_no_upgrade_without_room_for_the_copy(
     program: Program, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is refused before anything changes, and goes on once there is room."""
+    """The upgrade is refused before anything changes, and succeeds once there is space."""
     program.run(b"a")
     program.carries(parse(NEXT, "expands", EXPANDS))
     with monkeypatch.context() as full:

@@ -89,6 +89,6 @@ def test_e5_a_database_on_a_network_file_system_is_not_opened(
 def test_where_the_system_does_not_say_what_is_mounted_nothing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """/proc may be hidden."""
+    """Without /proc, nothing is refused."""
     monkeypatch.setattr(mounts, "_MOUNTINFO", tmp_path / "absent")
     open_for_command(tmp_path / "dapd.sqlite", holder="dapd task", now=0).close()
