@@ -52,6 +52,7 @@ from dapd.messages.task import TaskConfiguration
 from dapd.taskfile import CollectorTask, read_task_file
 from dapd.taskfile.values import parse_interval
 from dapd.vdaf import make_vdaf, unshard
+from dapd.wording import count
 
 T = TypeVar("T")
 
@@ -248,11 +249,11 @@ class Collector:
         )
 
     def _check(self, request: CollectionJobReq, response: CollectionJobResp) -> None:
-        count, minimum = response.report_count, self._configuration.min_batch_size
-        if count < minimum:
+        reports, minimum = response.report_count, self._configuration.min_batch_size
+        if reports < minimum:
             raise CollectionFailed(
-                f"the Leader made a batch of {count} reports, fewer than the task's {minimum}:"
-                " it breaks the protocol, don't use its result"
+                f"the Leader made a batch of {count(reports, 'report')}, fewer than the task's"
+                f" {minimum}: it breaks the protocol, don't use its result"
             )
         interval, asked = response.interval, request.query.batch_interval
         outside = asked is not None and (interval.start < asked.start or interval.end > asked.end)

@@ -21,6 +21,7 @@ from dapd.messages.task import (
     Prio3SumVec,
     VdafConfiguration,
 )
+from dapd.wording import count
 
 __all__ = [
     "KINDS",
@@ -93,11 +94,13 @@ def expected_measurement(config: VdafConfiguration) -> str:
         case Prio3Sum(max_measurement):
             return f"a whole number from 0 to {max_measurement}"
         case Prio3SumVec(length, max_measurement):
-            return f"{length} whole numbers from 0 to {max_measurement}, separated by commas"
+            numbers = count(length, "whole number")
+            return f"{numbers} from 0 to {max_measurement}, separated by commas"
         case Prio3Histogram(length):
             return f"the number of a bucket, from 0 to {length - 1}"
         case Prio3MultihotCountVec(length, _, max_weight):
-            return f"{length} times 0 or 1, separated by commas, with 1 at most {max_weight} times"
+            numbers = count(length, "number")
+            return f"{numbers}, each 0 or 1, separated by commas, at most {max_weight} of them 1"
         case _:
             assert_never(config)
 

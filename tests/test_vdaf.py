@@ -144,8 +144,8 @@ def test_text_becomes_a_measurement_that_shards(
         (Prio3SumVec(3, 7, 2), "1,2,8", "3 whole numbers from 0 to 7"),
         (Prio3Histogram(4, 2), "4", "bucket, from 0 to 3"),
         (Prio3Histogram(4, 2), "x", "bucket, from 0 to 3"),
-        (Prio3MultihotCountVec(5, 2, 2), "1,1,1,0,0", "1 at most 2 times"),
-        (Prio3MultihotCountVec(5, 2, 2), "2,0,0,0,0", "5 times 0 or 1"),
+        (Prio3MultihotCountVec(5, 2, 2), "1,1,1,0,0", "at most 2 of them 1"),
+        (Prio3MultihotCountVec(5, 2, 2), "2,0,0,0,0", "5 numbers, each 0 or 1"),
     ],
 )
 def test_a_bad_measurement_says_what_was_expected(

@@ -16,6 +16,7 @@ import click
 
 from dapd.cli.output import load_config
 from dapd.errors import UsageError
+from dapd.wording import count, duration, exact_moment
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -85,7 +86,7 @@ def make(config: Path | None, directory: Path, *, keep: float | None, as_json: b
         return
     click.echo(f"{made.path}: {made.size / 1e6:.1f} MB, commit sequence {made.sequence}.")
     if removed:
-        click.echo(f"Removed {len(removed)} older ones.")
+        click.echo(f"Removed {count(len(removed), 'older backup')}.")
     click.echo(
         "It holds no sealing key. Keep a copy of these elsewhere, apart from the backups: "
         f"{', '.join(map(str, loaded.datastore.sealing_keys))}"
@@ -118,11 +119,11 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
         return
     state = _time(found.state_of)
     click.echo(f"{file}: schema {found.schema}, commit sequence {found.sequence}, {state}")
-    for name, count in found.rows.items():
-        click.echo(f"{count:>12,}  {name}")
+    for name, n in found.rows.items():
+        click.echo(f"{n:>12,}  {name}")
     click.echo("Sealed values, all opened with the configured keys:")
-    for name, count in found.opened.items():
-        click.echo(f"{count:>12,}  {name}")
+    for name, n in found.opened.items():
+        click.echo(f"{n:>12,}  {name}")
     click.echo("The backup is good.")
 
 
@@ -133,7 +134,7 @@ def _kept_for(keep: float | None, shortest_age: int | None) -> int | None:
     seconds = int(keep * _DAY)
     if shortest_age is not None and seconds > shortest_age:
         raise UsageError(
-            f"--keep: reports of some task may be kept for {shortest_age / _DAY:g} days "
+            f"--keep: reports of some task may be kept for {duration(1000 * shortest_age)} "
             "(report_expiry_age), in backups too; keep them no longer"
         )
     return seconds
@@ -160,7 +161,7 @@ def _spare(config: Config, directory: Path) -> int:
 def _time(state_of: int | None) -> str:
     if state_of is None:
         return "before any daemon ran"
-    return f"the state of {datetime.fromtimestamp(state_of // 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"the state of {exact_moment(datetime.fromtimestamp(state_of // 1000, UTC))}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.cli.output import AS_JSON, load_config, tell
+from dapd.wording import exact_moment
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -116,4 +117,4 @@ def _offset(ahead: float) -> str:
 
 
 def _text(at: datetime) -> str:
-    return at.strftime("%Y-%m-%d %H:%M:%S UTC")
+    return exact_moment(at)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.errors import UsageError
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.collector import Result
@@ -102,7 +103,7 @@ def _text(result: Result, configuration: TaskConfiguration) -> str:
         datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         for seconds in (result.start, result.start + result.duration)
     )
-    about = f"{result.report_count} reports from {start} to {end}"
+    about = f"{count(result.report_count, 'report')} from {start} to {end}"
     if configuration.vdaf.kind == "histogram" and isinstance(result.value, list):
         return "\n".join([*bars(result.value), about])
     return f"{format_result(result.value)}\n{about}"
@@ -112,9 +113,9 @@ def bars(counts: list[int], width: int = _BAR_WIDTH) -> Iterator[str]:
     """A histogram's chart: a line for each bucket, with its number, its count and a bar."""
     most = max(counts) or 1
     label, number = len(str(len(counts) - 1)), len(str(most))
-    for bucket, count in enumerate(counts):
-        bar = "█" * round(width * count / most)
-        yield f"{bucket:>{label}} {count:>{number}} {bar}".rstrip()
+    for bucket, reports in enumerate(counts):
+        bar = "█" * round(width * reports / most)
+        yield f"{bucket:>{label}} {reports:>{number}} {bar}".rstrip()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import click
 
 from dapd.cli.output import AS_JSON, load_config
 from dapd.errors import UsageError
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -159,7 +160,7 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
                 dropped += counted
         store.run_sync(forget_id, lost)
     for name, n in sorted(dropped.items()):
-        click.echo(f"{n:8} reports counted as {name}")
+        click.echo(f"{count(n, 'report'):>16} counted as {name}")
     click.echo(f"Key {key_id} is forgotten; the daemon starts without it.")
 
 

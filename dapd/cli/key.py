@@ -12,6 +12,7 @@ import click
 from dapd.cli.output import AS_JSON
 from dapd.cli.store import command_store
 from dapd.protocol.keys import SUITES
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -156,7 +157,7 @@ def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
         )
     click.echo(f"Key {config_id} is destroyed. {_FOLLOWS}")
     if compromised:
-        click.echo(f"At most {waiting} reports that are queued here can't be opened any more.")
+        click.echo(f"Queued here, and lost with it: at most {count(waiting, 'report')}.")
         click.echo("Those that Clients or a Leader still send, sealed to it, are rejected.")
 
 

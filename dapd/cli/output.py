@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.cli import required_config
+from dapd.wording import duration, exact_moment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,15 +41,11 @@ def tell(answer: msgspec.Struct, lines: Iterable[str], *, as_json: bool) -> None
 
 def moment(at: datetime) -> str:
     """A time, and how far it is from now."""
-    from dapd.protocol.waiting import spell
-
     ahead = int((at - datetime.now(UTC)).total_seconds() * 1000)
-    relative = f"in {spell(ahead)}" if ahead >= 0 else f"{spell(-ahead)} ago"
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({relative})"
+    relative = f"in {duration(ahead)}" if ahead >= 0 else f"{duration(-ahead)} ago"
+    return f"{exact_moment(at)} ({relative})"
 
 
 def age(at: datetime) -> str:
     """How long ago."""
-    from dapd.protocol.waiting import spell
-
-    return spell(max(0, int((datetime.now(UTC) - at).total_seconds() * 1000)))
+    return duration(max(0, int((datetime.now(UTC) - at).total_seconds() * 1000)))

@@ -16,6 +16,7 @@ import click
 
 from dapd.cli.output import AS_JSON, load_config
 from dapd.errors import UsageError
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.commits.restore import Quarantine
@@ -231,7 +232,7 @@ def _lines(found: Quarantine) -> list[str]:
     for each in described["buckets"]:
         bucket = _text(each["bucket"]) if found.task.by_time else each["bucket"]
         lines.append(
-            f"  {each['state']:12} {bucket}  {each['reports']:>9} reports  "
+            f"  {each['state']:12} {bucket}  {count(each['reports'], 'report'):>17}  "
             f"checksum {each['checksum'][:16]}"
         )
     if not found.is_complete:

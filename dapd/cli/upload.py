@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.errors import UsageError
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.vdaf import Measurement, VdafConfiguration
@@ -75,11 +76,11 @@ def upload(
                 ca=ca,
             )
         except ValueError as error:
-            before = f"; {delivered} reports were delivered before" if delivered else ""
+            before = f"; delivered before: {count(delivered, 'report')}" if delivered else ""
             raise UsageError(f"{error}{before}") from None
     for rejection in result.rejected:
         click.echo(f"measurement {rejection.index + 1}: {rejection.reason}", err=True)
-    click.echo(f"Uploaded {result.accepted} reports, {len(result.rejected)} rejected.")
+    click.echo(f"Uploaded {count(result.accepted, 'report')}, {len(result.rejected)} rejected.")
     if result.rejected:
         raise click.exceptions.Exit(1)
 

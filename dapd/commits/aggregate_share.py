@@ -24,6 +24,7 @@ from dapd.protocol.batches import (
 from dapd.protocol.collect import encrypt_aggregate_share
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
+from dapd.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +82,8 @@ def _check_size(task: Task, total: BatchTotal) -> None:
     minimum = task.configuration.min_batch_size
     if total.n < minimum:
         raise Abort(
-            "invalidBatchSize", f"the batch has {total.n} reports here, fewer than {minimum}"
+            "invalidBatchSize",
+            f"the batch has {count(total.n, 'report')} here, fewer than {minimum}",
         )
 
 
@@ -89,7 +91,8 @@ def _check_agreement(message: AggregateShareReq, total: BatchTotal) -> None:
     if (message.report_count, message.checksum) != (total.n, total.checksum):
         raise Abort(
             "batchMismatch",
-            f"the batch has {total.n} reports here, the request says {message.report_count}, "
+            f"the batch has {count(total.n, 'report')} here, the request says "
+            f"{message.report_count}, "
             f"and the checksums {'differ' if message.checksum != total.checksum else 'agree'}",
         )
 

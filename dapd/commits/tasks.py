@@ -19,6 +19,7 @@ from dapd.datastore.uncollected import Uncollected
 from dapd.errors import UsageError
 from dapd.messages.common import Role, b64url_encode
 from dapd.protocol.task import Instant, Task, TaskState
+from dapd.wording import count
 
 _PUBLIC = {
     "configuration_bytes": "TaskConfiguration",
@@ -150,8 +151,8 @@ def add_token(tx: Tx, task_id: bytes, token_hash: bytes) -> None:
     valid = task.inbound_token_hashes
     if len(valid) >= _MOST_TOKENS:
         raise UsageError(
-            f"task {task.id_text} has {len(valid)} valid tokens; once the sender uses the newer "
-            "one, take the older away with `dapd task token remove`"
+            f"task {task.id_text} has {count(len(valid), 'valid token')}; once the sender uses "
+            "the newer one, take the older away with `dapd task token remove`"
         )
     tasks.set_inbound_tokens(tx, task.task_pk, (*valid, token_hash))
 
@@ -224,11 +225,13 @@ def delete_task(
 
 def _delete_refusal(task: Task, left: Uncollected) -> str:
     parts = {
-        "reports that are not aggregated yet": left.waiting,
-        "aggregated reports that no collection has taken": left.aggregated,
-        "unfinished aggregation jobs": left.jobs,
-        "collections whose result nobody has fetched": left.collections,
+        ("report", "to be aggregated"): left.waiting,
+        ("aggregated report", "to be collected"): left.aggregated,
+        ("unfinished aggregation job", ""): left.jobs,
+        ("collection", "whose result nobody has fetched"): left.collections,
     }
-    listed = ", ".join(f"{count} {what}" for what, count in parts.items() if count)
+    listed = ", ".join(
+        f"{count(number, noun)} {what}".rstrip() for (noun, what), number in parts.items() if number
+    )
     first = "drain it and collect them first" if task.is_leader else "let its Leader end it first"
     return f"task {task.id_text} has {listed}; {first}, or give them up with --discard"

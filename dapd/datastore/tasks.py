@@ -201,8 +201,8 @@ def named(known: Sequence[Known], prefix: str) -> Known:
     """Return the only one of these tasks whose id has this prefix. Raises ``UsageError``."""
     found = [each for each in known if each.id_text.startswith(prefix)]
     if len(found) != 1:
-        what = "no task" if not found else f"{len(found)} tasks"
-        raise UsageError(f"{what} begins with {prefix}; `dapd task list` shows them")
+        what = f"{len(found)} tasks begin" if found else "no task begins"
+        raise UsageError(f"{what} with {prefix}; `dapd task list` shows them")
     return found[0]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dapd.collector import Result
+from dapd.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Outcome:
     def difference(self, clients: int) -> str | None:
         """What the collected result has wrong, if anything."""
         if self.result.report_count != clients:
-            return f"{self.result.report_count} reports were collected, {clients} were uploaded"
+            return f"{count(self.result.report_count, 'report')} collected, {clients} uploaded"
         if self.result.value != self.truth:
             return f"collected {self.result.value}, but the truth is {self.truth}"
         return None

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Self
 
 from dapd.errors import DecodeError
+from dapd.wording import count
 
 
 class Reader:
@@ -46,19 +47,19 @@ class Reader:
         start = self.offset
         length = self.uint(size, f"the length of {what}")
         if length < minimum:
-            raise DecodeError(start, f"{what} has {length} bytes, fewer than {minimum}")
+            raise DecodeError(start, f"{what} has {count(length, 'byte')}, fewer than {minimum}")
         begin = self._advance(length, what)
         return Reader(self._data, begin, self.offset)
 
     def finish(self, what: str) -> None:
         """Raise ``DecodeError`` if bytes are left."""
         if self.remaining:
-            raise DecodeError(self.offset, f"{self.remaining} trailing bytes after {what}")
+            raise DecodeError(self.offset, f"{count(self.remaining, 'trailing byte')} after {what}")
 
     def _advance(self, size: int, what: str) -> int:
         if size > self.remaining:
             raise DecodeError(
-                self.offset, f"{what} needs {size} bytes, but {self.remaining} are left"
+                self.offset, f"{what} needs {count(size, 'byte')}, but {self.remaining} remain"
             )
         start = self.offset
         self.offset += size
@@ -91,7 +92,7 @@ class Message(ABC):
 def uint(value: int, size: int) -> bytes:
     """Encode an unsigned integer as ``size`` bytes, big-endian."""
     if not 0 <= value < 1 << 8 * size:
-        raise ValueError(f"{value} is no unsigned integer of {size} bytes")
+        raise ValueError(f"{value} is no unsigned integer of {count(size, 'byte')}")
     return value.to_bytes(size)
 
 
@@ -99,7 +100,7 @@ def opaque(data: bytes, size: int, minimum: int = 0) -> bytes:
     """Encode ``opaque data<minimum..2^(8*size)-1>``: a length of ``size`` bytes, then the data."""
     if not minimum <= len(data) < 1 << 8 * size:
         raise ValueError(
-            f"{len(data)} bytes do not fit a vector of {minimum} to 2^{8 * size}-1 bytes"
+            f"a vector of {minimum} to 2^{8 * size}-1 bytes can't hold {count(len(data), 'byte')}"
         )
     return len(data).to_bytes(size) + data
 
@@ -107,5 +108,5 @@ def opaque(data: bytes, size: int, minimum: int = 0) -> bytes:
 def fixed(data: bytes, size: int) -> bytes:
     """Return ``data`` as ``opaque data[size]``, after checking its length."""
     if len(data) != size:
-        raise ValueError(f"{len(data)} bytes where {size} belong")
+        raise ValueError(f"{count(len(data), 'byte')} where {size} belong")
     return data

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dapd.datastore.safe_clock import StoredClock
-from dapd.protocol.waiting import spell
+from dapd.wording import duration
 
 AGREEMENT_MS = 5 * 60 * 1000
 """How far the machine's clock may be from what is expected of it, and from its peers' (D6)."""
@@ -140,17 +140,17 @@ class SafeClock:
         self._lead = AGREEMENT_MS
 
     def _behind(self, now: int) -> str:
-        return f"the clock is {spell(self._safe - now)} behind the time it showed before"
+        return f"the clock is {duration(self._safe - now)} behind the time it showed before"
 
     def _ahead(self, now: int) -> str | None:
         ahead = now - int(self._expected)
         if ahead <= self._lead:
             return None
         if self._believed:
-            return f"the clock went ahead by {spell(ahead)}"
+            return f"the clock went ahead by {duration(ahead)}"
         if self._lead == AGREEMENT_MS:
             return "the clock was in doubt when the daemon stopped"
-        return f"the daemon did not run for {spell(ahead)}, if the clock is right"
+        return f"the daemon did not run for {duration(ahead)}, if the clock is right"
 
     def _disagreement(self, offsets: dict[str, int]) -> str | None:
         """Most of the peers have another time."""
@@ -160,4 +160,4 @@ class SafeClock:
             return None
         ahead = differing[len(differing) // 2]
         side = "behind" if ahead > 0 else "ahead of"
-        return f"the clock is {spell(abs(ahead))} {side} those of the peers"
+        return f"the clock is {duration(abs(ahead))} {side} those of the peers"

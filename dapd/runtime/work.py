@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 import trio
 
 from dapd.errors import Abort
+from dapd.wording import count
 
 T = TypeVar("T")
 
@@ -77,7 +78,7 @@ class Work:
         if len(self._running) >= self.limit:
             raise Abort(
                 None,
-                f"{self.limit} requests are being worked on; try again",
+                f"the daemon works on {count(self.limit, 'request')} already; try again",
                 status=503,
                 headers={"Retry-After": "1"},
             )

@@ -16,6 +16,7 @@ from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.runtime.replay_room import require_replay_room
+from dapd.wording import count
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -59,7 +60,7 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
 
 
 def _too_large(limit: int) -> Abort:
-    return Abort(None, f"a request may have at most {limit} bytes", status=413)
+    return Abort(None, f"a request may have at most {count(limit, 'byte')}", status=413)
 
 
 async def _respond(send: Send, upload_errors: bytes) -> None:

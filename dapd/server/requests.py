@@ -10,6 +10,7 @@ from dapd.errors import Abort
 from dapd.http.fields import message_of
 from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import Task
+from dapd.wording import count
 
 
 def require_media_type(value: str | None, expected: MediaType) -> None:
@@ -30,8 +31,8 @@ async def body_of(request: Request, expected: MediaType) -> bytes:
     try:
         body = await request.get_data(cache=False, as_text=False)
     except RequestEntityTooLarge:
-        limit = request.max_content_length
-        raise Abort(None, f"a request may have at most {limit} bytes", status=413) from None
+        most = count(request.max_content_length or 0, "byte")
+        raise Abort(None, f"a request may have at most {most}", status=413) from None
     assert isinstance(body, bytes)
     return body
 

@@ -18,6 +18,7 @@ from dapd.messages.task import TaskConfiguration, task_interval_extension
 from dapd.protocol.task import MAX_INTEGER
 from dapd.taskfile import values
 from dapd.taskfile.values import Fault
+from dapd.wording import count
 
 VERIFY_KEY_SIZE = 32
 
@@ -241,7 +242,7 @@ def _configuration(draft: TaskDraft) -> TaskConfiguration:
     assert draft.vdaf is not None
     task_info = values.bytes_of("task_info", draft.task_info)
     if not 1 <= len(task_info) <= 255:  # B7
-        raise Fault("task_info", f"{len(task_info)} bytes; it must have 1 to 255")
+        raise Fault("task_info", f"{count(len(task_info), 'byte')}; it must have 1 to 255")
     leader, helper = draft.leader_aggregator_endpoint, draft.helper_aggregator_endpoint
     return TaskConfiguration(
         task_info=task_info,

@@ -20,6 +20,7 @@ from dapd.messages.common import HpkeConfig, Interval, b64url_decode, b64url_enc
 from dapd.messages.task import VdafConfiguration
 from dapd.protocol.task import MAX_INTEGER
 from dapd.vdaf import KINDS, make_config
+from dapd.wording import count
 
 # What may stand in a header value, without blanks, which HTTP would trim.
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
@@ -40,7 +41,7 @@ def bytes_of(key: str, text: str, size: int | None = None) -> bytes:
     except ValueError as error:
         raise Fault(key, f"{error}; copy it without padding or blanks") from None
     if size is not None and len(data) != size:
-        raise Fault(key, f"{len(data)} bytes; it must be {size}, as unpadded base64url")
+        raise Fault(key, f"{count(len(data), 'byte')}; it must be {size}, as unpadded base64url")
     return data
 
 

@@ -164,10 +164,10 @@ def test_remove_compromised_says_how_many_queued_reports_it_costs(run: Run, conf
     assert run("add", "--active")[0] == 0
     status, said = run("remove", 0, "--compromised")
     assert status == 0
-    assert "At most 0 reports" in said
+    assert "at most 0 reports" in said
     status, said = run("remove", 2, "--compromised")
     assert status == 0
-    assert "At most 7 reports" in said
+    assert "at most 7 reports" in said
 
     def private_key(tx: Tx) -> list[tuple[Any, ...]]:
         return tx.all("SELECT private_key FROM hpke_keypairs WHERE config_id = 2")

@@ -145,11 +145,11 @@ def test_what_is_uncollected_is_shown_and_holds_up_a_delete(
     assert told["uncollected"] == {"waiting": 3, "aggregated": 2, "jobs": 0, "collections": 0}
     assert told["collect_before"] is None  # never
     assert "uncollected_waiting              3" in ok(run("show", told["task_id"]))
-    assert "3 reports that are not aggregated yet" in refusal(run("delete", told["task_id"]))
+    assert "3 reports to be aggregated" in refusal(run("delete", told["task_id"]))
     ok(run("set", told["task_id"], "--report-expiry-age", 200 * 365 * 86_400))
     assert only(run)["collect_before"] == "2169-12-24T17:00:00Z"
     assert " days)" in ok(run("show", told["task_id"]))
-    assert "5 reports that nobody had collected" in ok(run("delete", told["task_id"], "--discard"))
+    assert "5 uncollected reports" in ok(run("delete", told["task_id"], "--discard"))
 
 
 def test_a9_new_tokens(new: Callable[..., Path], run: Run, tmp_path: Path) -> None:

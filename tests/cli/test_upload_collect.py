@@ -67,7 +67,7 @@ async def test_upload_says_which_measurement_is_wrong(
     assert await run("upload", *arguments, "1", bad) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith(f"dapd: number 2: measurement '{bad}' must be the number of a bucket")
-    assert line.endswith("; 1 reports were delivered before")
+    assert line.endswith("; delivered before: 1 report")
     assert aggregators.accepted == 1
 
 

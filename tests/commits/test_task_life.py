@@ -166,9 +166,9 @@ class TestDelete:
         with pytest.raises(UsageError) as refused:
             operator.delete()
         for part in (
-            "4 reports that are not aggregated",
+            "4 reports to be aggregated",
             "3 aggregated reports",
-            "1 collections",
+            "1 collection whose",
             "drain it and collect them first",
             "--discard",
         ):
@@ -200,7 +200,7 @@ class TestDelete:
         who.store.run_sync(
             lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
         )
-        with pytest.raises(UsageError, match="1 collections whose result nobody has fetched"):
+        with pytest.raises(UsageError, match="1 collection whose result nobody has fetched"):
             operator.delete()
         who.store.run_sync(collections.note_served, job.pk, NOW)
         assert not operator.delete()

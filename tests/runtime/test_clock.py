@@ -107,7 +107,7 @@ def test_d6_an_hour_back_holds_it_for_an_hour() -> None:
     clock.time -= HOUR
     state = safe.look()
     assert state.safe == at
-    assert state.held == "the clock is 60 minutes behind the time it showed before"
+    assert state.held == "the clock is 1 hour behind the time it showed before"
     assert not state.stored.doubted
     clock.advance(3600)
     assert (safe.look().held, safe.now()) == (None, at)

@@ -134,10 +134,10 @@ def _moment(ms: int | None) -> str | None:
 
 
 def _relative(moment: str, now: int) -> str:
-    from dapd.protocol.waiting import spell
+    from dapd.wording import duration
 
     left = int(datetime.fromisoformat(moment).timestamp()) * 1000 - now
-    return f"in {spell(left)}" if left > 0 else "now"
+    return f"in {duration(left)}" if left > 0 else "now"
 
 
 def _description(task: Task) -> dict[str, Any]:

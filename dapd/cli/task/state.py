@@ -13,6 +13,7 @@ from dapd.cli.store import command_store
 from dapd.cli.task.files import refuse_both
 from dapd.cli.task.lookup import TASK_ID, find, find_kept
 from dapd.errors import UsageError
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.protocol.task import TaskState
@@ -146,7 +147,7 @@ def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
         )
     click.echo(f"Task {found.id_text} is deleted; the daemon takes away what is left of it.")
     if lost := given_up.waiting + given_up.aggregated:
-        click.echo(f"{lost} reports that nobody had collected are given up.")
+        click.echo(f"It had {count(lost, 'uncollected report')}, which dapd gives up.")
 
 
 def _change(config: Path | None, prefix: str, state: TaskState) -> None:
