@@ -27,6 +27,7 @@ import trio
 from dapd import __version__
 from dapd.admin import app as admin_app
 from dapd.admin import monitoring
+from dapd.advice.upkeep import COMPARE_RESTORED, RENEW_CERTIFICATE
 from dapd.commits.hpke_keys import ensure_active_key
 from dapd.commits.restore import quarantine
 from dapd.commits.sealing_keys import check_sealing_keys
@@ -261,7 +262,7 @@ def _certificates(config: Config, clock: Clock) -> Certificates:
     """
     certificates = read_certificates(config)
     for problem in certificates.invalid_at(clock.now()):
-        _log.error("certificate_invalid", error=problem, remedy="renew it, then `dapd reload`")
+        _log.error("certificate_invalid", error=problem, remedy=RENEW_CERTIFICATE)
     return certificates
 
 
@@ -282,7 +283,7 @@ async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:
         tasks=len(tasks),
         effect="this file is older than what was last committed: reports up to now are dropped and "
         "batches up to now closed; new reports are served",
-        remedy="compare `dapd restore status` with the peer, then `dapd restore accept`",
+        remedy=COMPARE_RESTORED,
     )
 
 

@@ -1,9 +1,9 @@
-"""The admin interface: how an operator looks at a running daemon, and changes it (rule E5).
+"""The admin interface, which shows and changes a running daemon (rule E5).
 
-It is on a Unix socket that only the daemon's user and group can open, apart from the listener that
-the world sees, and on a second one over TCP (``dapd.admin.access``). ``OPERATIONS`` are all
-that change it or tell of it, one function each: what is declared there is routed, decoded, checked
-and audited by ``dapd.admin.app``, and called by ``dapd.cli.daemon``.
+It is apart from the public listener: on a Unix socket that only the daemon's user and group can
+open, and on a TCP listener of its own (``dapd.admin.access``). ``OPERATIONS`` lists all operations,
+one function each; ``dapd.admin.app`` routes, decodes, checks and audits them, and
+``dapd.cli.daemon`` calls them.
 """
 
 from __future__ import annotations

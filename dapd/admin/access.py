@@ -1,10 +1,9 @@
-"""Who may call the admin interface, by the door at which it calls: the socket, loopback, the world.
+"""Access to the admin interface, by the listener: the socket, loopback, or other machines.
 
-The socket's mode has decided before a request arrives. Whoever reaches a port, be it one that SSH
-forwards to the socket, may be a browser that a page of somebody else's drives, so that a name that
-is not ours is refused before all else (DNS rebinding), and nothing is ever allowed across origins.
-Beyond loopback a token says what its bearer may do. Left out: what is served
-(``dapd.admin.app``).
+The socket's file mode decides before a request arrives. On a port, also one that SSH forwards to
+the socket, the caller may be a browser that runs another site's page. So a Host that is not ours is
+refused first of all (DNS rebinding), and nothing is ever allowed across origins. Beyond loopback a
+token says what its bearer may do. Left out: the operations (``dapd.admin.app``).
 """
 
 from __future__ import annotations
@@ -23,22 +22,22 @@ _SHOWN_OF_A_HASH = 6
 
 
 class Door(Protocol):
-    """Where requests come in."""
+    """A listener's check of its requests."""
 
     def enter(self, scope: dict[str, Any], headers: dict[str, str]) -> None:
-        """Raises ``Abort`` if nothing at all is served to this request."""
+        """Raise ``Abort`` if this request gets nothing at all."""
 
     def admit(
         self, scope: dict[str, Any], headers: dict[str, str], need: config.Scope | None
     ) -> dict[str, Any]:
-        """Who it is, for the log; ``need`` is ``None`` for what everybody may see.
+        """Return the caller, for the log; ``need`` is ``None`` for what everybody may see.
 
         Raises ``Abort`` with 401 or 403.
         """
 
 
 class Socket:
-    """The Unix socket: the kernel says which user it is. Commands call it ``dapd``."""
+    """The Unix socket, where the kernel tells the user. Commands send ``Host: dapd``."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -54,7 +53,7 @@ class Socket:
 
 
 class Loopback:
-    """A port of this machine: any of its users, and any page in their browsers."""
+    """A port on loopback, for all users of this machine, and all pages in their browsers."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -71,7 +70,7 @@ class Loopback:
 
 
 class World:
-    """A port that others reach: TLS, a name of ours, and a token."""
+    """A port that other machines reach: needs TLS, one of our names, and a token."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -90,7 +89,7 @@ class World:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise _refused(self._context, "no_token")
-        # Each is compared, so that the time tells nothing of which one it is.
+        # All are compared, so that the time doesn't tell which one matches.
         held = [
             (each, hashed)
             for each, hashed in self._context.config.admin.token_hashes
@@ -104,7 +103,7 @@ class World:
 
 
 def _called(headers: dict[str, str]) -> str:
-    """The name by which a request calls us: its Host without the port."""
+    """Return the request's Host without the port."""
     host = headers.get("host", "").lower()
     name, _, port = host.rpartition(":")
     return name if port.isdecimal() else host
@@ -117,26 +116,26 @@ def _is_this_machine(name: str) -> bool:
 _REFUSALS: dict[AdminRefusal, tuple[int, str, str | None]] = {
     "host": (
         421,
-        "this has another name: localhost, or those of [admin] hosts; the socket's is dapd too",
+        "unknown Host: use localhost, a name in [admin] hosts, or dapd on the socket",
         None,
     ),
-    "clear_text": (403, "the admin listener serves nothing in clear text", None),
+    "clear_text": (403, "the admin listener serves nothing without TLS", None),
     "no_token": (401, "this needs a token, as `Authorization: Bearer`", 'Bearer realm="dapd"'),
     "unknown_token": (
         401,
-        "this token is none of [admin] tokens; `dapd admin token` makes one",
+        "this token is not in [admin] tokens; `dapd admin token` makes one",
         'Bearer realm="dapd", error="invalid_token"',
     ),
     "scope": (
         403,
-        "this token may only read; `dapd admin token --scope operate` makes one that changes",
+        "this token may only read; `dapd admin token --scope operate` makes one that may change",
         'Bearer realm="dapd", error="insufficient_scope", scope="operate"',
     ),
 }
 
 
 def _refused(context: Context, reason: AdminRefusal) -> Abort:
-    """Counted, and not logged: whoever can connect can cause it."""
+    """Count the refusal, without a log line: anybody that can connect could flood the log."""
     context.metrics.admin_refused.labels(reason).inc()
     status, detail, challenge = _REFUSALS[reason]
     headers = {} if challenge is None else {"WWW-Authenticate": challenge}

@@ -1,9 +1,9 @@
 """The admin interface's ASGI application: routes, decodes, runs, audits and answers operations.
 
-JSON in, JSON out, errors as problem documents (RFC 9457). Every change is one ``admin_changed``
-event that says what was asked and by whom: a user of this machine, or a token. If it is refused or
-fails, it is ``admin_change_failed``. Left out: who may (``dapd.admin.access``), and which
-listeners there are (``dapd.app``).
+JSON in, JSON out, errors as problem documents (RFC 9457). Every change logs one ``admin_changed``
+event with the request and its caller: a user of this machine, or a token. A change that is refused
+or fails logs ``admin_change_failed``. Left out: access (``dapd.admin.access``), and the listeners
+(``dapd.app``).
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from dapd.server.reports import read_body
 from dapd.telemetry.log_context import begin_request
 
 _audit = structlog.wrap_logger(None, wrapper_class=structlog.make_filtering_bound_logger("info"))
-"""Whatever the level of the log is: who turns it up can't change anything unseen."""
+"""Ignores the log's level: raising it must not hide changes."""
 _MAX_BODY = 64 * 1024
 _HEADERS = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
 _SAME_ORIGIN = ("Cross-Origin-Resource-Policy", "same-origin")
-"""A page of another origin can't even have it as a script or an image, which needs no CORS."""
+"""Keeps pages of other origins from loading it as a script or image, which needs no CORS."""
 
 
 Documents = Mapping[str, Document]
 
 
 def control(context: Context, watched: Documents) -> App:
-    """All, to whoever can open the socket; ``watched`` is what monitoring reads."""
+    """Return the application on the socket, which serves all; ``watched`` is for monitoring."""
     return build(context, OPERATIONS, _everything(watched), Socket(context))
 
 
 def listener(context: Context, watched: Documents) -> App:
-    """What is served over TCP: never an operation on loopback, where nobody shows who he is."""
+    """Return the application over TCP; on loopback, where callers are unknown, no operations."""
     admin = context.config.admin
     if admin.is_remote:
         return build(context, OPERATIONS, _everything(watched), World(context))
@@ -58,7 +58,7 @@ def _everything(watched: Documents) -> Documents:
 def build(
     context: Context, operations: Sequence[Operation[Any, Any]], documents: Documents, door: Door
 ) -> App:
-    """The application that serves ``operations`` and ``documents`` to whom ``door`` admits."""
+    """Return an application that serves ``operations`` and ``documents`` if ``door`` admits."""
     routes: dict[str, dict[str, Operation[Any, Any]]] = {}
     for each in operations:
         routes.setdefault(each.path, {})[each.method] = each
@@ -79,7 +79,7 @@ def build(
             operation = _routed(routes, scope)
             caller = door.admit(scope, headers, operation.scope)
             body = await _answer(context, operation, scope, receive, caller)
-        except Exception as error:  # noqa: BLE001 - the edge: answered, and the daemon goes on
+        except Exception as error:  # noqa: BLE001 - answered, so that the daemon goes on
             await _respond(send, *_refusal(error, path))
             return
         if body is not None:
@@ -99,7 +99,7 @@ async def _answer(
     receive: Receive,
     caller: dict[str, Any],
 ) -> bytes | None:
-    """The response's JSON; ``None`` if the caller has gone before its request was whole."""
+    """Return the response's JSON; ``None`` if the caller left before its request was complete."""
     headers = headers_of(scope["headers"])
     body = await read_body(headers, receive, _MAX_BODY)
     if body is None:
@@ -107,7 +107,7 @@ async def _answer(
     if operation.method == "POST":
         _require_json(headers)
     elif body:
-        raise Abort(None, "a GET has no content; its fields are in the query", status=400)
+        raise Abort(None, "a GET has no body; put its fields into the query", status=400)
     request = operation.decode(scope["query_string"], body)
     if operation.method == "GET":
         return msgspec.json.encode(await operation.run(context, request))
@@ -118,7 +118,7 @@ async def _answer(
 
 @contextmanager
 def _audited(name: str, request: dict[str, Any], caller: dict[str, Any]) -> Iterator[None]:
-    """The event of a change. What ends in an error, or with the daemon, may be done in part."""
+    """Log the event of a change. One that failed, or that a stop ended, may be done in part."""
     try:
         yield
     except BaseException as error:
@@ -140,13 +140,13 @@ def _routed(routes: dict[str, dict[str, Operation[Any, Any]]], scope: Scope) -> 
     operation = methods.get(scope["method"])
     if operation is None:
         allowed = ", ".join(methods)
-        raise Abort(None, f"only {allowed} here", status=405, headers={"Allow": allowed})
+        raise Abort(None, f"only {allowed} is allowed here", status=405, headers={"Allow": allowed})
     return operation
 
 
 def _require_get(method: str) -> None:
     if method not in ("GET", "HEAD"):
-        raise Abort(None, "this is read by GET", status=405, headers={"Allow": "GET, HEAD"})
+        raise Abort(None, "only GET is allowed here", status=405, headers={"Allow": "GET, HEAD"})
 
 
 def _require_json(headers: dict[str, str]) -> None:
@@ -156,14 +156,14 @@ def _require_json(headers: dict[str, str]) -> None:
 
 
 def _refusal(error: Exception, path: str) -> tuple[int, Headers, bytes]:
-    """The problem document that an exception becomes; the daemon's own failures are logged."""
+    """Return an exception as a problem document; log the daemon's own failures."""
     match error:
         case Abort():
             abort = error
         case msgspec.ValidationError():
             abort = Abort(None, explain(error), status=400)
         case msgspec.DecodeError() | UnicodeDecodeError():
-            abort = Abort(None, f"no JSON: {error}", status=400)
+            abort = Abort(None, f"the body is not JSON: {error}", status=400)
         case UsageError():
             abort = Abort(None, str(error), status=409)
         case DatastoreError():

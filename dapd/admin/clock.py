@@ -1,4 +1,4 @@
-"""The clock's operations: what the safe clock shows, and that it may follow again (rule D6)."""
+"""The clock's operations: show the safe clock, and let it follow again (rule D6)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dapd.runtime.context import Context
 
 
 class PeerClock(msgspec.Struct, frozen=True):
-    """``ahead`` is how many seconds the peer's clock is before this machine's."""
+    """A peer's clock; ``ahead`` is how many seconds it is ahead of this machine's."""
 
     origin: str
     ahead: float
 
 
 class ClockView(msgspec.Struct, frozen=True):
-    """``held`` says why the safe clock stands, ``null`` while it follows the machine's."""
+    """The clocks. ``held`` says why the safe clock is held, ``null`` while it follows."""
 
     now: Moment
     safe: Moment
@@ -27,18 +27,18 @@ class ClockView(msgspec.Struct, frozen=True):
 
 
 def view(state: ClockState) -> ClockView:
-    """The state as commands see it."""
+    """Return the clock's state as a response."""
     peers = tuple(PeerClock(origin, ms / 1000) for origin, ms in sorted(state.offsets.items()))
     return ClockView(rfc3339(state.now), rfc3339(state.safe), state.held, peers)
 
 
 async def show(context: Context, _: Nothing) -> ClockView:
-    """Both clocks, and those of the peers."""
+    """Show this machine's clock, the safe clock, and the peers' clocks."""
     return view(context.safe_clock.look())
 
 
 async def accept(context: Context, _: Nothing) -> ClockView:
-    """The machine's clock is right: the safe one goes on from there, also after a restart."""
+    """Confirm that this machine's clock is correct; the safe clock follows it again."""
     context.safe_clock.accept()
     state = context.safe_clock.look()
     await context.run(safe_clock.store, state.stored)

@@ -1,6 +1,6 @@
-"""What is a state of the daemon, not an event, read when Prometheus asks for it.
+"""Metrics that are states, not events, read when Prometheus asks for them.
 
-One reading transaction, a look at the disk and at what the process knows. Left out: events, which
+They come from one reading transaction, the disk, and the process's memory. Left out: events, which
 are counted where they happen (``dapd.telemetry.metrics``).
 """
 
@@ -15,6 +15,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from dapd.admin.process_gauges import disk, process
+from dapd.advice.waiting import Reason
 from dapd.commits.tasks import task_standing
 from dapd.datastore import Tx, batches, counters, keys, tasks
 from dapd.datastore.backlog import Unfinished, WholeBacklog, whole_backlog
@@ -29,13 +30,12 @@ from dapd.protocol.states import (
     LeaderJobState,
 )
 from dapd.protocol.task import Instant, Task, TaskState
-from dapd.protocol.waiting import Reason
 from dapd.reports import ReportError
 from dapd.runtime.context import Context
 from dapd.telemetry.metrics import Labels, gauge, instant, reading
 
 UNREADABLE = "unreadable"
-"""The state of a task or an HPKE key whose secrets no sealing key at hand opens."""
+"""The state of a task or HPKE key whose secrets no configured sealing key opens."""
 NOT_BLOCKED = "nothing"
 _ROLES = ("leader", "helper")
 _JOB_STATES: dict[Labels, type[JobState]] = {
@@ -63,7 +63,7 @@ class _Read:
 
 
 class Gauges(Collector):
-    """The families of the last ``refresh``; registered with the daemon's registry once."""
+    """The metric families of the last ``refresh``, in the daemon's registry."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -74,7 +74,7 @@ class Gauges(Collector):
         return self._families
 
     async def refresh(self) -> None:
-        """Look at everything now."""
+        """Read everything now."""
         context = self._context
         served = context.tasks.all()
         read = await context.read(_read, served, context.instant())
@@ -108,7 +108,7 @@ def _read(tx: Tx, served: list[Task], at: Instant) -> _Read:
 
 
 def _reports(totals: list[tuple[str, str, int]]) -> Iterator[Metric]:
-    """Every outcome that there may be begins at 0, so that the first one is seen to rise."""
+    """Every possible outcome starts at 0, so that Prometheus sees the first one as a rise."""
     uploaded: Counter[Labels] = Counter({(each,): 0 for each in _OUTCOMES["upload"]})
     aggregated: Counter[Labels] = Counter(
         {(role, each): 0 for role in _ROLES for each in _OUTCOMES["aggregate"]}
@@ -169,7 +169,7 @@ def _jobs(context: Context, found: WholeBacklog) -> Iterator[Metric]:
 
 
 class _Obstacles:
-    """What outside of a job keeps it from being stepped, whether it is due or not."""
+    """Tells what outside of a job keeps it from running, due or not."""
 
     def __init__(self, context: Context) -> None:
         self._served = {task.task_pk: task for task in context.tasks.all()}

@@ -1,4 +1,4 @@
-"""A job as the operations give it: its row, and in words why it does not run now."""
+"""Jobs as responses show them: the row, and in words why it doesn't run now."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import msgspec
 
 from dapd.admin.operation import Moment, rfc3339
 from dapd.admin.peers import PeerView, peer_view
+from dapd.advice.waiting import JobFacts, PeerFacts, Reason, Surroundings, Why, why_waiting
 from dapd.datastore import Tx, leases
 from dapd.datastore import tasks as task_table
 from dapd.datastore.jobs import JobRow
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskState
-from dapd.protocol.waiting import JobFacts, PeerFacts, Reason, Surroundings, Why, why_waiting
 from dapd.runtime.context import Context
 
 
 class Waits(msgspec.Struct, frozen=True):
-    """Why the job does not run now: a ``reason`` for programs, and a ``text``; ``remedy`` is
-    ``null`` where there is nothing to do but to wait.
+    """Why the job doesn't run now: ``reason`` for programs, ``text`` for people. ``remedy`` is
+    ``null`` if only waiting helps.
     """
 
     reason: Reason
@@ -33,9 +33,10 @@ class Waits(msgspec.Struct, frozen=True):
 class JobView(msgspec.Struct, frozen=True):
     """One job.
 
-    ``job`` is its name here, ``id`` that of its resource. ``reports`` is ``null`` for a collection
-    without a batch yet. It is due at ``run_at``; ``attempts`` failed in a row, and ``sends`` of its
-    request have an unknown outcome. The daemon has ended ``crashes`` times while it ran.
+    ``job`` is its name here, ``id`` its resource's id. ``reports`` is ``null`` for a collection
+    that has no batch yet. The job is due at ``run_at``. ``attempts`` counts failures in a row,
+    ``sends`` the requests whose outcome is unknown, ``crashes`` how often the daemon ended while it
+    ran.
     """
 
     job: str
@@ -55,9 +56,8 @@ class JobView(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """Reports that a waiting collection counts: ``aggregated`` of its batch, or of the fullest one
-    it may take; ``in_jobs`` and ``unassigned`` are still undecided, and ``needed`` are as many as
-    the task's smallest batch has.
+    """Reports of a waiting collection: ``aggregated`` in its batch, or in the fullest batch that it
+    may take, of at least ``needed``; ``in_jobs`` and ``unassigned`` are undecided.
     """
 
     aggregated: int
@@ -67,12 +67,12 @@ class Progress(msgspec.Struct, frozen=True):
 
 
 class JobDetail(msgspec.Struct, frozen=True):
-    """One job with what surrounds it.
+    """One job, its task and its peer.
 
     ``task_state`` is ``unreadable`` for a task that this daemon can't read. ``leased_until`` is
-    ``null`` unless a step works on it. The Helper works on it at ``location``. ``peer`` is ``null``
-    for a Helper's job, ``progress`` for all but a waiting collection; ``error`` and ``detail`` are
-    what the Collector is told of a failed one.
+    ``null`` unless a step works on the job. ``location`` is the job's URL at the Helper. ``peer``
+    is ``null`` for a Helper's job, ``progress`` for all but a waiting collection. ``error`` and
+    ``detail`` are what the Collector gets for a failed collection.
     """
 
     job: JobView
@@ -87,8 +87,8 @@ class JobDetail(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one snapshot says around jobs; ``held`` counts those that steps hold, and those of them
-    that compute.
+    """Jobs with their surroundings, from one snapshot. ``held`` counts the jobs that steps hold,
+    and those of them that compute.
     """
 
     rows: Sequence[JobRow]
@@ -98,7 +98,7 @@ class Look:
 
 
 def view(context: Context, look: Look, row: JobRow) -> JobView:
-    """A row as responses have it."""
+    """Return a row as responses show it."""
     why = _why(context, look, row)
     return JobView(
         row.name,
@@ -119,7 +119,7 @@ def view(context: Context, look: Look, row: JobRow) -> JobView:
 
 
 def detail(context: Context, look: Look) -> JobDetail:
-    """The one job of ``look``."""
+    """Return the one job of ``look`` in detail."""
     (row,) = look.rows
     sealed = look.tasks[row.task_pk]
     state = _task_state(context, sealed)
@@ -138,7 +138,7 @@ def detail(context: Context, look: Look) -> JobDetail:
 
 
 def look_at(tx: Tx, rows: Sequence[JobRow], now: int, progress: Progress | None = None) -> Look:
-    """``rows`` with what surrounds them in the same snapshot."""
+    """Return ``rows`` with their surroundings in the same snapshot."""
     tasks = {each.task_pk: each for each in task_table.all_tasks(tx)}
     return Look(rows, tasks, leases.held(tx, now), progress)
 
@@ -174,13 +174,13 @@ def _peer_facts(context: Context, endpoint: str) -> PeerFacts:
 
 
 def _task_state(context: Context, sealed: SealedTask) -> TaskState | None:
-    """``None`` if this process can't work on a task that should be served."""
+    """Return the task's state; ``None`` if it should be served and can't be read."""
     unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unserved
     return None if unreadable else sealed.state
 
 
 def _endpoint(sealed: SealedTask) -> str | None:
-    """Where a Leader's task sends its requests."""
+    """Return the Helper's endpoint of a Leader's task."""
     try:
         task = sealed.public()
     except UnreadableTask:

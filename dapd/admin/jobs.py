@@ -1,4 +1,4 @@
-"""The jobs' operations: what waits and why, a job made due now, a job given up (rule D4).
+"""The jobs' operations: list, show, retry, abandon (rule D4).
 
 A job's name is ``a12`` or ``c3``: aggregation or collection, and the number of its row.
 """
@@ -34,9 +34,9 @@ State = Literal[
 
 
 class JobsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Which jobs. ``task`` is an id or its beginning. Unfinished ones come oldest first; with
-    ``ended`` all come, newest first, and a ``state`` of ended ones implies it. ``cursor`` is
-    ``next`` of the page before, asked for with the same fields.
+    """Which jobs to list. ``task`` is an id or its beginning. Lists unfinished jobs, oldest first;
+    with ``ended``, which a ``state`` of ended jobs implies, all jobs, newest first. ``cursor`` is
+    ``next`` of the page before, with the same other fields.
     """
 
     task: str | None = None
@@ -47,8 +47,8 @@ class JobsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class JobPage(msgspec.Struct, frozen=True):
-    """A page of jobs, collections first; ``next`` is the cursor of the next one, ``null`` after the
-    last.
+    """A page of jobs, collections first. ``next`` is the cursor of the next page, ``null`` on the
+    last one.
     """
 
     jobs: tuple[JobView, ...]
@@ -56,20 +56,20 @@ class JobPage(msgspec.Struct, frozen=True):
 
 
 class JobRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``job`` is a name such as ``a12``, or the id of its resource."""
+    """One job; ``job`` is a name such as ``a12``, or the id of its resource."""
 
     job: Annotated[str, msgspec.Meta(max_length=100)]
 
 
 class AbandonRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``confirm`` repeats ``job``, because it can't be undone."""
+    """A job to give up; ``confirm`` repeats ``job``, because it can't be undone."""
 
     job: Annotated[str, msgspec.Meta(max_length=100)]
     confirm: Annotated[str, msgspec.Meta(max_length=100)]
 
 
 class Abandoned(msgspec.Struct, frozen=True):
-    """``lost`` reports are in no result of this batch, though the Helper may have counted them."""
+    """The job given up. Its ``lost`` reports are in no result, but the Helper may count them."""
 
     job: str
     task: str
@@ -77,7 +77,7 @@ class Abandoned(msgspec.Struct, frozen=True):
 
 
 async def list_jobs(context: Context, request: JobsRequest) -> JobPage:
-    """The jobs of all tasks or of one, with why each waits."""
+    """List the jobs of all tasks or of one, with why each waits."""
     after = None if request.cursor is None else _position(request.cursor)
     look = await context.read(_page, request, after, context.now())
     rows = look.rows[: request.limit]
@@ -86,14 +86,14 @@ async def list_jobs(context: Context, request: JobsRequest) -> JobPage:
 
 
 async def show(context: Context, request: JobRequest) -> JobDetail:
-    """One job, and everything that it waits for. Raises ``UsageError`` if there is none."""
+    """Show one job, and what it waits for. Raises ``UsageError`` if there is none."""
     return detail(context, await context.read(_one, request.job, context.instant()))
 
 
 async def retry(context: Context, request: JobRequest) -> JobDetail:
-    """Let an unfinished job be due now; the answer says what it waits for then.
+    """Make an unfinished job due now; the answer says what it still waits for.
 
-    Raises ``UsageError`` if it has ended, or is being worked on.
+    Raises ``UsageError`` if it has ended or is running.
     """
     look = await context.run(_hurry, request.job, context.instant())
     context.jobs.ring()
@@ -101,13 +101,13 @@ async def retry(context: Context, request: JobRequest) -> JobDetail:
 
 
 async def abandon(context: Context, request: AbandonRequest) -> Abandoned:
-    """Give an unfinished job of a Leader up, for good. Raises ``UsageError``.
+    """Give up an unfinished job of a Leader, for good. Raises ``UsageError``.
 
-    An aggregation job's reports are lost, counted as such, and never go into another job. A
-    collection job is deleted; its batch stays collected if the Helper may have been asked.
+    An aggregation job's reports are counted as lost, and never go into another job. A collection
+    job is deleted; its batch stays collected if the Helper may have been asked.
     """
     if request.confirm != request.job:
-        raise UsageError(f"the confirmation is {request.confirm!r}, not {request.job!r}")
+        raise UsageError(f"the confirmation is {request.confirm!r}, but the job {request.job!r}")
     row, task, lost = await context.run(_abandon, request.job, context.instant())
     context.job_ended((row.kind, row.id))
     context.jobs.ring()
@@ -135,7 +135,7 @@ def _hurry(tx: Tx, name: str, at: Instant) -> Look:
     row = _named(tx, name)
     if not leases.hurry(tx, row.kind, row.pk, at.now):
         ended = row.state not in UNFINISHED
-        what = f"has ended: {row.state}" if ended else "is being worked on now"
+        what = f"has ended: {row.state}" if ended else "is running now"
         raise UsageError(f"job {row.name} {what}")
     return _one(tx, row.name, at)
 
@@ -174,7 +174,7 @@ def _aggregated(tx: Tx, task: Task, lo: bytes, hi: bytes, at: Instant) -> int:
 
 
 def _named(tx: Tx, name: str) -> JobRow:
-    """The job of this name or resource id. Raises ``UsageError``."""
+    """Return the job of this name or resource id. Raises ``UsageError``."""
     if named := _NAME.fullmatch(name):
         row = jobs.by_pk(tx, _KINDS[named[1]], int(named[2]))
         found = [] if row is None else [row]
@@ -198,7 +198,7 @@ def _position(cursor: str) -> tuple[Kind, int]:
     except ValueError:
         named = None
     if named is None:
-        raise UsageError("the cursor is none that a page of jobs had as its next one")
+        raise UsageError("invalid cursor; use `next` of the page before")
     return _KINDS[named[1]], int(named[2])
 
 

@@ -1,4 +1,4 @@
-"""The log's operations: which lines are written, changed until the next start."""
+"""The log's operations: show its level, and change it until the next start."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class LogLevel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``level`` is the lowest that is written."""
+    """The lowest level to write."""
 
     level: Level
 
 
 class LogView(msgspec.Struct, frozen=True):
-    """``level`` is the lowest that is written now, ``configured`` the one of the configuration."""
+    """``level`` is the lowest level that is written now, ``configured`` the configuration's."""
 
     level: str
     configured: str
 
 
 async def show(context: Context, _: Nothing) -> LogView:
-    """Which lines are written now."""
+    """Show which lines are written now."""
     return LogView(logs.level(), context.config.log.level)
 
 

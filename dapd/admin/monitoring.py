@@ -1,7 +1,7 @@
-"""What monitoring reads: ``/metrics``, ``/healthz``, ``/readyz``.
+"""Documents for monitoring: ``/metrics``, ``/healthz``, ``/readyz``.
 
-The latter two are open to everybody who reaches a listener, so they say nothing of the daemon but
-whether it lives, and whether it takes what is sent to it.
+The latter two need no token, so they only say whether the daemon answers, and whether it accepts
+uploads and jobs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dapd.runtime.context import Context
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 OPEN = frozenset({"/healthz", "/readyz"})
-"""What needs no token."""
+"""Paths that need no token."""
 
 _log = structlog.get_logger()
 _ALARM_EVERY = 60.0
@@ -28,12 +28,12 @@ _TEXT = "text/plain; charset=utf-8"
 
 
 def documents(context: Context) -> Mapping[str, Document]:
-    """The three; once for a daemon, however many listeners serve them."""
+    """Return the three documents, for all listeners of one daemon."""
     return {"/metrics": Metrics(context).show, "/healthz": healthy, "/readyz": ready}
 
 
 class Metrics:
-    """``/metrics``: scrapes that come while one looks share what it finds."""
+    """``/metrics``: scrapes at the same time share one refresh."""
 
     def __init__(self, context: Context) -> None:
         self._gauges = Gauges(context)
@@ -41,7 +41,7 @@ class Metrics:
         self._looks = 0
 
     async def show(self, context: Context, headers: dict[str, str]) -> Answer:
-        """All series, in OpenMetrics or in Prometheus' text, as it is asked for.
+        """Return all series, in OpenMetrics or in Prometheus' text, as the headers ask.
 
         Raises ``DatastoreError``.
         """
@@ -55,12 +55,12 @@ class Metrics:
 
 
 async def healthy(_context: Context, _headers: dict[str, str]) -> Answer:
-    """The event loop answers: that it is asked is all."""
+    """Answer, which shows that the event loop runs."""
     return _answer(_TEXT, b"ok\n")
 
 
 async def ready(context: Context, _: dict[str, str]) -> Answer:
-    """Uploads and jobs are taken now. Raises ``Abort`` with 503 and the reason if not."""
+    """Answer if the daemon accepts uploads and jobs; else raise ``Abort`` with 503 and why."""
     if context.draining.is_set():
         raise Abort(None, "the daemon is stopping", status=503)
     context.disk.require_space()
@@ -69,7 +69,7 @@ async def ready(context: Context, _: dict[str, str]) -> Answer:
     except DatastoreError as error:
         if context.seldom.due("not_ready", _ALARM_EVERY):
             _log.error("not_ready", error=str(error), remedy="check the disk and the database")
-        raise Abort(None, "the database can't be read; the log says why", status=503) from error
+        raise Abort(None, "the database can't be read; see the log", status=503) from error
     return _answer(_TEXT, b"ready\n")
 
 

@@ -1,7 +1,7 @@
-"""``GET /api/v1/openapi.json``: what the admin interface serves, as an OpenAPI 3.1 document.
+"""``GET /api/v1/openapi.json``: the admin interface as an OpenAPI 3.1 document.
 
-Made from the operations and their types, so that it can't say anything else: descriptions are
-docstrings, bounds are those that requests are held to. Left out: the page, which is for people.
+It is generated from the operations and their types, so it can't differ from them: descriptions are
+docstrings, bounds are the ones that requests are checked against. Left out: the page.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _SERIES = {**_TEXT, "application/openmetrics-text": {"schema": {"type": "string"
 _DOCUMENTS = {
     "/metrics": ("metrics", "All series. In Prometheus' text, or in OpenMetrics.", _SERIES),
     "/healthz": ("healthz", "The daemon answers.", _TEXT),
-    "/readyz": ("readyz", "Uploads and jobs are taken now. If not, 503 says why.", _TEXT),
+    "/readyz": ("readyz", "The daemon accepts uploads and jobs. If not, 503 says why.", _TEXT),
     PATH: ("openapi", "This document.", {_JSON: {"schema": {"type": "object"}}}),
 }
 _ABOUT = (
-    "How an operator's programs look at a running daemon, and change what it does. Without a token "
-    "it is on the daemon's Unix socket; beyond loopback, over TLS, to bearers of one. Times are "
-    "RFC 3339 in UTC, errors are problem documents (RFC 9457), and every change is one audit event."
+    "Shows and changes a running daemon. The daemon's Unix socket needs no token; other machines "
+    "need TLS and a token. Times are RFC 3339 in UTC, errors are problem documents (RFC 9457), and "
+    "every change is one audit event."
 )
 _ANY = (401, 403, 421, 500, 503)
-"""What every request may be answered; 401 and 403 where it needs a token, 421 by another name."""
+"""Errors that any request may get: 401 and 403 if it needs a token, 421 for an unknown Host."""
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """A problem document (RFC 9457). ``detail`` says what to do; where the daemon itself failed,
-    ``instance`` is the request's id in its log.
+    """A problem document (RFC 9457). ``detail`` says what to do. If the daemon itself failed,
+    ``instance`` is the request's id in the log.
     """
 
     type: str
@@ -54,18 +54,18 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 async def show(_context: Context, _: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
-    """The document."""
+    """Return the document."""
     return 200, [("Content-Type", _JSON), ("Cache-Control", "no-store")], encoded()
 
 
 @cache
 def encoded() -> bytes:
-    """The document as JSON, of one and the same order every time."""
+    """Return the document as JSON, always in the same order."""
     return msgspec.json.encode(document(), order="sorted")
 
 
 def document() -> dict[str, Any]:
-    """The document."""
+    """Build the document."""
     paths: dict[str, dict[str, Any]] = {}
     for path, (name, text, content) in _DOCUMENTS.items():
         paths[path] = {"get": _document(path, name, text, content)}
@@ -89,8 +89,8 @@ def document() -> dict[str, Any]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "A token that `dapd admin token` has made; its scope is `read`, "
-                    "or `operate` for all.",
+                    "description": "A token from `dapd admin token`; its scope is `read`, or "
+                    "`operate` for all operations.",
                 }
             },
         },
@@ -106,7 +106,7 @@ def _operation(operation: Operation[Any, Any]) -> dict[str, Any]:
         "description": text,
         "security": [{"token": [operation.scope]}],
         "responses": {
-            "200": _response("Done." if posts else "As it is now.", _JSON, operation.response),
+            "200": _response("Done." if posts else "The current state.", _JSON, operation.response),
             **_problems((400, *_ANY, 409, *((413, 415) if posts else ()))),
         },
     }
@@ -128,7 +128,7 @@ def _document(path: str, name: str, text: str, content: dict[str, Any]) -> dict[
         "description": text,
         "security": [{"token": ["read"]}] if needs_token else [],
         "responses": {
-            "200": {"description": "As it is now.", "content": content},
+            "200": {"description": "The current state.", "content": content},
             **_problems(statuses),
         },
     }
@@ -150,7 +150,7 @@ def _reference(type: type[Any]) -> dict[str, str]:
 
 
 def _parameters(request: type[Any]) -> list[dict[str, Any]]:
-    """A GET's fields; what may be ``None`` is left out of a query, never null in it."""
+    """Return a GET's fields. An optional one is left out of a query, never null."""
     schema = _components([request])[request.__name__]
     return [
         {
@@ -183,6 +183,6 @@ def _summary(text: str) -> str:
 
 
 def prose(docstring: str | None) -> str:
-    """A docstring as a reader of the document wants it: one paragraph, without exceptions."""
+    """Return a docstring as one paragraph, without the exceptions that it names."""
     text = " ".join((docstring or "").replace("``", "`").split())
     return re.sub(r" ?\bRaises [^.]*\.", "", text)

@@ -1,7 +1,7 @@
-"""The peers' operations: how each is, a pause that an operator wants, and a try right now.
+"""The peers' operations: list, show, pause, resume, probe.
 
 A peer is a Helper to which this Leader sends requests; a Helper sends none. A pause is kept in
-memory: it ends with the process at the latest.
+memory only, so it ends with the process.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dapd.runtime.peers import Peer
 class PeerView(msgspec.Struct, frozen=True):
     """One peer. Durations are in seconds.
 
-    ``state`` is ``ok``, ``failing`` (its last requests got no answer), ``refusing`` (it answers,
-    but as 503 does: nobody serves) or ``paused``. ``failures`` counts the requests in a row without
-    an answer, ``down_seconds`` is how long it has served nobody (``null``: it does), and
-    ``retried_in_seconds`` when one that fails is tried next. ``exchanges`` are under way, of
-    ``permits`` that may be. ``tasks`` counts the served tasks that need it.
+    ``state`` is ``ok``, ``failing`` (the last requests got no answer), ``refusing`` (it answers,
+    but with errors such as 503) or ``paused``. ``failures`` counts the requests in a row without an
+    answer. ``down_seconds`` is how long it has served nothing, ``null`` if it serves, and
+    ``retried_in_seconds`` when dapd tries a failing peer next. ``exchanges`` counts the requests
+    under way, of at most ``permits``. ``tasks`` counts the served tasks that use this peer.
     """
 
     endpoint: str
@@ -40,23 +40,23 @@ class PeerView(msgspec.Struct, frozen=True):
 
 
 class PeerList(msgspec.Struct, frozen=True):
-    """All peers, by their endpoints."""
+    """All peers, sorted by endpoint."""
 
     peers: tuple[PeerView, ...]
 
 
 class PeerRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``url`` is the endpoint as tasks have it; its beginning does, if no other begins so."""
+    """One peer; ``url`` is its endpoint as in tasks, or the beginning of only this one."""
 
     url: str
 
 
 class ProbeView(msgspec.Struct, frozen=True):
-    """What a GET of the peer's ``hpke_config`` came to.
+    """The result of a GET of the peer's ``hpke_config``.
 
-    ``ok`` if it was a list of HPKE configurations, of which there are ``keys``. ``status`` is the
-    HTTP status of another answer, ``null`` if TLS or the connection failed. ``peer`` is its state
-    afterwards: one that has answered is not waited for any more.
+    ``ok`` if the answer was a list of HPKE configurations; ``keys`` counts them. ``status`` is the
+    answer's HTTP status, ``null`` if TLS or the connection failed. ``peer`` is its state
+    afterwards: any answer ends its back-off.
     """
 
     url: str
@@ -69,12 +69,12 @@ class ProbeView(msgspec.Struct, frozen=True):
 
 
 def all_peers(context: Context) -> tuple[PeerView, ...]:
-    """The peers of all tasks that are served, by endpoint."""
+    """Return the peers of all served tasks, sorted by endpoint."""
     return tuple(peer_view(context, each) for each in sorted(context.tasks.helpers()))
 
 
 def peer_view(context: Context, endpoint: str) -> PeerView:
-    """How this peer is now."""
+    """Return the peer's state now."""
     peer = context.peers.at(endpoint)
     down, blocked = peer.down_for, peer.blocked_for
     return PeerView(
@@ -98,25 +98,25 @@ def _state(peer: Peer) -> Literal["ok", "failing", "refusing", "paused"]:
 
 
 async def list_peers(context: Context, _: Nothing) -> PeerList:
-    """Every Helper to which this Leader sends requests."""
+    """List the Helpers to which this Leader sends requests."""
     await context.tasks.refresh()
     return PeerList(all_peers(context))
 
 
 async def show(context: Context, request: PeerRequest) -> PeerView:
-    """One peer. Raises ``UsageError`` if none or several begin so."""
+    """Show one peer. Raises ``UsageError`` if none or several match."""
     return peer_view(context, await _named(context, request.url))
 
 
 async def pause(context: Context, request: PeerRequest) -> PeerView:
-    """Begin no request to this peer until ``resume``, or until the daemon stops."""
+    """Send no new request to this peer until ``resume``, or until the daemon stops."""
     endpoint = await _named(context, request.url)
     context.peers.at(endpoint).paused = True
     return peer_view(context, endpoint)
 
 
 async def resume(context: Context, request: PeerRequest) -> PeerView:
-    """End a pause; what waits for the peer goes on."""
+    """End a pause; jobs that wait for the peer go on."""
     endpoint = await _named(context, request.url)
     context.peers.at(endpoint).paused = False
     context.jobs.ring()
@@ -124,14 +124,14 @@ async def resume(context: Context, request: PeerRequest) -> PeerView:
 
 
 async def probe(context: Context, request: PeerRequest) -> ProbeView:
-    """Ask a peer for its ``hpke_config`` now, also one that is paused or waited for."""
+    """Ask a peer for its ``hpke_config`` now, also while it is paused or backed off."""
     endpoint = await _named(context, request.url)
     url = resource_url(endpoint, "hpke_config")
     began = time.perf_counter()
     outcome = await context.http.get(url, MediaType.HPKE_CONFIG_LIST)
     milliseconds = round(1000 * (time.perf_counter() - began), 1)
     peer: Peer = context.peers.at(endpoint)
-    # Whoever answers can be reached, and that is all that the back-off of a peer is about (E1).
+    # A peer that answers can be reached, and its back-off is about nothing else (E1).
     if not (isinstance(outcome, Unknown) and outcome.status is None):
         peer.answered(serves=not isinstance(outcome, Unknown) or not outcome.unserved)
         context.jobs.ring()
@@ -141,14 +141,14 @@ async def probe(context: Context, request: PeerRequest) -> ProbeView:
 
 
 def _judged(outcome: Ready | Refused | Unknown) -> tuple[int | None, str, int]:
-    """Status, what it means, and how many keys it brought."""
+    """Return the status, what it means, and the number of keys."""
     match outcome:
         case Ready(body):
             try:
                 keys = len(HpkeConfigList.decode(body).configs)
             except DecodeError as error:
-                return 200, f"an answer that is no HpkeConfigList: {error}", 0
-            return 200, "answered" if keys else "it publishes no HPKE key", keys
+                return 200, f"the answer is not an HpkeConfigList: {error}", 0
+            return 200, "answered" if keys else "the peer offers no HPKE key", keys
         case Refused(status, reason=reason):
             return status, reason, 0
         case Unknown(reason, status):
@@ -162,8 +162,8 @@ async def _named(context: Context, url: str) -> str:
         return url
     found = [each for each in known if url and each.startswith(url)]
     if len(found) != 1:
-        what = "no peer" if not found else f"{len(found)} peers"
-        raise UsageError(f"{what} at {url}; `dapd peer list` shows them")
+        what = f"{len(found)} peers begin" if found else "no peer begins"
+        raise UsageError(f"{what} with {url}; `dapd peer list` shows them")
     return found[0]
 
 

@@ -1,6 +1,6 @@
-"""What this process and its machine are at this moment: queues, peers, clock, certificate, disk.
+"""Metrics of this process and its machine: queues, peers, clock, certificate, disk.
 
-Left out: what the database says (``dapd.admin.gauges``).
+Left out: those of the database (``dapd.admin.gauges``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dapd.telemetry.metrics import Labels, gauge, instant, reading
 
 
 def process(context: Context) -> Iterator[Metric]:
-    """All but the disk; nothing here waits."""
+    """Yield all metrics but the disk's; this never blocks."""
     yield reading(
         "upload_queue_requests",
         "Upload requests that wait for their group.",
@@ -35,7 +35,7 @@ def process(context: Context) -> Iterator[Metric]:
 
 
 def disk(database: Path, refused_below: int) -> list[Metric]:
-    """A look at the file system, which may take a while. ``refused_below`` is in bytes."""
+    """Return the file system's metrics, which may block. ``refused_below`` is in bytes."""
     found = os.statvfs(database.parent)
     wal = database.with_name(database.name + "-wal")
     backup = last_backup(database)

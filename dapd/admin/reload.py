@@ -1,4 +1,4 @@
-"""POST /reload: the daemon reads its configuration file again, and uses all of it or nothing."""
+"""POST /reload: read the configuration file again, and use all of it or nothing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from dapd.runtime.context import Context
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """The keys that have changed, as ``table.key``: those in force now, and those that need a
-    restart.
-    """
+    """The changed keys, as ``table.key``: those in force now, and those that need a restart."""
 
     applied: tuple[str, ...]
     restart: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""POST /restore/accept: batches that a restore has closed may be collected after all."""
+"""POST /restore/accept: allow collections of batches that a restore has closed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from dapd.errors import UsageError
 from dapd.messages.common import BATCH_ID_SIZE, b64url_decode, b64url_encode
 from dapd.protocol.batches import BucketRange
 from dapd.runtime.context import Context
+from dapd.wording import count
 
 _LARGEST_TIME = 2**64 - 1
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``since`` and ``until`` in seconds, multiples of the task's time precision, for a task of the
-    time-interval mode; ``batch`` is a batch id for one of the leader-selected mode. Without any:
-    all that is quarantined.
+    """What to reopen. In the time-interval mode ``since`` and ``until``, in seconds and multiples
+    of the task's time precision; in the leader-selected mode ``batch``, a batch id. Without any of
+    them: all that is quarantined.
     """
 
     task: str
@@ -37,7 +38,7 @@ class Reopened(msgspec.Struct, frozen=True):
 
 
 def accept(tx: Tx, request: Accept) -> Reopened:
-    """Open what ``request`` names. Raises ``UsageError`` if nothing of it is quarantined."""
+    """Reopen what ``request`` names. Raises ``UsageError`` if nothing of it is quarantined."""
     task = tasks.named(tasks.outlines(tx), request.task)
     opened = restore_accept(tx, task, _range(task, request))
     if not opened:
@@ -48,7 +49,7 @@ def accept(tx: Tx, request: Accept) -> Reopened:
 
 
 def seconds(task: Outline, interval: BucketRange) -> tuple[int, int]:
-    """Start and end of a range of a task of the time-interval mode."""
+    """Return start and end, in seconds, of a range in the time-interval mode."""
     precision = task.configuration.time_precision
     lo, hi = (int.from_bytes(each, "big") * precision for each in interval)
     return lo, hi
@@ -58,19 +59,19 @@ def _range(task: Outline, request: Accept) -> BucketRange:
     named = request.since is not None or request.until is not None
     if request.batch is not None:
         if task.by_time or named:
-            raise UsageError("a batch id belongs to a leader-selected task, without an interval")
+            raise UsageError("--batch is for leader-selected tasks, and excludes an interval")
         return accepted_range(task, _batch_id(request.batch))
     if not named:
         return accepted_range(task, None)
     if not task.by_time:
-        raise UsageError("this task is leader-selected: name a batch with --batch, or none at all")
+        raise UsageError("this task is leader-selected: give --batch, or nothing")
     precision = task.configuration.time_precision
     start = 0 if request.since is None else request.since
     end = _LARGEST_TIME * precision if request.until is None else request.until
     if start % precision or end % precision or not 0 <= start < end <= _LARGEST_TIME * precision:
         raise UsageError(
-            f"from {start} until {end}: both must be multiples of time_precision, {precision} "
-            "seconds, and the second one later"
+            f"from {start} until {end}: both must be multiples of time_precision, "
+            f"{count(precision, 'second')}, and the second one later"
         )
     return accepted_range(task, (start // precision, end // precision))
 
@@ -81,12 +82,12 @@ def _batch_id(text: str) -> bytes:
     except ValueError as error:
         raise UsageError(f"batch {text!r}: {error}; copy it from `dapd restore status`") from None
     if len(batch_id) != BATCH_ID_SIZE:
-        raise UsageError(f"batch {text!r}: {len(batch_id)} bytes, not {BATCH_ID_SIZE}")
+        raise UsageError(f"batch {text!r}: {count(len(batch_id), 'byte')}, not {BATCH_ID_SIZE}")
     return batch_id
 
 
 async def _run(context: Context, request: Accept) -> Reopened:
-    """Let batches that a restore has closed be collected after all.
+    """Allow collections of batches that a restore has closed.
 
     Raises ``UsageError`` if nothing of it is quarantined.
     """

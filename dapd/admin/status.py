@@ -1,7 +1,7 @@
-"""GET /status: how the daemon is, in one look, and what somebody must do about it.
+"""GET /status: the state of the daemon at one moment, and what an operator must do.
 
-One reading transaction, a look at the disk, and what the process knows. Numbers over time are the
-metrics' (``dapd.admin.gauges``). Left out: what follows from it (``dapd.admin.todo``).
+Comes from one reading transaction, the disk, and the process's memory. Left out: numbers over time
+(``dapd.admin.gauges``), and what must be done (``dapd.admin.todo``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dapd import __version__
 from dapd.admin import clock
 from dapd.admin.clock import ClockView
 from dapd.admin.job_view import JobView, Look, look_at, view
-from dapd.admin.operation import Moment, Nothing, Operation, rfc3339
+from dapd.admin.operation import Moment, Nothing, Operation, rfc3339, rfc3339_or_never
 from dapd.admin.peers import PeerView, all_peers
 from dapd.admin.todo import what_to_do
 from dapd.commits.hpke_keys import key_times
@@ -37,14 +37,12 @@ from dapd.runtime.context import Context
 from dapd.telemetry import logs
 
 _BEGAN = time.monotonic()
-_LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999 in ms: what lies behind never comes."""
 
 
 class TaskLine(msgspec.Struct, frozen=True):
-    """A task. ``info`` is its ``task_info`` as text, ``state`` is ``unreadable`` if this daemon
-    can't work on it. ``jobs`` are unfinished, ``waiting_reports`` in no job yet;
-    ``collect_before`` is when the first of what is uncollected expires, ``null`` for never.
+    """One task. ``info`` is its ``task_info`` as text; ``state`` is ``unreadable`` if this daemon
+    can't work on it. ``jobs`` counts unfinished jobs, ``waiting_reports`` those in no job yet.
+    ``collect_before`` is when the first uncollected report expires, ``null`` for never.
     """
 
     task: str
@@ -57,7 +55,7 @@ class TaskLine(msgspec.Struct, frozen=True):
 
 
 class JobsLine(msgspec.Struct, frozen=True):
-    """Unfinished jobs of one kind and state, and the first made of them, with why it waits."""
+    """Unfinished jobs of one kind and state, and the oldest of them, with why it waits."""
 
     kind: str
     role: str
@@ -68,14 +66,14 @@ class JobsLine(msgspec.Struct, frozen=True):
 
 
 class Uploads(msgspec.Struct, frozen=True):
-    """Requests that wait to be stored, and how many may before others are refused."""
+    """Upload requests that wait to be stored; from ``limit`` on the daemon refuses more."""
 
     waiting: int
     limit: int
 
 
 class KeyLine(msgspec.Struct, frozen=True):
-    """An HPKE key that opens reports; ``next_at`` is ``null`` if it stays as it is for ever."""
+    """An HPKE key that opens reports; ``next_at`` is ``null`` if its state never changes."""
 
     config_id: int
     state: str
@@ -85,7 +83,7 @@ class KeyLine(msgspec.Struct, frozen=True):
 
 
 class DiskView(msgspec.Struct, frozen=True):
-    """The file system of the database, in bytes; below ``refused_below`` uploads are refused."""
+    """The database's file system, in bytes. Below ``refused_below`` the daemon refuses uploads."""
 
     free: int
     refused_below: int
@@ -102,13 +100,13 @@ class ErrorView(msgspec.Struct, frozen=True):
 
 
 class StatusView(msgspec.Struct, frozen=True):
-    """How the daemon is.
+    """The state of the daemon.
 
-    ``roles`` are those of its tasks. ``backup_of`` is the time of what the last backup holds, and
-    ``certificate_until`` when a listener's certificate expires; ``null`` if there is none.
-    ``quarantined_tasks`` counts those with batches that a restore has closed.
-    ``restart_for`` are the keys of the configuration that wait for a restart since a reload.
-    ``to_do`` lists what a person must do, the most urgent first.
+    ``roles`` are those of its tasks. ``backup_of`` is the time of the last backup's contents,
+    ``certificate_until`` when the first of the listeners' certificates expires; both ``null`` if
+    there is none. ``quarantined_tasks`` counts the tasks with batches that a restore has closed.
+    ``restart_for`` lists the keys of the configuration that were reloaded but need a restart.
+    ``to_do`` lists what an operator must do, the most urgent first.
     """
 
     version: str
@@ -143,7 +141,7 @@ class _Read:
 
 
 async def show(context: Context, _: Nothing) -> StatusView:
-    """Everything at a glance, and what there is to do."""
+    """Show the state of the daemon, and what an operator must do."""
     await context.tasks.refresh()
     read = await context.read(_read, context.config, context.instant())
     database = context.datastore.path
@@ -166,7 +164,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
         clock=clock.view(context.safe_clock.look()),
         disk=disk,
         backup_of=None if backup is None else rfc3339(backup.state_of),
-        certificate_until=_moment(context.certificates.not_after),
+        certificate_until=rfc3339_or_never(context.certificates.not_after),
         restart_for=context.restart_for,
         last_error=None
         if error is None
@@ -199,7 +197,7 @@ def _read(tx: Tx, config: Config, at: Instant) -> _Read:
 
 
 def _collect_before(tx: Tx, look: Look, at: Instant) -> dict[int, int]:
-    """For each Leader's task when the first of what is uncollected expires, in ms."""
+    """Return when the first uncollected report of each Leader's task expires, in ms."""
     found = {}
     for task_pk, sealed in look.tasks.items():
         if sealed.state in (TaskState.DELETED, TaskState.PURGED):
@@ -226,7 +224,7 @@ def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
             _info(sealed),
             unfinished[task_pk],
             waiting.get(task_pk, 0),
-            _moment(read.collect_before.get(task_pk)),
+            rfc3339_or_never(read.collect_before.get(task_pk)),
         )
         for task_pk, sealed in read.look.tasks.items()
         if sealed.state is not TaskState.PURGED
@@ -279,7 +277,7 @@ def _key_lines(read: _Read) -> list[KeyLine]:
                 key.state.value,
                 rfc3339(key.changed_at),
                 following.to.value,
-                _moment(following.at),
+                rfc3339_or_never(following.at),
             )
         )
     return lines
@@ -290,11 +288,6 @@ def _disk(context: Context) -> DiskView:
     found = os.statvfs(database.parent)
     size = database.stat().st_size if database.exists() else 0
     return DiskView(found.f_bavail * found.f_frsize, context.disk.min_free_bytes, size)
-
-
-def _moment(ms: int | None) -> Moment | None:
-    """``None`` for never."""
-    return None if ms is None or ms > _LAST_MOMENT else rfc3339(ms)
 
 
 SHOW = Operation("status", "GET", "/api/v1/status", Nothing, StatusView, show)

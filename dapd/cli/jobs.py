@@ -1,4 +1,4 @@
-"""``dapd jobs``: what the running daemon works on, why something waits, and the way out."""
+"""``dapd jobs``: list, show, retry and abandon the running daemon's jobs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, get_args
 import click
 
 from dapd.cli.output import AS_JSON, age, load_config, moment, tell
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from dapd.admin.job_view import JobDetail, JobView
 
 _JOB = click.argument("job", metavar="JOB")
-# The id of a resource may begin with a dash, like an option.
+# A resource's id may begin with a dash, like an option.
 _TAKES_ANY_NAME = {"ignore_unknown_options": True}
 
 
@@ -28,15 +29,25 @@ def jobs() -> None:
 
 
 @jobs.command("list")
-@click.option("--task", metavar="ID", help="Of this task; its first characters do.")
-@click.option("--state", metavar="STATE", help="Such as stored, polling or lost.")
-@click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
-@click.option("--all", "ended", is_flag=True, help="Ended ones too, the newest first.")
-@click.option("--cursor", metavar="TEXT", help="Go on where a page has ended.")
+@click.option(
+    "--task", metavar="ID", help="Only this task's jobs; the beginning of its id is enough."
+)
+@click.option(
+    "--state", metavar="STATE", help="Only jobs in this state, such as stored, polling or lost."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=50,
+    show_default=True,
+    help="List at most so many.",
+)
+@click.option("--all", "ended", is_flag=True, help="Include ended jobs, newest first.")
+@click.option("--cursor", metavar="TEXT", help="Continue where the page before ended.")
 @AS_JSON
 @click.pass_obj
 def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | bool | None) -> None:
-    """Unfinished jobs, the oldest first, with why each waits.
+    """List unfinished jobs, oldest first, with why each waits.
 
     \b
     Example:
@@ -52,14 +63,14 @@ def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | b
         request = msgspec.convert(filters, JobsRequest)
     except msgspec.ValidationError:
         states = ", ".join(get_args(State))
-        raise UsageError(f"{filters['state']} is no state; choose one of {states}") from None
+        raise UsageError(f"unknown state {filters['state']}; use one of {states}") from None
     found = call(load_config(config), LIST, request)
     lines = [_line(each) for each in found.jobs]
     if not lines:
         some = request.task or request.state or request.ended
-        lines.append("No such job." if some else "No job is unfinished.")
+        lines.append("No such job." if some else "There are no unfinished jobs.")
     if found.next is not None:
-        lines.append(f"More: the same with --cursor {found.next}")
+        lines.append(f"For more, repeat the command with --cursor {found.next}")
     tell(found, lines, as_json=as_json)
 
 
@@ -68,7 +79,7 @@ def list_jobs(config: Path | None, /, *, as_json: bool, **filters: str | int | b
 @AS_JSON
 @click.pass_obj
 def show(config: Path | None, job: str, *, as_json: bool) -> None:
-    """All about a job: first why it waits, and what to do.
+    """Show one job: why it waits, what to do, and all details.
 
     \b
     Example:
@@ -86,10 +97,10 @@ def show(config: Path | None, job: str, *, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def retry(config: Path | None, job: str, *, as_json: bool) -> None:
-    """Let a job be due now, instead of when its back-off ends.
+    """Make a job due now, instead of when its back-off ends.
 
-    It sends the same request as before. A peer that can't be reached is waited for all the same:
-    `dapd peer probe` ends that if it answers.
+    It sends the same request as before. It still waits for a peer that can't be reached; `dapd peer
+    probe` ends that wait once the peer answers.
 
     \b
     Example:
@@ -104,16 +115,18 @@ def retry(config: Path | None, job: str, *, as_json: bool) -> None:
 
 @jobs.command("abandon", context_settings=_TAKES_ANY_NAME)
 @_JOB
-@click.option("--confirm", metavar="JOB", help="The same again; else it is asked for.")
+@click.option(
+    "--confirm", metavar="JOB", help="Repeat JOB; without this option the command asks for it."
+)
 @AS_JSON
 @click.pass_obj
 def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool) -> None:
-    """Give an unfinished job of a Leader up, for good.
+    """Give up an unfinished job of a Leader, for good.
 
     The reports of an aggregation job are lost: the Helper may have counted them, so they never go
-    into another job. If it has, a collection of their batch fails, since the two sides' counts
-    differ. A collection job is deleted; its batch stays collected, without a result, if the Helper
-    may have been asked for its share.
+    into another job. If it has, collections of their batch fail, since the two sides' counts
+    differ. A collection job is deleted; if the Helper may have been asked for its share, the batch
+    stays collected without a result.
 
     \b
     Example:
@@ -126,21 +139,23 @@ def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool
     if confirm is None:
         found = call(loaded, SHOW, JobRequest(job))
         click.echo("\n".join(_details(found)), err=True)
-        confirm = click.prompt("This can't be undone. To give it up, type its name again", err=True)
+        confirm = click.prompt(
+            "This can't be undone. To give the job up, type its name again", err=True
+        )
     done = call(loaded, ABANDON, AbandonRequest(job, confirm))
     lines = [f"Job {done.job} is given up."]
     if done.lost:
         lines += [
-            f"{done.lost} reports are lost. Their batch is suspect: the Helper may count",
-            "them, and a collection of it may fail with batchMismatch for good.",
+            f"Lost: {count(done.lost, 'report')}. The Helper may have counted them; then every",
+            "collection of their batch fails with batchMismatch.",
         ]
     tell(done, lines, as_json=as_json)
 
 
 def _line(job: JobView) -> str:
-    reports = "-" if job.reports is None else job.reports
+    reports = "-" if job.reports is None else count(job.reports, "report")
     return (
-        f"{job.job:8} {job.state:9} {reports:>6} reports  task {job.task[:8]}  "
+        f"{job.job:8} {job.state:9} {reports:>14}  task {job.task[:8]}  "
         f"{age(job.created_at)} old: {job.waits.text}"
     )
 
@@ -168,9 +183,10 @@ def _details(found: JobDetail) -> Iterator[str]:
         "peer": peer and f"{peer.endpoint}, {peer.state}",
         "peer's requests": peer and f"{peer.exchanges} of {peer.permits} at once",
         "told to the Collector": found.error and f"{found.error}: {found.detail or ''}",
-        "aggregated": progress and f"{progress.aggregated} of at least {progress.needed} reports",
+        "aggregated": progress
+        and f"{progress.aggregated} of at least {count(progress.needed, 'report')}",
         "undecided": progress
-        and f"{progress.in_jobs} reports in jobs, {progress.unassigned} in none yet",
+        and f"{count(progress.in_jobs, 'report')} in jobs, {progress.unassigned} in none yet",
     }
     for name, value in told.items():
         if value is not None:

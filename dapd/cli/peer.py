@@ -1,4 +1,4 @@
-"""``dapd peer``: the Helpers to which the running Leader sends requests."""
+"""``dapd peer``: list, show, pause, resume and probe the running Leader's Helpers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.cli.output import AS_JSON, load_config, tell
+from dapd.wording import count, duration
 
 if TYPE_CHECKING:
     from dapd.admin.operation import Operation
@@ -20,8 +21,8 @@ _URL = click.argument("url", metavar="URL")
 def peer() -> None:
     """The Helpers to which a running Leader sends requests.
 
-    URL is the peer's endpoint as tasks have it, or its beginning. A Helper sends no requests, and
-    has no peers here.
+    URL is a peer's endpoint as in tasks, or its beginning. A Helper sends no requests, so it has no
+    peers.
     """
 
 
@@ -29,7 +30,7 @@ def peer() -> None:
 @AS_JSON
 @click.pass_obj
 def list_peers(config: Path | None, *, as_json: bool) -> None:
-    """The peers, a line each: reachable, failing since when, or paused.
+    """List the peers: ok, failing and for how long, or paused.
 
     \b
     Example:
@@ -41,7 +42,7 @@ def list_peers(config: Path | None, *, as_json: bool) -> None:
 
     found = call(load_config(config), LIST, Nothing())
     lines = [line(each) for each in found.peers]
-    nobody = "No peer: a Helper sends no requests, and a Leader without a task none yet."
+    nobody = "No peers: only a Leader with tasks sends requests."
     tell(found, lines or [nobody], as_json=as_json)
 
 
@@ -50,7 +51,7 @@ def list_peers(config: Path | None, *, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def show(config: Path | None, url: str, *, as_json: bool) -> None:
-    """How one peer is.
+    """Show the state of one peer.
 
     \b
     Example:
@@ -61,8 +62,8 @@ def show(config: Path | None, url: str, *, as_json: bool) -> None:
     found = _ask(config, SHOW, url)
     lines = [
         line(found),
-        f"{found.exchanges} of {found.permits} requests at once are under way.",
-        f"{found.tasks} tasks need it.",
+        f"Requests under way: {found.exchanges} of at most {found.permits}.",
+        f"Tasks that use it: {found.tasks}.",
     ]
     tell(found, lines, as_json=as_json)
 
@@ -72,10 +73,10 @@ def show(config: Path | None, url: str, *, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def pause(config: Path | None, url: str, *, as_json: bool) -> None:
-    """Begin no request to a peer any more, such as while it is maintained.
+    """Send no new request to a peer, such as during its maintenance.
 
-    What is under way ends as usual. Uploads go on, and jobs wait. The pause ends with `resume`, or
-    when the daemon stops: it is not remembered.
+    Requests under way finish. Uploads go on, and jobs wait. The pause ends with `resume`, or when
+    the daemon stops.
 
     \b
     Example:
@@ -85,7 +86,7 @@ def pause(config: Path | None, url: str, *, as_json: bool) -> None:
 
     found = _ask(config, PAUSE, url)
     lines = [
-        f"{found.endpoint} is paused until the daemon stops, or until:",
+        f"{found.endpoint} is paused, until the daemon stops or you run:",
         f"  dapd peer resume {found.endpoint}",
     ]
     tell(found, lines, as_json=as_json)
@@ -113,10 +114,10 @@ def resume(config: Path | None, url: str, *, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def probe(config: Path | None, url: str, *, as_json: bool) -> None:
-    """Ask a peer for its HPKE configurations now, and say what came of it; exit 1 if nothing good.
+    """Ask a peer for its HPKE configurations now; exit 1 if it doesn't give any.
 
-    If it answers, it is waited for no longer. A job that failed before waits for its own time
-    still, unless `dapd jobs retry` ends that.
+    Any answer ends the peer's back-off. A job that failed still waits until it is due, unless
+    `dapd jobs retry` makes it due now.
 
     \b
     Example:
@@ -127,13 +128,15 @@ def probe(config: Path | None, url: str, *, as_json: bool) -> None:
 
     found = call(load_config(config), PROBE, PeerRequest(url))
     if found.ok:
-        lines = [f"{found.url}: good, {found.keys} HPKE keys in {found.milliseconds:.0f} ms."]
+        lines = [
+            f"{found.url}: good, {count(found.keys, 'HPKE key')} in {found.milliseconds:.0f} ms."
+        ]
         if found.peer.state == "paused":
-            lines.append(f"It is paused still: dapd peer resume {found.peer.endpoint}")
+            lines.append(f"The peer is still paused: `dapd peer resume {found.peer.endpoint}`")
     else:
         lines = [
             f"{found.url}: failed after {found.milliseconds:.0f} ms: {found.detail}",
-            "Look at its address, its certificate and what lies between.",
+            "Check its address, its certificate, and the network in between.",
         ]
     tell(found, lines, as_json=as_json)
     if not found.ok:
@@ -141,15 +144,13 @@ def probe(config: Path | None, url: str, *, as_json: bool) -> None:
 
 
 def line(view: PeerView) -> str:
-    """One peer on a line."""
-    from dapd.protocol.waiting import spell
-
+    """Return one peer as a line."""
     said: str = view.state
     if view.down_seconds is not None:
-        said += f" for {spell(int(1000 * view.down_seconds))}"
+        said += f" for {duration(int(1000 * view.down_seconds))}"
     if view.retried_in_seconds is not None:
-        again = spell(int(1000 * view.retried_in_seconds))
-        said += f" ({view.failures} requests); tried again in {again}"
+        again = duration(int(1000 * view.retried_in_seconds))
+        said += f" ({count(view.failures, 'failed request')}); dapd tries it again in {again}"
     return f"{view.endpoint}  {said}"
 
 

@@ -1,4 +1,4 @@
-"""``dapd status``: how the running daemon is, and what there is to do."""
+"""``dapd status``: the state of the running daemon, and what an operator must do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dapd.advice import upkeep
 from dapd.cli.output import AS_JSON, age, load_config, moment, tell
+from dapd.errors import printable
+from dapd.wording import count, duration
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,16 +19,16 @@ if TYPE_CHECKING:
     from dapd.admin.status import StatusView
 
 _NOT_RUNNING = 3
-"""As `systemctl status` exits for a service that doesn't run."""
+"""The exit status of `systemctl status` for a stopped service."""
 _NAMED = 5
-"""Tasks of one state that are named; `dapd task list` has them all."""
+"""Tasks of one state that are named; `dapd task list` shows them all."""
 
 
 @click.command()
 @AS_JSON
 @click.pass_obj
 def status(config: Path | None, *, as_json: bool) -> None:
-    """How the daemon is, in one look; the last lines say what you must do, if anything.
+    """Show the state of the daemon; the last lines say what you must do, if anything.
 
     Exits 3 if no daemon runs.
 
@@ -46,10 +49,8 @@ def status(config: Path | None, *, as_json: bool) -> None:
 
 
 def _lines(found: StatusView) -> Iterator[str]:
-    from dapd.protocol.waiting import spell
-
     roles = " and ".join(found.roles) or "no task yet"
-    up = spell(int(1000 * found.uptime_seconds))
+    up = duration(int(1000 * found.uptime_seconds))
     stopping = ", stopping" if found.stopping else ""
     yield f"dapd {found.version}, {roles}, process {found.pid}, up {up}{stopping}"
     for head, lines in (
@@ -72,26 +73,25 @@ def _lines(found: StatusView) -> Iterator[str]:
 def _tasks(found: StatusView) -> Iterator[str]:
     by_state = defaultdict(list)
     for task in found.tasks:
-        info = task.info if task.info.isprintable() else ascii(task.info)
-        by_state[task.state].append(f"{task.task[:8]} ({info[:40]})")
+        by_state[task.state].append(f"{task.task[:8]} ({printable(task.info)[:40]})")
     for state, names in sorted(by_state.items()):
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         yield f"{len(names)} {state}: {', '.join(names[:_NAMED])}{more}"
     if not by_state:
-        yield "none: dapd task add FILE"
-    if found.quarantined_tasks:
-        yield f"a restore has closed batches of {found.quarantined_tasks}: dapd restore status"
+        yield "none: `dapd task add FILE`"
+    if (restored := upkeep.restored(found.quarantined_tasks)) is not None:
+        yield str(restored)
 
 
 def _jobs(found: StatusView) -> Iterator[str]:
     for line in found.jobs:
-        yield f"{line.jobs} {line.kind} {line.state}, {line.reports} reports"
+        yield f"{line.jobs} {line.kind} {line.state}, {count(line.reports, 'report')}"
         if (job := line.oldest) is not None:
             yield f"  oldest {job.job}, {age(job.created_at)}: {job.waits.text}"
     if not found.jobs:
         yield "none unfinished"
     if waiting := sum(task.waiting_reports for task in found.tasks):
-        yield f"{waiting} reports in no job yet"
+        yield f"{count(waiting, 'report')} in no job yet"
 
 
 def _uploads(found: StatusView) -> Iterator[str]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import structlog
 import trio
 
+from dapd.advice.peer import likely_cause
 from dapd.datastore.leases import Lease
-from dapd.protocol.exchange import Later, Moment, Standing, Unusable, judge, likely_cause
+from dapd.protocol.exchange import Later, Moment, Standing, Unusable, judge
 from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context

@@ -185,28 +185,3 @@ def _try_again(standing: Standing, answer: Unknown, moment: Moment) -> Later:
         run_at = moment.as_told(answer.retry_after, moment.retry_min)
     location = standing.location if answer.transient else None
     return Later(location, run_at, attempts, standing.sends, answer.reason)
-
-
-def likely_cause(status: int | None, type: str | None) -> str:
-    """For the alarm: what an operator should look at."""
-    match status, type:
-        case ((401 | 403), _):
-            return "the aggregator token of this task differs from the Helper's"
-        case _, "unrecognizedTask":
-            return "the Helper doesn't know the task; add it there, or its endpoint is another's"
-        case _, "unrecognizedAggregationJob":
-            return "the Helper has lost the job's state; the job is sent again"
-        case _, "stepMismatch" | "unsupportedExtension" | "invalidAggregationParameter":
-            return "the Helper's software or task configuration doesn't match; compare both sides"
-        case _, "invalidMessage":
-            return (
-                "the Helper can't use this job, but may have accepted it before; compare both sides"
-            )
-        case 404 | 405, _:
-            return "helper_aggregator_endpoint leads to no DAP Helper, or a proxy hides it"
-        case 413, _:
-            return "the Helper or a proxy limits bodies; lower [leader] max_job_size"
-        case 415, _:
-            return "the Helper speaks another version of DAP"
-        case _:
-            return "the Helper or a proxy before it is at fault; see its logs"

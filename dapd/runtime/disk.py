@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from dapd.advice.upkeep import MAKE_ROOM
 from dapd.errors import Abort
 
 _log = structlog.get_logger()
@@ -51,7 +52,7 @@ class Disk:
                 free_bytes=free,
                 refused_below_bytes=self.min_free_bytes,
                 effect="uploads and new jobs are refused; what runs goes on",
-                remedy="make room, or lower [disk] min_free_bytes and `dapd reload`",
+                remedy=MAKE_ROOM,
             )
         elif was_low and not self._low:
             _log.info("disk_has_room", free_bytes=free, effect="uploads and new jobs are taken")

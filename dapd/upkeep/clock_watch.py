@@ -5,6 +5,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from dapd.advice.upkeep import SET_CLOCK
 from dapd.datastore import safe_clock
 from dapd.errors import DatastoreError
 from dapd.runtime.clock import ClockState
@@ -36,7 +37,7 @@ async def look(context: Context) -> ClockState:
             "clock_held",
             reason=state.held,
             effect="nothing expires and no key changes",
-            remedy="set this machine's clock right, or confirm it with `dapd clock accept`",
+            remedy=SET_CLOCK,
         )
     try:
         await context.run(safe_clock.store, state.stored)

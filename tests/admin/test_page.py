@@ -133,8 +133,8 @@ async def test_a_daemon_without_a_task_says_what_to_type_first(tmp_path: Path) -
         "No task yet: dapd task add FILE",
         "No unfinished job.",
         "No peer",
-        "The first numbers come within a minute.",
-        "there is no backup yet: dapd backup DIR",
+        "The first numbers will appear within a minute.",
+        "there is no backup yet: dapd backup DIR every night, to another disk",
         "none since the daemon started",
     ):
         assert said in " ".join(page.text.split()), said
@@ -295,12 +295,12 @@ async def test_whatever_is_wrong_is_said(tmp_path: Path) -> None:
     page = Read(render(make_page(wrong, {}, History(), NOW)).decode())
     said = " ".join(page.text.split())
     for each in (
-        "stopping What runs is finished, nothing new begins.",
-        "Quieter tasks that are not shown: 1; dapd task list has all.",
+        "stopping The daemon finishes what runs and starts nothing new.",
+        "Less busy tasks that are not shown: 1; dapd task list shows all.",
         "held it has jumped",
         "https://a.example is 7 seconds behind",
         "https://b.example agrees",
-        "low 5.0 MiB free uploads are refused below 1.0 GiB",
+        "low 5.0 MiB free the daemon refuses uploads below 1.0 GiB",
         "of 3 days ago",
         "expires in 5 hours",
         "4 minutes ago gc_failed no room make room",
@@ -381,7 +381,6 @@ def test_sizes_and_times_are_said_as_people_say_them() -> None:
     assert formatting.ago(NOW, NOW) == "a moment ago"
     assert formatting.ago(NOW - timedelta(minutes=5), NOW) == "5 minutes ago"
     assert formatting.ago(NOW + timedelta(days=3), NOW) == "in 3 days"
-    assert formatting.exactly(NOW) == "2026-01-02 03:04:05 UTC"
 
 
 def test_commands_in_a_sentence_are_marked_and_nothing_else_of_it_is() -> None:

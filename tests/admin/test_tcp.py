@@ -364,7 +364,7 @@ async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path:
         )
         answer = await shout(port, asked.encode())
         assert b" 403 " in answer.partition(b"\r\n")[0]
-        assert b"nothing in clear text" in answer
+        assert b"nothing without TLS" in answer
 
 
 async def test_what_moves_away_from_loopback_has_no_tls_before_the_restart(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What `dapd status` asks of a person: each reason, and from where on it is one."""
+"""What `dapd status` asks of an operator: each reason, and its threshold."""
 
 from __future__ import annotations
 
@@ -12,18 +12,14 @@ from dapd.admin.clock import ClockView
 from dapd.admin.job_view import JobView, Waits
 from dapd.admin.peers import PeerView
 from dapd.admin.status import DiskView, JobsLine, KeyLine, StatusView, TaskLine, Uploads
-from dapd.admin.todo import (
-    BACKUP_AGE,
-    CERTIFICATE_LEFT,
-    COLLECT_WITHIN,
-    PEER_SILENT_SECONDS,
-    what_to_do,
-)
-from dapd.protocol.waiting import Reason
+from dapd.admin.todo import what_to_do
+from dapd.advice.thresholds import BACKUP_AGE, CERTIFICATE_LEFT, COLLECT_WITHIN, PEER_SILENT
+from dapd.advice.waiting import Reason
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MOMENT = timedelta(microseconds=1)
 HELPER = "https://helper.example/"
+SILENT = PEER_SILENT.total_seconds()
 
 KEY = KeyLine(7, "active", NOW, "expired", None)
 WELL = StatusView(
@@ -48,7 +44,7 @@ WELL = StatusView(
 
 
 def to_do(**changed: object) -> tuple[str, ...]:
-    """Of a daemon that is well but for what has ``changed``."""
+    """Return the list of a daemon with nothing wrong but what has ``changed``."""
     return what_to_do(msgspec.structs.replace(WELL, **changed), NOW)
 
 
@@ -64,7 +60,7 @@ def peer(
 
 
 def waiting(reason: Reason) -> JobsLine:
-    """Jobs of which the oldest waits for this reason."""
+    """Jobs, the oldest of which waits for this reason."""
     waits = Waits(reason, "why", None)
     oldest = JobView(
         job="a12",
@@ -85,8 +81,8 @@ def waiting(reason: Reason) -> JobsLine:
     return JobsLine("aggregation", "leader", "stored", 2, 10, oldest)
 
 
-def test_nothing_is_to_do_in_a_daemon_that_is_well() -> None:
-    """Not for what passes by itself either: errors that are over, jobs that go on, a full queue."""
+def test_nothing_to_do_in_a_healthy_daemon() -> None:
+    """Nor for what passes by itself: stopping, a full queue, jobs that go on, disabled tasks."""
     assert to_do() == ()
     assert (
         to_do(
@@ -101,24 +97,25 @@ def test_nothing_is_to_do_in_a_daemon_that_is_well() -> None:
 
 
 def test_what_waits_in_the_configuration_needs_a_restart() -> None:
-    """A reload says so once; this does until it is done."""
+    """A reload says so once, this list until the restart."""
     (line,) = to_do(restart_for=("admin.listen", "leader.slots"))
-    assert "configured before as admin.listen, leader.slots" in line
-    assert line.endswith(": restart dapd"), "as doctor tells what is wrong from what helps"
+    assert line == "the daemon still runs with the old admin.listen, leader.slots: restart dapd"
 
 
 @pytest.mark.parametrize(("free", "said"), [(500 << 20, False), ((500 << 20) - 1, True)])
-def test_a_full_disk_is_one_from_where_uploads_are_refused(free: int, *, said: bool) -> None:
+def test_e4_a_disk_is_full_once_uploads_are_refused(free: int, *, said: bool) -> None:
     """Exactly there."""
-    expected = ("499 MiB are free on the disk, and uploads are refused: make room",)
+    problem = "the disk has 499 MiB free; below 500 MiB the daemon refuses uploads and new jobs"
+    remedy = "make room, or lower [disk] min_free_bytes and `dapd reload`"
+    expected = (f"{problem}: {remedy}",)
     assert to_do(disk=DiskView(free, 500 << 20, 0)) == (expected if said else ())
 
 
 @pytest.mark.parametrize("state", ["pending", "expired", "deleted"])
 def test_a_key_must_be_active(state: str) -> None:
-    """One of another state won't do."""
+    """A key in another state opens reports, but nobody is given it."""
     other = msgspec.structs.replace(KEY, state=state)
-    expected = ("no HPKE key is active, and nobody can upload: dapd key add --active",)
+    expected = ("no HPKE key is active, so nobody can upload: `dapd key add --active`",)
     assert to_do(keys=()) == expected
     assert to_do(keys=(other,)) == expected
     assert to_do(keys=(other, KEY)) == ()
@@ -128,7 +125,7 @@ def test_a_held_clock_is_to_be_confirmed() -> None:
     """With the reason why it is held."""
     (said,) = to_do(clock=ClockView(NOW, NOW, "the clock went ahead by 3 hours", ()))
     assert "held (the clock went ahead by 3 hours)" in said
-    assert said.endswith("then dapd clock accept")
+    assert said.endswith("if it is right already, `dapd clock accept`")
 
 
 @pytest.mark.parametrize(
@@ -145,50 +142,51 @@ def test_reports_are_to_be_collected_from_a_day_before_they_expire(
 ) -> None:
     """Also when some of them have expired already."""
     due = NOW + left
-    expected = f"task 6XfTask has uncollected reports that expire from {due:%Y-%m-%d %H:%M} UTC"
+    expected = f"task 6XfTask has uncollected reports that expire from {due:%Y-%m-%d %H:%M} UTC on"
     found = to_do(tasks=(task(), task(collect_before=due)))
-    assert found == ((f"{expected}: have it collected",) if said else ())
+    assert [line.partition(": ")[0] for line in found] == ([expected] if said else [])
+    assert all("report_expiry_age" in line for line in found)
 
 
 def test_a_task_that_can_not_be_read_has_a_command_that_says_why() -> None:
-    """That one only."""
+    """Only the unreadable one is listed."""
     assert to_do(tasks=(task(), task("unreadable"))) == (
-        "task 6XfTask can't be read: dapd task show 6XfTask says what helps",
+        "task 6XfTask can't be read: `dapd task show 6XfTask` says why",
     )
 
 
 @pytest.mark.parametrize(
     ("seconds", "said"),
-    [(None, False), (PEER_SILENT_SECONDS, False), (PEER_SILENT_SECONDS + 0.001, True)],
+    [(None, False), (SILENT, False), (SILENT + 0.001, True)],
 )
 def test_a_peer_is_to_be_looked_at_once_it_was_silent_for_long(
     seconds: float | None, *, said: bool
 ) -> None:
-    """A restart over there is shorter."""
-    expected = (f"{HELPER} can't be reached for 5 minutes: dapd peer probe {HELPER} says why",)
+    """A restart of the peer takes less."""
+    expected = (
+        f"{HELPER} has been unreachable for 5 minutes: `dapd peer probe {HELPER}` says why",
+    )
     assert to_do(peers=(peer("failing", down_seconds=seconds),)) == (expected if said else ())
 
 
 def test_a_peer_that_answers_and_serves_nothing_is_to_be_looked_at() -> None:
-    """Such as a proxy over there whose Aggregator is down."""
-    expected = (f"{HELPER} serves nothing for 17 minutes: dapd peer probe {HELPER} says why",)
+    """Such as a proxy whose Aggregator is down."""
+    expected = (f"{HELPER} has served nothing for 17 minutes: `dapd peer probe {HELPER}` says why",)
     assert to_do(peers=(peer("refusing", down_seconds=1000.0),)) == expected
 
 
 def test_a_paused_peer_is_to_be_resumed_and_not_probed() -> None:
     """However long it failed before the pause."""
-    expected = (f"{HELPER} is paused: dapd peer resume {HELPER}",)
+    expected = (f"{HELPER} is paused by an operator: `dapd peer resume {HELPER}`",)
     assert to_do(peers=(peer("paused"),)) == expected
-    failing = peer("paused", down_seconds=10 * PEER_SILENT_SECONDS)
+    failing = peer("paused", down_seconds=10 * SILENT)
     assert to_do(peers=(failing,)) == expected
 
 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_job_is_to_be_looked_at_if_nothing_else_of_the_list_explains_it(reason: Reason) -> None:
-    """It failed, or it ended the daemon; whatever else it waits for comes by itself or stands
-    elsewhere.
-    """
-    expected = ("aggregation job a12 waits: dapd jobs show a12 says why",)
+    """It failed, or it ended the daemon. Other reasons pass, or the list has them already."""
+    expected = ("aggregation job a12 has failed: `dapd jobs show a12` says why",)
     told = reason in {Reason.FAILED, Reason.CRASHED}
     assert to_do(jobs=(waiting(reason),)) == (expected if told else ())
 
@@ -202,21 +200,23 @@ def test_a_job_is_to_be_looked_at_if_nothing_else_of_the_list_explains_it(reason
     ],
 )
 def test_a_certificate_is_to_be_renewed_in_time(left: timedelta, *, said: bool) -> None:
-    """One that has expired, too."""
+    """An expired one too."""
     until = NOW + left
+    verb = "expires" if until > NOW else "has expired"
     expected = (
-        f"the certificate expires on {until:%Y-%m-%d %H:%M} UTC: renew it, then dapd reload",
+        f"the certificate {verb} on {until:%Y-%m-%d %H:%M} UTC: renew it, then `dapd reload`",
     )
     assert to_do(certificate_until=until) == (expected if said else ())
 
 
 def test_a_database_is_to_be_backed_up() -> None:
     """Never yet, and again when the last backup is old."""
-    assert to_do(backup_of=None) == ("there is no backup yet: dapd backup DIR",)
+    nightly = "`dapd backup DIR` every night, to another disk"
+    assert to_do(backup_of=None) == (f"there is no backup yet: {nightly}",)
     assert to_do(backup_of=NOW - BACKUP_AGE) == ()
     made = NOW - BACKUP_AGE - MOMENT
-    expected = (f"the last backup is of {made:%Y-%m-%d %H:%M} UTC: dapd backup DIR",)
-    assert to_do(backup_of=made) == expected
+    (said,) = to_do(backup_of=made)
+    assert said.startswith(f"the last backup is of {made:%Y-%m-%d %H:%M} UTC: `dapd backup DIR`")
 
 
 def test_the_most_urgent_comes_first_and_all_is_said() -> None:
@@ -232,14 +232,14 @@ def test_the_most_urgent_comes_first_and_all_is_said() -> None:
         backup_of=None,
     )
     order = [
-        "on the disk",
+        "the disk",
         "HPKE key",
         "clock",
         "expire from",
         "can't be read",
         "can't be read",
         "is paused",
-        "can't be reached",
+        "unreachable",
         "job a12",
         "job a12",
         "certificate",

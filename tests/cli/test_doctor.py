@@ -1,4 +1,4 @@
-"""``dapd doctor`` on files alone: what is wrong is one failure each, which names its remedy."""
+"""``dapd doctor`` on files alone: each problem is one failure with its remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import msgspec
 import pytest
 import trio
 
-from dapd.admin.todo import BACKUP_AGE
+from dapd.advice.thresholds import BACKUP_AGE
 from dapd.cli import main, service
 from dapd.cli.doctor.daemon import daemon
 from dapd.cli.doctor.findings import Finding, Steps, check, ok
@@ -41,7 +41,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    """What ``dapd init`` makes, with room on any disk."""
+    """The configuration that ``dapd init`` makes, with room on any disk."""
     assert run("init", "--role", "helper", "--url", "http://127.0.0.1:9/", "--dir", tmp_path) == 0
     path = tmp_path / "dapd.toml"
     path.write_text(path.read_text() + "\n[disk]\nmin_free_bytes = 0\n")
@@ -50,7 +50,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def look(config: Path, capsys: pytest.CaptureFixture[str]) -> Look:
-    """``dapd doctor``: what it finds, if it exits as that demands."""
+    """Run ``dapd doctor`` and return its findings, if the exit status fits them."""
 
     def findings(*arguments: object) -> list[dict[str, Any]]:
         capsys.readouterr()
@@ -67,7 +67,7 @@ def look(config: Path, capsys: pytest.CaptureFixture[str]) -> Look:
 
 @pytest.fixture
 def used(config: Path) -> Path:
-    """The configuration of a database on which commands have worked, and no daemon yet."""
+    """The configuration of a database that commands have used, but no daemon yet."""
     assert run("--config", config, "key", "add", "--active") == 0
     return config
 
@@ -89,7 +89,7 @@ def of(found: list[dict[str, Any]], name: str, level: str | None = None) -> list
 
 
 def failures(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """All but that no daemon runs: the check, what is wrong, and what mends it."""
+    """Return check, problem and remedy of each failure, but not that no daemon runs."""
     return [
         (each["check"], each["detail"], each["remedy"])
         for each in found
@@ -98,7 +98,7 @@ def failures(found: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def change(config: Path, sql: str, *values: object) -> None:
-    """What a command or a fault has done to the database."""
+    """Change the database as a command or a fault would."""
     database = sqlite3.connect(config.parent / "state/dapd.sqlite")
     with database:
         database.execute(sql, values)
@@ -108,13 +108,13 @@ def change(config: Path, sql: str, *values: object) -> None:
 def test_right_after_init_nothing_is_wrong_and_it_says_what_comes_next(
     config: Path, look: Look
 ) -> None:
-    """No database and no daemon yet: none of that is a failure, and nothing is made."""
+    """No database and no daemon yet: neither is a failure, and doctor makes no file."""
     before = sorted(config.parent.rglob("*"))
     found = look()
     assert failures(found) == []
     (asked,) = of(found, "daemon")
     assert asked["level"] == "warning"
-    assert asked["remedy"] == f"next: dapd --config {config}"
+    assert asked["remedy"] == f"next: `dapd --config {config}`"
     assert [each["level"] for each in of(found, "database")] == ["skipped"]
     assert sorted(config.parent.rglob("*")) == before
 
@@ -127,23 +127,23 @@ def test_it_changes_nothing_of_a_database(used: Path, look: Look) -> None:
     assert {path: path.read_bytes() for path in state.iterdir()} == before
     assert [each["level"] for each in of(found, "database")] == ["ok"]
     assert of(found, "daemon")[0]["level"] == "failure"
-    assert "start it: dapd" in of(found, "daemon")[0]["remedy"]
+    assert "start it: `dapd" in of(found, "daemon")[0]["remedy"]
 
 
-def test_the_words_stand_in_columns_with_the_remedy_below_and_the_sum_last(
+def test_findings_are_in_columns_with_the_remedy_below_and_the_sum_last(
     used: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing hangs on colour; a line may be read alone."""
+    """No meaning is in colour, and each line makes sense alone."""
     (used.parent / "state").chmod(0o777)
     capsys.readouterr()
     assert run("--config", used, "doctor") == 1
     lines = capsys.readouterr().out.splitlines()
     at = next(number for number, line in enumerate(lines) if " modes " in line)
     state = used.parent / "state"
-    assert lines[at] == f"FAIL  modes         {state}: others may change what is in it"
-    assert lines[at + 1] == f"                    -> chmod 700 {state}"
+    assert lines[at] == f"FAIL  modes         {state}: other users may change its content"
+    assert lines[at + 1] == f"                    -> `chmod 700 {state}`"
     assert {line[:4].strip() for line in lines[:-2]} == {"ok", "WARN", "FAIL", "skip", ""}
-    assert lines[-1].startswith("2 wrong, 1 to look at, "), "the daemon, the mode; the backup"
+    assert lines[-1].startswith("2 failures, 1 warning, "), "the daemon, the mode; the backup"
 
 
 def test_json_is_one_document_with_the_counts(config: Path, look: Look) -> None:
@@ -162,7 +162,7 @@ def test_json_is_one_document_with_the_counts(config: Path, look: Look) -> None:
 def test_a_configuration_that_does_not_load_is_a_finding(
     config: Path, look: Look, text: str, detail: str
 ) -> None:
-    """Its own message stands there, and the rest is left out."""
+    """It has the error's message, and the other checks are skipped."""
     config.write_text(text + config.read_text())
     found = look()
     ((name, said, _),) = failures(found)
@@ -213,12 +213,12 @@ def test_one_sealing_key_in_two_files(used: Path, look: Look) -> None:
     line = 'sealing_keys = ["keys/sealing-1.key"'
     used.write_text(used.read_text().replace(line, f'{line}, "keys/copy.key"'))
     assert failures(look()) == [
-        ("sealing_keys", "two of the files hold the same key", "name only one of them")
+        ("sealing_keys", "two of the files have the same key", "list only one of them")
     ]
 
 
 def test_f2_another_sealing_key_than_the_databases(with_task: Path, look: Look) -> None:
-    """The key is to be found again; that nothing opens without it is not told value by value."""
+    """One finding asks for the key, instead of one for each value that doesn't open."""
     key = with_task.parent / "keys/sealing-1.key"
     key.write_text(b64url_encode(os.urandom(32)))
     ((name, detail, remedy),) = failures(look("--offline"))
@@ -237,14 +237,14 @@ def test_f2_another_sealing_key_than_the_databases(with_task: Path, look: Look) 
     ],
 )
 def test_what_others_may_change(used: Path, look: Look, path: str, mode: int, remedy: str) -> None:
-    """Whoever may change these makes the daemon do what they want."""
+    """Users that may change these files control the daemon."""
     (used.parent / path).chmod(mode)
     ((name, _, said),) = failures(look())
-    assert (name, said) == ("modes", f"{remedy} {used.parent / path}")
+    assert (name, said) == ("modes", f"`{remedy} {used.parent / path}`")
 
 
 def test_a_state_directory_that_others_may_read_is_a_warning(used: Path, look: Look) -> None:
-    """What is secret in it is sealed."""
+    """Its secrets are sealed."""
     (used.parent / "state").chmod(0o755)
     found = look()
     assert failures(found) == []
@@ -253,14 +253,14 @@ def test_a_state_directory_that_others_may_read_is_a_warning(used: Path, look: L
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 def test_a_file_of_another_user_beside_the_database(used: Path, look: Look) -> None:
-    """As a command of root's may have left one: the daemon could not write it."""
+    """As a command run by root may leave one: the daemon couldn't write it."""
     wal = used.parent / "state/dapd.sqlite-wal"
     wal.touch(mode=0o600)
     os.chown(wal, 65534, 65534)
     ((name, detail, remedy),) = failures(look())
     assert name == "modes"
     assert detail.startswith("belongs to ")
-    assert remedy == f"chown root: {wal}"
+    assert remedy == f"`chown root: {wal}`"
 
 
 def test_a_state_directory_that_is_gone(config: Path, look: Look) -> None:
@@ -270,17 +270,17 @@ def test_a_state_directory_that_is_gone(config: Path, look: Look) -> None:
 
 
 def test_e4_a_disk_below_its_mark(used: Path, look: Look) -> None:
-    """The mark is what the daemon goes by."""
+    """The daemon uses the same mark."""
     used.write_text(used.read_text().replace("min_free_bytes = 0", f"min_free_bytes = {1 << 50}"))
     ((name, detail, remedy),) = failures(look())
     assert name == "disk"
-    assert "uploads and new jobs are refused" in detail
+    assert "the daemon refuses uploads and new jobs" in detail
     assert "min_free_bytes" in remedy
 
 
 @pytest.mark.parametrize(("late", "level"), [(-60_000, "ok"), (60_000, "failure")])
 def test_the_last_backup_may_be_two_days_old(used: Path, look: Look, late: int, level: str) -> None:
-    """Before there is any it is a warning; from a backup's second day on somebody has to look."""
+    """No backup yet is a warning; one that is older than two days is a failure."""
     assert [each["level"] for each in of(look(), "backup")] == ["warning"]
     age = int(BACKUP_AGE.total_seconds() * 1000) + late
     made = time.time_ns() // 1_000_000 - age
@@ -309,7 +309,7 @@ def test_a_damaged_database(used: Path, look: Look) -> None:
 
 
 def test_schemas_of_an_older_and_of_a_newer_dapd(used: Path, look: Look) -> None:
-    """The older one is migrated by the daemon, not by this command; nobody reads the newer one."""
+    """The daemon migrates the older one, doctor doesn't; this dapd can't read the newer one."""
     known = migrations()[-1].version
     change(used, "DELETE FROM schema_migrations WHERE version = ?", known)
     change(used, "INSERT OR REPLACE INTO schema_migrations VALUES (?, 'older', 0, 0)", known - 1)
@@ -322,12 +322,12 @@ def test_schemas_of_an_older_and_of_a_newer_dapd(used: Path, look: Look) -> None
 
 
 def test_d6_a_clock_that_the_next_start_will_hold(used: Path, look: Look) -> None:
-    """Here after a stop of a year."""
+    """Because the daemon was stopped for a year."""
     change(used, SAFE_CLOCK, time.time_ns() // 1_000_000 - 366 * 86_400_000)
     ((name, detail, remedy),) = failures(look())
     assert name == "clock"
     assert "nothing expires" in detail
-    assert remedy.endswith("dapd clock accept")
+    assert remedy.endswith("`dapd clock accept`")
 
 
 def test_certificates_of_the_listener(used: Path, look: Look, tmp_path: Path) -> None:
@@ -373,7 +373,7 @@ async def test_a_daemon_from_before_an_upgrade(
 
         (found,) = await trio.to_thread.run_sync(look)
     assert (found.check, found.level) == ("daemon", "warning")
-    assert found.detail.endswith("and 99 is installed")
+    assert found.detail.endswith("but 99 is installed")
     assert (found.remedy or "").startswith("restart it")
 
 
@@ -393,23 +393,23 @@ def test_a_service_that_does_not_start_with_the_machine(
         monkeypatch.setenv("SAYS", says)
         assert [each["level"] for each in of(look(), "service")] == [level]
     found = look()
-    assert of(found, "service")[0]["remedy"] == "systemctl enable --now dapd"
+    assert of(found, "service")[0]["remedy"] == "`systemctl enable --now dapd`"
     assert "systemctl enable --now dapd" in of(found, "daemon")[0]["remedy"]
 
 
 @pytest.mark.parametrize(
     ("raised", "level", "detail"),
     [
-        (UsageError("a: wrong; mend it"), "failure", "a: wrong"),
+        (UsageError("a: wrong; fix it"), "failure", "a: wrong"),
         (DatastoreError("a: broken"), "failure", "a: broken"),
-        (PermissionError(13, "Permission denied", "/a"), "skipped", "this user may not look there"),
+        (PermissionError(13, "Permission denied", "/a"), "skipped", "this user may not read it"),
         (FileNotFoundError(2, "No such file or directory", "/a"), "failure", "No such file"),
     ],
 )
 def test_whatever_a_check_raises_is_its_last_finding(
     raised: Exception, level: str, detail: str
 ) -> None:
-    """What it found before stays, and the next one goes on."""
+    """Earlier findings stay, and the next check runs."""
 
     @check("one")
     def steps() -> Steps[int]:
@@ -424,20 +424,20 @@ def test_whatever_a_check_raises_is_its_last_finding(
 
 
 def test_nothing_that_a_peer_sends_reaches_the_terminal_as_a_command() -> None:
-    """Escapes, line breaks and length."""
+    """Control characters are escaped as in the log, lines joined, long texts cut."""
 
     @check("one")
     def steps() -> Steps[None]:
         yield ok("\x1b[2J", "a\r\nb\x00" + "c" * 1000)
 
     (found,) = steps()
-    assert found.subject == "?[2J"
-    assert found.detail.startswith("a b?c")
+    assert found.subject == r"\x1b[2J"
+    assert found.detail.startswith(r"a b\x00c")
     assert len(found.detail) == 500
 
 
 def test_i9_no_finding_tells_a_secret(with_task: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither keys nor tokens, also where something is wrong with them."""
+    """No key and no token, even if it is wrong."""
     key = with_task.parent / "keys/sealing-1.key"
     task = tomllib.loads((with_task.parent / "task/helper.toml").read_text())
     secrets = [key.read_text(), task["vdaf_verify_key"], task["aggregator_auth_token"]]
@@ -447,12 +447,12 @@ def test_i9_no_finding_tells_a_secret(with_task: Path, capsys: pytest.CaptureFix
         for form in ((), ("--json",)):
             run("--config", with_task, "doctor", *form)
             heard += "".join(capsys.readouterr())
-    assert f"{key}" in heard, "the one that is no key is named"
+    assert f"{key}" in heard, "the file without a valid key is named"
     assert not [secret for secret in secrets if secret in heard]
 
 
 def test_secrets_that_do_not_open(with_task: Path, look: Look) -> None:
-    """A task's, and an HPKE key's: each with what gives them again."""
+    """A task's secrets, and an HPKE key: each with the command that replaces them."""
     assert [each["level"] for each in of(look("--offline"), "task")] == ["ok"]
     change(with_task, "UPDATE tasks SET verify_key = zeroblob(80)")
     change(with_task, "UPDATE hpke_keypairs SET private_key = zeroblob(80)")
@@ -475,33 +475,35 @@ def test_secrets_that_do_not_open(with_task: Path, look: Look) -> None:
 def test_a_task_of_which_no_report_was_ever_good(
     with_task: Path, look: Look, counted: dict[str, int], wrong: bool
 ) -> None:
-    """One that was shows that the parties agree; expiry says nothing; uploads are a Leader's."""
+    """One good report shows that the parties agree. Expiry proves nothing; only a Leader has
+    uploads.
+    """
     for name, value in counted.items():
         change(with_task, "INSERT INTO task_counters VALUES (1, ?, ?)", name, value)
     found = failures(look("--offline"))
     assert [each[0] for each in found] == ["task"] * wrong
     if wrong:
-        assert "2 as vdaf_verify_error" in found[0][1]
+        assert "vdaf_verify_error: 2" in found[0][1]
         assert "verification keys differ" in found[0][1]
         assert "dapd task rekey FILE" in found[0][2]
 
 
-def test_a_database_without_an_active_key_is_left_only_once_a_daemon_has_run(
+def test_a_database_without_an_active_key_is_a_failure_once_a_daemon_has_run(
     used: Path, look: Look
 ) -> None:
-    """The first start makes one."""
+    """The first start makes a key."""
     change(used, "UPDATE hpke_keypairs SET state = 'expired'")
     assert failures(look()) == []
     now = time.time_ns() // 1_000_000
     change(used, SAFE_CLOCK, now)
     ((name, _, remedy),) = failures(look())
-    assert (name, remedy) == ("database", "dapd key add --active")
+    assert (name, remedy) == ("database", "`dapd key add --active`")
 
 
-def test_a_restored_database_that_waits_for_a_word(
+def test_a_restored_database_that_waits_to_be_accepted(
     with_task: Path, look: Look, tmp_path: Path
 ) -> None:
-    """A warning until the closed batches are looked at."""
+    """A warning until an operator accepts the closed batches."""
     (tmp_path / "copies").mkdir()
     assert run("--config", with_task, "backup", tmp_path / "copies") == 0
     assert [each["level"] for each in of(look("--offline"), "backup")] == ["ok"]
@@ -510,7 +512,7 @@ def test_a_restored_database_that_waits_for_a_word(
     ((level, remedy),) = [
         (each["level"], each["remedy"])
         for each in of(look("--offline"), "backup")
-        if "a restore has closed batches, in 1 of 1 tasks" in each["detail"]
+        if "a restore has closed batches of 1 task" in each["detail"]
     ]
     assert level == "warning"
     assert "dapd restore accept" in remedy

@@ -1,4 +1,4 @@
-"""Whom ``dapd doctor`` asks, and what it makes of each answer: real sockets, real handshakes."""
+"""What ``dapd doctor`` says of each answer of a URL, over real sockets and handshakes."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ GOOD = answer(200, HpkeConfigList((KEY,)).encode(), Content_Type=MediaType.HPKE_
 
 @pytest.fixture(autouse=True)
 def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the environment of the tests has."""
+    """Ignore the environment's proxies."""
     for name in ("http", "https", "all", "no"):
         for spelled in (f"{name}_proxy", f"{name}_PROXY".upper()):
             monkeypatch.delenv(spelled, raising=False)
 
 
 async def ask(script: Callable[[Request], bytes], nursery: trio.Nursery) -> tuple[Heard, str]:
-    """A peer that answers so is the own URL too."""
+    """Ask a server that answers so, both as the own URL and as a peer."""
     url = await Peer(script).serve(nursery) + "/"
     with trio.fail_after(SECONDS):
         return await ask_all({url}, {url}, (context(), context()), SECONDS), url
@@ -58,14 +58,14 @@ def stored(config: HpkeConfig, state: KeyState = KeyState.ACTIVE) -> SealedKeypa
 
 
 def both(heard: Heard, keys: list[SealedKeypair]) -> tuple[Finding, Finding]:
-    """What is said of the own URL, and of the peer."""
+    """Return the findings about the own URL and the peer."""
     (own,), (other,) = list(own_urls(heard, keys, stopped=False)), list(peers(heard))
     assert (own.check, other.check) == ("own_url", "peer")
     return own, other
 
 
 async def test_a_peer_with_usable_keys_and_the_own_keys_are_fine(nursery: trio.Nursery) -> None:
-    """One suite that is known is enough at a peer; at the own URL it must be what is active."""
+    """A peer needs one known suite; the own URL must offer exactly the active keys."""
     heard, _ = await ask(lambda _: GOOD, nursery)
     own, other = both(heard, [stored(KEY), stored(UNKNOWN_SUITE, KeyState.EXPIRED)])
     assert (own.level, other.level) == ("ok", "ok")
@@ -76,14 +76,22 @@ async def test_a_peer_with_usable_keys_and_the_own_keys_are_fine(nursery: trio.N
     [
         ([], "failure", "another dapd or another database answers there"),
         ([stored(UNKNOWN_SUITE)], "failure", "another dapd or another database answers there"),
-        ([stored(KEY, KeyState.EXPIRED)], "warning", "a cache in front keeps an old answer"),
-        ([stored(KEY), stored(UNKNOWN_SUITE)], "warning", "a cache in front keeps an old answer"),
+        (
+            [stored(KEY, KeyState.EXPIRED)],
+            "warning",
+            "a cache in front of the daemon has an old answer",
+        ),
+        (
+            [stored(KEY), stored(UNKNOWN_SUITE)],
+            "warning",
+            "a cache in front of the daemon has an old answer",
+        ),
     ],
 )
 def test_f1_what_is_offered_at_the_own_url_is_what_is_active(
     keys: list[SealedKeypair], level: str, remedy: str
 ) -> None:
-    """A key that the database never had is somebody else's; one that it had, an old answer."""
+    """A key that the database never had is another daemon's; an older key is a cached answer."""
     found = answers.own("https://a.example/", (KEY,), keys)
     assert found.level == level
     assert (found.remedy or "").startswith(remedy)
@@ -111,48 +119,48 @@ async def test_a_peer_without_a_suite_that_is_known(nursery: trio.Nursery) -> No
         (
             answer(301, Location="https://www.a.example/"),
             "HTTP 301: redirected to https://www.a.example/",
-            "redirects are not followed: let the proxy",
-            "redirects are not followed: ask the peer's operator",
+            "dapd follows no redirects: make the proxy",
+            "dapd follows no redirects: ask the peer's operator",
         ),
         (
             answer(404, b"<h1>Not Found</h1>", Content_Type="text/html"),
             "HTTP 404: nothing is there",
-            "let the proxy forward this whole path",
-            "compare the endpoint, with its path",
+            "make the proxy forward this whole path",
+            "check the endpoint and its path",
         ),
         (
             answer(200, b"<h1>It works!</h1>", Content_Type="text/html"),
             "a web page: ",
             "a web server or the proxy itself answers",
-            "compare the URL with the peer's operator",
+            "check the URL with the peer's operator",
         ),
         (
             answer(200, KEY.encode(), Content_Type="application/octet-stream"),
             "the answer's media type is application/octet-stream",
-            "something in front changes the answer",
-            "ask the peer's operator which DAP it speaks",
+            "a proxy changes the answer",
+            "ask the peer's operator which version of DAP",
         ),
         (
             answer(200, b"\0\1\2", Content_Type=MediaType.HPKE_CONFIG_LIST),
-            "an answer that is no HpkeConfigList",
-            "something in front changes the answer",
-            "ask the peer's operator which DAP it speaks",
+            "the answer is not an HpkeConfigList",
+            "a proxy changes the answer",
+            "ask the peer's operator which version of DAP",
         ),
-        (answer(401), "HTTP 401", "hpke_config is open to all", "ask the peer's operator to open"),
-        (answer(418), "HTTP 418", "look at the proxy's log", "ask the peer's operator why"),
+        (answer(401), "HTTP 401", "hpke_config is public", "ask the peer's operator to open"),
+        (answer(418), "HTTP 418", "see the proxy's log", "ask the peer's operator why"),
         (
             answer(502, b"\x1b[31mBad Gateway"),
             "HTTP 502",
             "the proxy can't reach the daemon",
-            "the peer is out of order",
+            "the peer fails: ask its operator",
         ),
-        (b"", "", "it takes connections", "it takes connections"),
+        (b"", "", "it accepts connections", "it accepts connections"),
     ],
 )
-async def test_each_answer_that_is_none_has_its_own_remedy(
+async def test_each_unusable_answer_has_its_own_remedy(
     nursery: trio.Nursery, reply: bytes, detail: str, mine: str, theirs: str
 ) -> None:
-    """For one's own proxy, and for what only a peer's operator can mend."""
+    """One for the own proxy, and one that asks the peer's operator to fix it."""
     heard, _ = await ask(lambda _: reply, nursery)
     own, other = both(heard, [])
     assert (own.level, other.level) == ("failure", "failure")
@@ -170,7 +178,7 @@ async def test_each_answer_that_is_none_has_its_own_remedy(
 async def test_a_clock_that_is_off_is_told_by_the_date_of_an_answer(
     nursery: trio.Nursery, seconds: int, level: str, detail: str
 ) -> None:
-    """Whoever's it is: NTP, or the operator there."""
+    """Either clock may be wrong, so the remedy names both."""
 
     def dated(_: Request) -> bytes:
         date = format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
@@ -184,7 +192,7 @@ async def test_a_clock_that_is_off_is_told_by_the_date_of_an_answer(
 
 
 async def closed_port() -> int:
-    """Nobody listens there."""
+    """Return a port on which nothing listens."""
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port: int = listener.socket.getsockname()[1]
     await listener.aclose()
@@ -194,7 +202,7 @@ async def closed_port() -> int:
 async def test_refused_connections_while_the_daemon_is_stopped_are_no_news(
     nursery: trio.Nursery,
 ) -> None:
-    """That it does not run is told already; if it runs, something in front is missing."""
+    """Another check says that the daemon is stopped; if it runs, its proxy is missing."""
     url = f"http://127.0.0.1:{await closed_port()}/"
     heard = await ask_all({url}, {url}, (context(), context()), SECONDS)
     (stopped,) = own_urls(heard, [], stopped=True)
@@ -202,12 +210,12 @@ async def test_refused_connections_while_the_daemon_is_stopped_are_no_news(
     (other,) = peers(heard)
     assert [each.level for each in (stopped, running, other)] == ["skipped", "failure", "failure"]
     assert "refuses connections" in running.detail
-    assert "start what listens there" in (running.remedy or "")
+    assert "start the daemon, or the proxy" in (running.remedy or "")
     assert "ask the peer's operator whether it runs" in (other.remedy or "")
 
 
-def test_whoever_never_answers_is_waited_for_so_long_and_no_longer() -> None:
-    """By Trio's clock, which goes ahead when nothing else happens; a good one is not held up."""
+def test_a_server_that_never_answers_is_given_up_after_the_timeout() -> None:
+    """Measured with Trio's clock, which jumps when all is idle. It delays no other server."""
 
     async def silent(_: trio.SocketStream) -> None:
         await trio.sleep_forever()
@@ -233,7 +241,7 @@ def test_whoever_never_answers_is_waited_for_so_long_and_no_longer() -> None:
 
 
 async def serve_tls(authority: Authority, nursery: trio.Nursery) -> int:
-    """Shows what the authority has issued, to whoever accepts it."""
+    """Serve TLS with the certificate that the authority has issued."""
     tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     tls.load_cert_chain(authority.chain, authority.key)
 
@@ -257,7 +265,7 @@ async def serve_tls(authority: Authority, nursery: trio.Nursery) -> int:
 async def test_a_certificate_that_is_refused_says_why(
     nursery: trio.Nursery, tmp_path: Path, name: str, host: str, days: int, detail: str
 ) -> None:
-    """Expired, or for another name, from an authority that is trusted."""
+    """Expired, or for another name, but from a trusted authority."""
     expires = datetime.now(UTC) + timedelta(days=days)
     authority = Authority(tmp_path).issue(name, expires=expires)
     url = f"https://{host}:{await serve_tls(authority, nursery)}/"
@@ -272,13 +280,13 @@ async def test_a_certificate_that_is_refused_says_why(
 async def test_an_authority_that_is_not_trusted_is_named_peer_ca_for_peers_alone(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
-    """Clients go by their systems' authorities."""
+    """[leader] peer_ca is for peers; Clients use their systems' authorities."""
     authority = Authority(tmp_path / "one").issue()
     other_authority = trusting(Authority(tmp_path / "other").file)
     url = f"https://127.0.0.1:{await serve_tls(authority, nursery)}/"
     heard = await ask_all({url}, {url}, (other_authority, other_authority), SECONDS)
     own, other = both(heard, [])
-    assert own.detail.startswith("its certificate is from no authority that is trusted")
+    assert own.detail.startswith("no trusted authority has issued its certificate")
     assert "SSL_CERT_FILE" in (own.remedy or "")
     assert "[leader] peer_ca" in (other.remedy or "")
 
@@ -288,7 +296,7 @@ async def test_an_authority_that_is_not_trusted_is_named_peer_ca_for_peers_alone
     [(answer(400), "TLS fails: wrong version number"), (b"", "TLS fails: unexpected eof")],
 )
 async def test_something_else_than_tls(nursery: trio.Nursery, reply: bytes, detail: str) -> None:
-    """Plain HTTP behind an https URL, or somebody who hangs up."""
+    """Plain HTTP behind an https URL, or a server that hangs up."""
 
     async def speak(stream: trio.SocketStream) -> None:
         await stream.receive_some()
@@ -302,7 +310,7 @@ async def test_something_else_than_tls(nursery: trio.Nursery, reply: bytes, deta
 
 
 async def test_a_name_that_has_no_address() -> None:
-    """.invalid is nobody's for ever; an offline machine gets the same remedy."""
+    """No name in .invalid exists; an offline machine gets the same remedy."""
     found = await trouble_at("https://helper.invalid/hpke_config", context(), SECONDS)
     assert isinstance(found, Trouble)
     assert "helper.invalid" in found.detail
@@ -312,7 +320,7 @@ async def test_a_name_that_has_no_address() -> None:
 async def test_a_proxy_of_the_environment_is_named_and_not_passed_by(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where requests go through one, this machine's own way to the peer says nothing."""
+    """If requests use a proxy, a direct connection to the peer proves nothing."""
     port = await closed_port()
     monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{port}")
     here = await trouble_at(f"https://127.0.0.1:{port}/hpke_config", context(), SECONDS)

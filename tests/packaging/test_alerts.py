@@ -1,5 +1,5 @@
-"""Alert rules, their runbook and the dashboard: of metrics that exist, and tried by Prometheus' own
-tool.
+"""Alert rules, their runbook and the dashboard: they use existing metrics and dapd's thresholds,
+and Prometheus' own tool accepts them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from dapd.admin import todo
 from dapd.admin.gauges import Gauges
+from dapd.advice import thresholds, upkeep
 from tests.exposed import exposition
 from tests.paths.hands import at_noon, hand_pair
 
@@ -26,12 +26,22 @@ RUNBOOK = ROOT / "docs/operating.md"
 needs_promtool = pytest.mark.skipif(
     shutil.which("promtool") is None, reason="no promtool: install prometheus"
 )
+SECONDS = {
+    "DapdAggregationFailing": 3 * [thresholds.NOTHING_AGGREGATED],
+    "DapdBatchExpiring": [thresholds.COLLECT_WITHIN],
+    "DapdCertificateExpiring": [thresholds.CERTIFICATE_URGENT],
+    "DapdBackupOld": [thresholds.BACKUP_AGE],
+    "DapdCertificateNotRenewed": [thresholds.CERTIFICATE_LEFT],
+    "DapdPeerDown": [thresholds.PEER_DOWN],
+    "DapdJobStuck": [thresholds.JOB_STUCK],
+}
+"""What each rule compares a time with; the other rules compare no time."""
 _METRIC = re.compile(r"\b(?:dapd|process)_\w+")
 _ALERT = re.compile(r"^ +- alert: (\w+)$", re.MULTILINE)
 
 
 def alerts() -> dict[str, str]:
-    """The text of each rule, from its name on."""
+    """Return the text of each rule, from its name on."""
     parts = _ALERT.split(RULES.read_text())
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
@@ -64,7 +74,7 @@ def test_prometheus_takes_the_rules() -> None:
 
 @needs_promtool
 def test_each_alert_fires_in_its_case_and_not_in_another() -> None:
-    """As the cases say, which know all that fires at a moment."""
+    """Each case lists all alerts that fire at a moment."""
     said("promtool", "test", "rules", CASES.name)
 
 
@@ -76,7 +86,7 @@ def test_each_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
 
 
 def test_each_alert_says_what_it_is_and_where_to_read_on() -> None:
-    """A severity, a summary, what happens if nobody acts, and the runbook's heading."""
+    """It has a severity, a summary, the consequences, and the runbook's heading."""
     for name, text in alerts().items():
         assert re.search(r"labels: \{severity: (page|ticket)\}", text), name
         assert re.search(r"^ +summary: .+", text, re.MULTILINE), name
@@ -85,7 +95,7 @@ def test_each_alert_says_what_it_is_and_where_to_read_on() -> None:
 
 
 def test_the_runbook_has_a_heading_for_each_alert_and_no_other() -> None:
-    """Beginning with its severity; headings make anchors of their own letters."""
+    """Its text begins with the severity. The heading's anchor is the alert's name."""
     _, _, section = RUNBOOK.read_text().partition("\n## Alerts\n")
     parts = re.split(r"^### (\w+)\n", section.partition("\n## ")[0], flags=re.MULTILINE)
     headings = dict(zip(parts[1::2], parts[2::2], strict=True))
@@ -96,8 +106,8 @@ def test_the_runbook_has_a_heading_for_each_alert_and_no_other() -> None:
         assert text.strip().startswith(f"{severity[1].title()}. "), name
 
 
-async def test_rules_and_panels_use_metrics_that_a_daemon_tells(tmp_path: Path) -> None:
-    """All that its exposition declares after a real run, histograms by their parts."""
+async def test_rules_and_panels_use_metrics_that_a_daemon_exposes(tmp_path: Path) -> None:
+    """Compared with its exposition after a real run, histograms by their parts."""
     async with hand_pair(tmp_path) as (pair, _):
         task = await pair.new_task(min_batch_size=2)
         await task.upload([1, 0])
@@ -120,18 +130,36 @@ async def test_rules_and_panels_use_metrics_that_a_daemon_tells(tmp_path: Path) 
 
 
 def test_thresholds_are_those_of_dapd_status() -> None:
-    """What a page says, the daemon says itself, at the same moment."""
-    for alert, span in (
-        ("DapdBackupOld", todo.BACKUP_AGE),
-        ("DapdCertificateNotRenewed", todo.CERTIFICATE_LEFT),
-        ("DapdBatchExpiring", todo.COLLECT_WITHIN),
+    """An alert and the daemon's own advice begin at the same moment; no rule has a number that
+    ``dapd.advice.thresholds`` lacks.
+    """
+    for alert in alerts():
+        seconds = [int(each) for each in re.findall(r"[<>] (\d{3,})", expression(alert))]
+        known = [int(span.total_seconds()) for span in SECONDS.get(alert, [])]
+        assert (alert, seconds) == (alert, known)
+
+
+def test_windows_of_the_aggregation_rule_are_as_long_as_its_threshold() -> None:
+    minutes = int(thresholds.NOTHING_AGGREGATED.total_seconds()) // 60
+    windows = re.findall(r"\[(\w+)\]", expression("DapdAggregationFailing"))
+    assert set(windows) == {f"{minutes}m"}
+
+
+def test_what_status_says_without_a_number_is_an_alert_too() -> None:
+    """A full disk goes by the daemon's own mark, a held clock and a missing key by a state."""
+    assert upkeep.disk(free=1, refused_below=2)
+    assert upkeep.clock("it jumped")
+    assert upkeep.hpke_keys(["expired"])
+    for alert, comparison in (
+        ("DapdDiskFull", "dapd_disk_free_bytes < dapd_disk_refused_below_bytes"),
+        ("DapdClockHeld", "dapd_clock_held == 1"),
+        ("DapdNoActiveKey", 'dapd_hpke_keys{state="active"} == 0'),
     ):
-        seconds = re.findall(r"[<>] (\d{4,})", expression(alert))
-        assert (alert, seconds) == (alert, [str(int(span.total_seconds()))])
+        assert expression(alert).strip() == comparison
 
 
 def test_the_dashboard_belongs_to_no_installation() -> None:
-    """Grafana takes it as a file, and asks which Prometheus it is of."""
+    """Grafana imports it from a file, and asks for the data source."""
     dashboard = json.loads(DASHBOARD.read_text())
     assert dashboard["schemaVersion"] >= 30
     assert "uid" not in dashboard
@@ -143,7 +171,7 @@ def test_the_dashboard_belongs_to_no_installation() -> None:
 
 
 def test_each_panel_says_what_it_shows() -> None:
-    """A title that no other has, a unit, a description that names no unknown alert, a query."""
+    """It has a title of its own, a unit, a description that names no unknown alert, a query."""
     titles = [panel["title"] for panel in panels()]
     assert len(set(titles)) == len(titles) > 20
     for panel in panels():
@@ -155,7 +183,7 @@ def test_each_panel_says_what_it_shows() -> None:
 
 @needs_promtool
 def test_each_panels_query_is_promql(tmp_path: Path) -> None:
-    """Prometheus would record it as a rule, once Grafana has filled in what it knows."""
+    """With Grafana's variables filled in, Prometheus takes it as a recording rule."""
     queries = [target["expr"] for panel in panels() for target in panel["targets"]]
     filled = [each.replace("$__rate_interval", "5m").replace("$instance", ".*") for each in queries]
     rules = [{"record": f"query:{number}", "expr": each} for number, each in enumerate(filled)]

@@ -116,9 +116,9 @@ async def test_e1_a_helper_that_was_away_is_probed_and_its_job_goes_on(tmp_path:
         retried = await house.told("jobs", "retry", job["job"])
         assert retried["job"]["waits"]["reason"] == "peer_unreachable"
         assert await house.helper.start()
-        assert "good, 1 HPKE keys" in await house.dapd("peer", "probe", url)
+        assert "good, 1 HPKE key in" in await house.dapd("peer", "probe", url)
         await house.until_counted("aggregate_finished", 3)
-        assert await house.dapd("jobs", "list") == "No job is unfinished.\n"
+        assert await house.dapd("jobs", "list") == "There are no unfinished jobs.\n"
         assert "has ended: finished" in await house.dapd("jobs", "retry", job["job"], status=2)
         assert house.changes().count("job_retry") == 1
 
@@ -142,7 +142,7 @@ async def test_d4_an_abandoned_job_is_confirmed_counted_as_lost_and_not_made_aga
         await house.dapd("jobs", "abandon", name, status=2, stdin=b"no\n")
         assert (await house.told("jobs", "show", name))["job"]["state"] == "stored"
         given_up = await house.dapd("jobs", "abandon", name, stdin=f"{name}\n".encode())
-        assert "3 reports are lost" in given_up
+        assert "Lost: 3 reports." in given_up
         await house.until_counted("aggregate_lost", 3)
         assert (await house.told("peer", "resume", url))["state"] == "ok"
         await house.until_counted("aggregate_finished", 3)
@@ -164,7 +164,10 @@ async def test_status_says_what_there_is_to_do_and_when_there_is_nothing(tmp_pat
         assert first[0].startswith("dapd ")
         assert ", leader, process " in first[0]
         assert any(line.startswith(f"tasks     1 active: {task_id[:8]}") for line in first)
-        assert first[-2:] == ["To do:", "- there is no backup yet: dapd backup DIR"]
+        assert first[-2:] == [
+            "To do:",
+            "- there is no backup yet: `dapd backup DIR` every night, to another disk",
+        ]
         (tmp_path / "copies").mkdir()
         await house.dapd("backup", tmp_path / "copies")
         assert (await house.dapd("status")).splitlines()[-1] == "Nothing to do."

@@ -1,4 +1,4 @@
-"""``dapd doctor`` beside real daemons: when all is well, and what it finds where it is not."""
+"""``dapd doctor`` beside real daemons, healthy and not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Findings = list[dict[str, Any]]
 
 
 async def doctor(daemon: DaemonProcess, *arguments: object) -> Findings:
-    """What it finds; its exit status is as that demands."""
+    """Return the findings, if the exit status fits them."""
     status, stdout, stderr = await run_command(
         "--config", daemon.config, "doctor", "--json", *arguments
     )
@@ -37,7 +37,7 @@ async def doctor(daemon: DaemonProcess, *arguments: object) -> Findings:
 
 
 def of(found: Findings, name: str) -> list[tuple[str, str]]:
-    """The level of each finding of a check, and about what it is."""
+    """Return level and subject of each finding of a check."""
     return [(each["level"], each["subject"]) for each in found if each["check"] == name]
 
 
@@ -56,8 +56,8 @@ def the_failure(found: Findings) -> tuple[str, str, str, str]:
 
 
 async def test_a_pair_that_works_has_nothing_wrong(tmp_path: Path) -> None:
-    """The Leader sees its Helper, the Helper its Leader, and each itself from outside, once for two
-    tasks; a backup takes the last warning away.
+    """Each Aggregator checks its peer and its own URL, once for two tasks. A backup removes the
+    last warning.
     """
     async with open_house(tmp_path) as house:
         (tmp_path / "copies").mkdir()
@@ -81,7 +81,7 @@ async def test_a_pair_that_works_has_nothing_wrong(tmp_path: Path) -> None:
 
 
 async def test_what_only_the_daemon_knows_is_found_too(tmp_path: Path) -> None:
-    """Here a peer that somebody has paused."""
+    """Here a paused peer."""
     async with open_house(tmp_path) as house:
         url = house.helper.wire.url
         await house.dapd("peer", "pause", url)
@@ -89,25 +89,25 @@ async def test_what_only_the_daemon_knows_is_found_too(tmp_path: Path) -> None:
         (paused,) = [
             each for each in found if each["check"] == "daemon" and each["level"] == "warning"
         ]
-        assert paused["detail"] == f"{url} is paused"
-        assert paused["remedy"] == f"dapd peer resume {url}"
+        assert (paused["subject"], paused["detail"]) == (url, "is paused by an operator")
+        assert paused["remedy"] == f"`dapd peer resume {url}`"
         assert of(found, "peer") == of(found, "own_url") == []
 
 
 async def test_another_daemon_behind_the_own_url(tmp_path: Path) -> None:
-    """It answers, and well; only the keys tell that it is another one."""
+    """It answers correctly; only its keys tell that it is another daemon."""
     async with open_house(tmp_path) as house:
         mine, house.leader.wire.target = house.leader.wire.target, house.helper.wire.target
         name, subject, detail, remedy = the_failure(await doctor(house.leader))
         assert (name, subject) == ("own_url", house.leader.wire.url)
         assert "HPKE keys that this database does not have" in detail
-        assert "look where the proxy forwards to" in remedy
+        assert "check where the proxy forwards to" in remedy
         house.leader.wire.target = mine
         assert failures(await doctor(house.leader)) == []
 
 
 async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) -> None:
-    """Each is said once, and how the daemon is started."""
+    """One failure each; a stopped daemon's has the command that starts it."""
     async with open_house(tmp_path) as house:
         await house.helper.stop()
         name, subject, _, remedy = the_failure(await doctor(house.leader))
@@ -115,14 +115,14 @@ async def test_a_daemon_that_is_stopped_and_a_peer_that_is_away(tmp_path: Path) 
         assert "ask the peer's operator" in remedy
         found = failures(await doctor(house.helper, "--offline"))
         assert [(name, remedy) for name, _, _, remedy in found] == [
-            ("daemon", f"start it: dapd --config {house.helper.config}")
+            ("daemon", f"start it: `dapd --config {house.helper.config}`")
         ]
         assert await house.helper.start()
         assert failures(await doctor(house.helper)) == []
 
 
 async def test_a_daemon_that_hangs(tmp_path: Path, nursery: trio.Nursery) -> None:
-    """Its socket takes connections, and nobody answers."""
+    """Its socket accepts connections, but nothing answers."""
     with trio.fail_after(SECONDS):
         daemon = DaemonProcess(tmp_path / "dapd", nursery, Wire())
         daemon.make()
@@ -131,7 +131,7 @@ async def test_a_daemon_that_hangs(tmp_path: Path, nursery: trio.Nursery) -> Non
         daemon.process.send_signal(signal.SIGSTOP)
         name, subject, detail, remedy = the_failure(await doctor(daemon, "--timeout", 0.2))
         assert (name, subject) == ("daemon", f"{daemon.database}.admin")
-        assert detail == "the daemon does not answer within 0.2 s"
+        assert detail == "the daemon doesn't answer within 0.2 s"
         assert "restart it" in remedy
         daemon.process.send_signal(signal.SIGCONT)
         assert failures(await doctor(daemon)) == []
@@ -139,7 +139,7 @@ async def test_a_daemon_that_hangs(tmp_path: Path, nursery: trio.Nursery) -> Non
 
 
 async def test_reports_that_expire_before_anybody_collects_them(tmp_path: Path) -> None:
-    """Within a day it is a failure: somebody must have them collected."""
+    """Within a day of expiry it is a failure: they must be collected."""
     async with open_house(tmp_path) as house:
         task_id = b64url_encode(house.task.task_id)
         reports = await seal(house.http, house.task, "not collected")
@@ -148,16 +148,17 @@ async def test_reports_that_expire_before_anybody_collects_them(tmp_path: Path) 
         await dapd_task(house.leader, "set", task_id, "--report-expiry-age", 3600)
         name, subject, detail, remedy = the_failure(await doctor(house.leader))
         assert (name, subject) == ("task", task_id)
-        assert detail.startswith("uncollected reports expire from ")
-        assert "have it collected" in remedy
+        assert detail.startswith("has uncollected reports that expire from ")
+        assert "have them collected" in remedy
         assert failures(await doctor(house.helper)) == [], "a Helper collects nothing"
 
 
 async def test_a_pair_over_tls_with_an_authority_of_its_own(
     tmp_path: Path, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Peers are judged by [leader] peer_ca, the own URL by what Clients trust; a certificate that
-    was renewed and is not shown yet is a warning; that the admin listener's goes first is none.
+    """Peers are checked with [leader] peer_ca, the own URL with what Clients trust. A renewed
+    certificate that the daemon doesn't use yet is a warning; an admin certificate that expires
+    before the public one is not.
     """
     authority = Authority(tmp_path / "tls").issue()
     lines = "\n".join(f'{name} = "{path}"' for name, path in authority.server.items())
@@ -182,7 +183,7 @@ tokens = ["read:{b64url_encode(hash_token("t"))}"]
         assert of(found, "peer") == [("ok", urls["helper"])]
         name, subject, detail, _ = the_failure(found)
         assert (name, subject) == ("own_url", urls["leader"])
-        assert "from no authority that is trusted" in detail
+        assert "no trusted authority" in detail
         monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
         for daemon in daemons.values():
             found = await doctor(daemon)
@@ -193,7 +194,7 @@ tokens = ["read:{b64url_encode(hash_token("t"))}"]
             each for each in await doctor(leader, "--offline")
             if each["check"] == "certificate" and each["level"] == "warning"
         ]  # fmt: skip
-        assert renewed["remedy"] == "dapd reload"
+        assert renewed["remedy"] == "`dapd reload`"
         assert (await run_command("--config", leader.config, "reload"))[0] == 0
         found = await doctor(leader, "--offline")
         assert {level for level, _ in of(found, "certificate")} == {"ok"}
@@ -202,7 +203,7 @@ tokens = ["read:{b64url_encode(hash_token("t"))}"]
 async def test_a_peer_that_never_answers_ends_at_the_timeout(
     tmp_path: Path, nursery: trio.Nursery
 ) -> None:
-    """Whichever step it is that takes so long."""
+    """Whichever step takes so long."""
 
     async def silent(_: trio.SocketStream) -> None:
         await trio.sleep_forever()
@@ -223,8 +224,8 @@ async def test_a_peer_that_never_answers_ends_at_the_timeout(
 async def test_parties_with_different_task_configurations(
     tmp_path: Path, nursery: trio.Nursery, odd: str
 ) -> None:
-    """No report opens, which is told with what to compare: where the Helper's is another one, both
-    Aggregators see it; where the Clients' is, the Leader does.
+    """No report opens, and the finding says what to compare. Both Aggregators see it if the
+    Helper's configuration differs, the Leader if the Clients' does.
     """
     with trio.fail_after(SECONDS):
         daemons = await start_pair(tmp_path, nursery)
@@ -244,8 +245,8 @@ async def test_parties_with_different_task_configurations(
             await until_counted(daemons[role], task, counter)
             what, subject, detail, remedy = the_failure(await doctor(daemons[role]))
             assert (what, subject) == ("task", name)
-            assert "3 as hpke_decrypt_error" in detail
-            assert "its TaskConfiguration is not the one" in detail
+            assert "hpke_decrypt_error: 3" in detail
+            assert "sealed for another TaskConfiguration" in detail
             known = await shown(daemons[role], task)
             assert f"`dapd task show {name}`" in remedy
             assert known["configuration_sha256"] in remedy

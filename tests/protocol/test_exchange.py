@@ -16,7 +16,6 @@ from dapd.protocol.exchange import (
     Standing,
     Unusable,
     judge,
-    likely_cause,
 )
 from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
 
@@ -145,7 +144,6 @@ def test_d4_no_other_refusal_ends_a_job(kind: Kind, status: int, type: str | Non
     later = judge(Standing(kind, None, 0, 1), Refused(status, type, ""), MOMENT)
     assert isinstance(later, Later)
     assert later.alarm
-    assert likely_cause(status, type)
 
 
 @pytest.mark.parametrize("kind", KINDS)

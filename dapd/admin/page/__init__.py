@@ -1,8 +1,8 @@
-"""``GET /``: how the daemon is, as a page that a person looks at; it changes nothing.
+"""``GET /``: the state of the daemon as a web page, which changes nothing.
 
-One HTML document, its style, its icon, and a script that brings the page up to date; without
-scripts the page loads itself anew. Nothing of it comes from elsewhere, and the Content-Security-
-Policy lets nothing in. Left out: who may ask (``dapd.admin.app``), and any change.
+One HTML document, its style, its icon, and a script that refreshes the page; without scripts the
+browser reloads it. The page uses nothing from other sites, and its Content-Security-Policy forbids
+it. Left out: access (``dapd.admin.access``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dapd.admin.page import formatting
 from dapd.admin.page.view import Page, make_page
 from dapd.datastore import counters
 from dapd.runtime.context import Context
+from dapd.wording import exact_moment
 
 _HEADERS = (
     ("Cache-Control", "no-store"),
@@ -34,7 +35,7 @@ _HEADERS = (
 
 
 async def show(context: Context, _: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
-    """The page as of now. Raises ``DatastoreError``."""
+    """Return the page as of now. Raises ``DatastoreError``."""
     found = await status.show(context, Nothing())
     totals = await context.read(counters.by_task)
     page = make_page(found, totals, context.history, rfc3339(context.now()))
@@ -56,7 +57,7 @@ def _file(name: str, content_type: str) -> Document:
 
 
 def render(page: Page) -> bytes:
-    """The HTML document."""
+    """Render the HTML document."""
     return _template().render(page=page, status=page.status, now=page.now).encode()
 
 
@@ -74,7 +75,7 @@ def _template() -> Template:
     environment.filters.update(
         ago=formatting.ago,
         coded=formatting.coded,
-        exactly=formatting.exactly,
+        exactly=exact_moment,
         number=formatting.number,
         rate=formatting.rate,
         size=formatting.size,

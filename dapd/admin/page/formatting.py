@@ -1,25 +1,25 @@
-"""How numbers, times and foreign text stand on the page. Pure."""
+"""Format numbers, times and foreign text for the page. Pure."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from markupsafe import Markup
 
 from dapd.errors import printable
-from dapd.protocol.waiting import spell
+from dapd.wording import duration
 
 _CODE = re.compile(r"`([^`]*)`")
 
 
 def shown(value: object) -> object:
-    """What the template shows: text is made printable, unless it is markup of ours."""
+    """Return a template's value, with text made printable unless it is our own markup."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def coded(text: str) -> Markup:
-    """A sentence in which what stands in backticks is a command."""
+    """Return a sentence with commands, which are in backticks, marked up."""
     parts = _CODE.split(printable(text))
     return Markup().join(
         Markup("<code>{}</code>").format(part) if place % 2 else part
@@ -28,12 +28,12 @@ def coded(text: str) -> Markup:
 
 
 def number(value: float) -> str:
-    """A count, with its thousands apart."""
+    """Return a number with thousands separators."""
     return f"{value:,.0f}"
 
 
 def rate(per_second: float) -> str:
-    """How often, in the smallest unit of time in which that is once."""
+    """Return a rate in the shortest unit of time in which it is at least one."""
     if not per_second:
         return "0"
     for unit, seconds in (("s", 1), ("min", 60)):
@@ -43,17 +43,17 @@ def rate(per_second: float) -> str:
 
 
 def spelled(seconds: float) -> str:
-    """A duration."""
-    return "a moment" if seconds < 2 else spell(int(1000 * seconds))
+    """Return a duration in words."""
+    return "a moment" if seconds < 2 else duration(int(1000 * seconds))
 
 
 def milliseconds(seconds: float) -> str:
-    """A short time."""
+    """Return a short time in milliseconds."""
     return f"{_two_digits(1000 * seconds)} ms"
 
 
 def size(octets: int) -> str:
-    """Of a file or a disk."""
+    """Return the size of a file or disk."""
     for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20)):
         if octets >= 1 << shift:
             return f"{_two_digits(octets / (1 << shift))} {unit}"
@@ -61,15 +61,10 @@ def size(octets: int) -> str:
 
 
 def ago(at: datetime, now: datetime) -> str:
-    """How far a time is from now."""
+    """Return how far a time is from now."""
     ahead = at - now
-    duration = spelled(abs(ahead).total_seconds())
-    return f"in {duration}" if ahead > timedelta() else f"{duration} ago"
-
-
-def exactly(at: datetime) -> str:
-    """A time to the second."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    far = spelled(abs(ahead).total_seconds())
+    return f"in {far}" if ahead > timedelta() else f"{far} ago"
 
 
 def _two_digits(value: float) -> str:

@@ -1,4 +1,4 @@
-// Brings the page up to date without a flash. Whoever marks text, to copy a command, is not disturbed.
+// Refreshes the page without a flash, but not while text is selected, such as a command to copy.
 "use strict";
 
 const EVERY_MS = 10000;
@@ -16,7 +16,7 @@ async function refresh() {
       document.querySelector("main").replaceWith(fresh.querySelector("main"));
       lost.hidden = true;
     } catch (error) {
-      lost.textContent = `The daemon doesn't answer (${error.message}). What you see is as of the time below.`;
+      lost.textContent = `The daemon doesn't answer (${error.message}). This page is as of the time below.`;
       lost.hidden = false;
     }
   }

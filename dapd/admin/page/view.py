@@ -1,5 +1,6 @@
-"""What the page shows, put together from the daemon's status, its tasks' counters and the last
-hour. Left out: words (``dapd.admin.page.formatting``) and marks (``page.html``).
+"""The page's content, from the daemon's status, its tasks' counters and the last hour.
+
+Left out: formats (``dapd.admin.page.formatting``) and markup (``page.html``).
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from dapd.messages.common import b64url_decode
 from dapd.runtime.history import POINTS, History, TaskHistory
 
 MOST_TASKS = 100
-"""Tasks that are shown: more are no page, and `dapd task list` has them all."""
+"""Tasks on the page; `dapd task list` shows them all."""
 _HEIGHT = 30
-"""Of a chart, in its own units, one of which is a point's width."""
+"""Of a chart, in its own units; a point is one unit wide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """One series of the last hour, the newest value last; ``said`` puts one into words."""
+    """One series of the last hour, newest value last; ``said`` formats a value."""
 
     title: str
     values: Sequence[float]
@@ -42,7 +43,7 @@ class Chart:
 
     @property
     def label(self) -> str:
-        """The chart for who doesn't see it."""
+        """The chart in words, for screen readers."""
         if not self.values:
             return f"{self.title}: nothing yet"
         return (
@@ -52,7 +53,7 @@ class Chart:
 
     @property
     def line(self) -> str:
-        """The points of an SVG polyline, which ends at the right."""
+        """The points of an SVG polyline that ends at the right edge."""
         top, first = max(self.values, default=0) or 1, POINTS - len(self.values)
         return " ".join(
             f"{first + place},{_HEIGHT - 1 - (_HEIGHT - 2) * value / top:.3g}"
@@ -67,8 +68,8 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """A task with its reports by what became of them; ``chart`` is of those that its role is
-    about: a Leader's uploads, a Helper's aggregated ones. Rates are per second.
+    """A task with the counts of its reports. ``chart`` shows a Leader's uploads or a Helper's
+    aggregated reports. Rates are per second.
     """
 
     line: TaskLine
@@ -80,8 +81,8 @@ class TaskRow:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """``charts`` is empty for as long as nothing is measured yet, and ``left_out`` counts the tasks
-    that are not among ``tasks``.
+    """The content of the page. ``charts`` is empty until something is measured; ``left_out`` counts
+    the tasks that are not in ``tasks``.
     """
 
     status: StatusView
@@ -92,7 +93,7 @@ class Page:
 
     @property
     def headline(self) -> str:
-        """In one line, whether there is something to do."""
+        """One line that says whether there is something to do."""
         match len(self.status.to_do):
             case 0:
                 return "Nothing to do"
@@ -110,7 +111,7 @@ class Page:
 def make_page(
     status: StatusView, totals: dict[bytes, TaskTotals], history: History, now: datetime
 ) -> Page:
-    """The page; whatever goes on afterwards doesn't change it."""
+    """Build the page, a copy that later changes don't touch."""
     lines = _shown(status, history)
     tasks = tuple(_task(line, totals, history) for line in lines)
     return Page(status, now, _charts(history), tasks, len(status.tasks) - len(tasks))
@@ -130,7 +131,7 @@ def _charts(history: History) -> tuple[Chart, ...]:
 
 
 def _shown(status: StatusView, history: History) -> Sequence[TaskLine]:
-    """In the order in which they were added; of too many, the busiest and what can't be read."""
+    """Return the tasks in the order they were added; of too many, the unreadable and busiest."""
     if len(status.tasks) <= MOST_TASKS:
         return status.tasks
 

@@ -1,8 +1,8 @@
-"""``dapd doctor``: what is wrong, or will be, and what to do about each; it changes nothing.
+"""``dapd doctor``: find what is wrong, or soon will be, and say how to fix it.
 
-Each module here has the checks of one subject (``dapd.cli.doctor.examination`` lists them). What a
-healthy daemon is busy with is ``dapd status``'s to tell, damage in the database `dapd datastore
-check`'s.
+Each module has the checks of one subject; ``dapd.cli.doctor.examination`` runs them in order. Left
+out: what a healthy daemon is doing (``dapd status``), and damage inside the database (``dapd
+datastore check``).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dapd.cli.output import AS_JSON
+from dapd.wording import count
 
 if TYPE_CHECKING:
     from dapd.cli.doctor.findings import Finding
@@ -25,7 +26,9 @@ _CHECK_WIDTH = 13
 
 @click.command()
 @AS_JSON
-@click.option("--offline", is_flag=True, help="Ask nobody: neither the own URL nor the peers.")
+@click.option(
+    "--offline", is_flag=True, help="Send no request to this Aggregator's own URLs or to the peers."
+)
 @click.option(
     "--timeout",
     "seconds",
@@ -37,13 +40,13 @@ _CHECK_WIDTH = 13
 )
 @click.pass_obj
 def doctor(config: Path | None, *, as_json: bool, offline: bool, seconds: float) -> None:
-    """Look for what is wrong, and say what to do about it. Changes nothing.
+    """Find what is wrong and say how to fix it. Changes nothing.
 
-    Before the daemon runs and while it does: configuration, keys, files, database, backups,
+    Works with or without a running daemon. Checks configuration, keys, files, database, backups,
     certificates, clocks, tasks, this Aggregator's own URLs as others reach them, and its peers. Run
-    it as root, or as the daemon's user, to have all of it looked at.
+    it as root, or as the daemon's user; other users can't make all checks.
 
-    The exit status is 1 if anything is wrong (FAIL); what will be (WARN) leaves it at 0.
+    Exits 1 if anything is wrong (FAIL). Warnings (WARN) alone leave the exit status 0.
 
     \b
     Example:
@@ -58,14 +61,15 @@ def doctor(config: Path | None, *, as_json: bool, offline: bool, seconds: float)
 
 
 def _tell(findings: Iterable[Finding]) -> Counter[str]:
-    """Line by line, as they are found: some take their time."""
+    """Print each finding at once, since some checks take long."""
     counts: Counter[str] = Counter()
     for each in findings:
         counts[each.level] += 1
         for line in _lines(each):
             click.echo(line)
     failures, warnings = counts["failure"], counts["warning"]
-    verdict = f"{failures} wrong, {warnings} to look at" if failures + warnings else "Nothing wrong"
+    bad = f"{count(failures, 'failure')}, {count(warnings, 'warning')}"
+    verdict = bad if failures + warnings else "Nothing wrong"
     click.echo(f"\n{verdict}, {counts['ok']} ok, {counts['skipped']} skipped.")
     return counts
 

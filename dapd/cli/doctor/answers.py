@@ -1,4 +1,4 @@
-"""What an answer to ``hpke_config`` says: about this Aggregator's own URL, and about a peer's."""
+"""Judge answers to ``hpke_config``, from this Aggregator's own URLs and from peers."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ from dapd.protocol.keys import KeyState
 
 
 def configs_of(outcome: Ready | Refused | Unknown) -> tuple[HpkeConfig, ...] | Trouble:
-    """The offered HPKE configurations, or what else an answer is that has arrived."""
+    """Return the HPKE configurations in an answer, or what is wrong with the answer."""
     match outcome:
         case Ready(body):
             try:
                 return HpkeConfigList.decode(body).configs
             except DecodeError as error:
-                return _other_content(f"an answer that is no HpkeConfigList: {error}")
+                return _other_content(f"the answer is not an HpkeConfigList: {error}")
         case Refused(status):
             return _status(status, f"HTTP {status}")
         case Unknown(reason, status):
-            assert status is not None, "it has arrived"
+            assert status is not None, "there was an answer"
             if status < 300:
                 return _other_content(reason)
             return _status(status, reason if status < 400 else f"HTTP {status}")
 
 
 def own(url: str, offered: Iterable[HpkeConfig], stored: list[SealedKeypair]) -> Finding:
-    """Whether what is offered at the own URL are the keys of this database that are active."""
+    """Check that an own URL offers exactly the active keys of this database."""
     at_url = {config.as_tuple for config in offered}
     kept = {(key.config_id, *key.suite, key.public_key): key.state for key in stored}
     active = {config for config, state in kept.items() if state is KeyState.ACTIVE}
     if at_url == active:
-        return ok(url, f"offers the HPKE keys that are active here: {_ids(active)}")
+        return ok(url, f"offers the active HPKE keys: {_ids(active)}")
     if strange := at_url - kept.keys():
         return failure(
             url,
             f"offers HPKE keys that this database does not have (id {_ids(strange)})",
-            "another dapd or another database answers there: look where the proxy forwards to, and "
-            "at the name's records. Reports sealed to those keys can't be opened here",
+            "another dapd or another database answers there: check where the proxy forwards to, "
+            "and the name's DNS records. This daemon can't open reports sealed to those keys",
         )
     return warning(
         url,
-        f"offers the HPKE keys {_ids(at_url)}, and active are {_ids(active) or 'none'}",
-        "a cache in front keeps an old answer: let it go by Cache-Control, or keep none; if there "
-        "is none, restart the daemon",
+        f"offers the HPKE keys {_ids(at_url)}, but the active ones are {_ids(active) or 'none'}",
+        "a cache in front of the daemon has an old answer: let it obey Cache-Control, or turn it "
+        "off; if there is no cache, restart the daemon",
     )
 
 
 def peer(url: str, offered: Iterable[HpkeConfig]) -> Finding:
-    """Whether Clients can seal reports to a peer."""
+    """Check that Clients can seal reports to a peer."""
     usable = [each.as_tuple for each in offered if hpke_supported(*each.as_tuple[1:4])]
     if usable:
-        return ok(url, f"answers, with HPKE keys that can be used: {_ids(usable)}")
+        return ok(url, f"answers, and offers usable HPKE keys: {_ids(usable)}")
     return failure(
         url,
-        "offers no HPKE suite that is known here",
+        "offers no HPKE key of a suite that dapd supports",
         "ask the peer's operator for a key of the mandatory suite: X25519, HKDF-SHA256, "
         "AES-128-GCM",
     )
@@ -74,13 +74,13 @@ def _other_content(detail: str) -> Trouble:
     if "text/html" in detail:
         return Trouble(
             f"a web page: {detail}",
-            "a web server or the proxy itself answers: let it forward this path to the daemon",
-            "compare the URL with the peer's operator: something else than an Aggregator is there",
+            "a web server or the proxy itself answers: make it forward this path to the daemon",
+            "check the URL with the peer's operator: no Aggregator answers there",
         )
     return Trouble(
         detail,
-        "something in front changes the answer or gives its own: let it forward to the daemon",
-        "ask the peer's operator which DAP it speaks; something between may change the answer",
+        "a proxy changes the answer or gives its own: make it forward requests to the daemon",
+        "ask the peer's operator which version of DAP it speaks, and about proxies on the way",
     )
 
 
@@ -88,28 +88,26 @@ def _status(status: int, detail: str) -> Trouble:
     if status < 400:
         return Trouble(
             detail,
-            "redirects are not followed: let the proxy forward this URL, or make tasks with the "
-            "other one",
-            "redirects are not followed: ask the peer's operator to serve this URL itself",
+            "dapd follows no redirects: make the proxy forward this URL, or put the other URL into "
+            "the tasks",
+            "dapd follows no redirects: ask the peer's operator to serve this URL itself",
         )
     if status in (401, 403, 407):
         return Trouble(
-            f"{detail}: something asks for a permission",
-            "hpke_config is open to all: let the proxy ask for nothing there",
-            "ask the peer's operator to open hpke_config; something between may block it",
+            f"{detail}: a login is required",
+            "hpke_config is public: make the proxy require no login there",
+            "ask the peer's operator to open hpke_config; a proxy may block it",
         )
     if status in (404, 410):
         return Trouble(
             f"{detail}: nothing is there",
-            "let the proxy forward this whole path to the daemon, prefix included or stripped",
-            "compare the endpoint, with its path, with the peer's operator",
+            "make the proxy forward this whole path to the daemon, with or without its prefix",
+            "check the endpoint and its path with the peer's operator",
         )
     if status >= 500:
         return Trouble(
             detail,
-            "the proxy can't reach the daemon, or that one is overloaded: look at both logs",
-            "the peer is out of order: ask its operator",
+            "the proxy can't reach the daemon, or the daemon is overloaded: see both logs",
+            "the peer fails: ask its operator",
         )
-    return Trouble(
-        detail, "look at the proxy's log for what it refuses", "ask the peer's operator why"
-    )
+    return Trouble(detail, "see the proxy's log for what it refuses", "ask the peer's operator why")

@@ -1,38 +1,38 @@
-"""The certificates that the listeners show: whether each is good, for how long, and in use."""
+"""Check the listeners' certificates: that each is valid, for how long, and in use."""
 
 from __future__ import annotations
 
-import time
 from datetime import UTC, datetime
 
 from dapd.admin.operation import rfc3339
-from dapd.admin.todo import CERTIFICATE_LEFT
+from dapd.advice import upkeep
 from dapd.cli.doctor.daemon import Running
 from dapd.cli.doctor.findings import Steps, check, failure, ok, skipped, warning
 from dapd.config import Config
 from dapd.http import trusting
 from dapd.runtime.certificates import Identity, read_identity
+from dapd.wording import moment
 
 
 @check("certificate")
 def public(config: Config, running: Running | None) -> Steps[None]:
-    """The public listener's."""
+    """Check the public listener's certificate."""
     identity = read_identity(config.server)
     if identity is None:
-        yield skipped("[server]", "TLS ends in front of the daemon, if it does")
+        yield skipped("[server]", "has no certificate: TLS, if any, ends at a proxy")
         return
     yield from _dates(identity)
     others = read_identity(config.admin)
-    # The daemon tells of its certificates when the first of them expires.
+    # Of its certificates the daemon only says when the first one expires.
     first = min(each.not_after for each in (identity, others) if each is not None)
     status = running and running.status
     if status and status.certificate_until != rfc3339(first):
-        yield warning(identity.certificate, "the daemon shows another one", "dapd reload")
+        yield warning(identity.certificate, "the daemon still uses an older one", "`dapd reload`")
 
 
 @check("certificate")
 def admin(config: Config) -> Steps[None]:
-    """The admin listener's, if it is for others than this machine."""
+    """Check the admin listener's certificate, if other machines can reach it."""
     identity = read_identity(config.admin)
     if identity is not None:
         yield from _dates(identity)
@@ -40,23 +40,21 @@ def admin(config: Config) -> Steps[None]:
 
 @check("certificate")
 def peer_ca(config: Config) -> Steps[None]:
-    """Whether the authorities that peers' certificates are from can be read."""
+    """Check that the authorities of peers' certificates can be read."""
     authorities = config.leader.peer_ca
     if authorities is not None:
         trusting(authorities)
-        yield ok(authorities, "the authorities that peers are believed by")
+        yield ok(authorities, "has the authorities that the Leader trusts")
 
 
 def _dates(identity: Identity) -> Steps[None]:
-    now = time.time_ns() // 1_000_000
-    left = identity.not_after - now
-    until = f"{datetime.fromtimestamp(identity.not_after // 1000, UTC):%Y-%m-%d %H:%M} UTC"
-    if problem := identity.invalid_at(now):
-        what, _, remedy = problem.removeprefix(f"{identity.certificate}: ").partition("; ")
-        yield failure(identity.certificate, what, f"{remedy}, then `dapd reload`")
-    elif left < CERTIFICATE_LEFT.total_seconds() * 1000:
-        yield warning(
-            identity.certificate, f"it expires on {until}", "renew it, then `dapd reload`"
-        )
+    now, expires = datetime.now(UTC), rfc3339(identity.not_after)
+    advice = upkeep.certificate(expires, now)
+    if now < (begins := rfc3339(identity.not_before)):
+        what = f"is not valid before {moment(begins)}"
+        yield failure(identity.certificate, what, "check this machine's clock")
+    elif advice is not None:
+        level = failure if expires <= now else warning
+        yield level(identity.certificate, advice.what, advice.remedy)
     else:
-        yield ok(identity.certificate, f"fits its key, until {until}")
+        yield ok(identity.certificate, f"fits its key, valid until {moment(expires)}")

@@ -1,4 +1,4 @@
-"""The database, looked at without changing it, and whether its disk has room for it."""
+"""Check the database without changing it, its backups, and the room on its disk."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import errno
 import os
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from dapd.admin.todo import BACKUP_AGE
+from dapd.admin.operation import rfc3339
+from dapd.advice import upkeep
 from dapd.cli.doctor.findings import Steps, blamed, check, failure, is_there, ok, skipped, warning
 from dapd.commits.sealing_keys import require_sealing_keys
 from dapd.commits.tasks import task_standing
@@ -22,17 +24,16 @@ from dapd.datastore.read_only import snapshot
 from dapd.datastore.safe_clock import StoredClock
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.errors import UsageError
-from dapd.protocol.keys import KeyState
 from dapd.protocol.task import Instant, TaskState
-from dapd.protocol.waiting import spell
+from dapd.wording import count, moment
 
 _MiB = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """One task that is not deleted; ``collect_before`` is in ms, ``None`` for never, or where this
-    is no Leader.
+    """One task that is not deleted. ``collect_before`` is in ms; ``None`` means never, or that the
+    task is a Helper's.
     """
 
     sealed: SealedTask
@@ -43,7 +44,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What later checks go by. ``sealer`` is ``None`` unless every key is there that it needs."""
+    """Facts for later checks. ``sealer`` is ``None`` if a sealing key is missing."""
 
     tasks: list[Known]
     keys: list[SealedKeypair]
@@ -53,49 +54,46 @@ class Contents:
 
 @check("file_system")
 def file_system(config: Config) -> Steps[None]:
-    """Whether SQLite can trust it."""
+    """Check that the file system is local, as SQLite needs."""
     refuse_network(config.datastore.path)
     yield ok(config.datastore.path.parent, "local")
 
 
 @check("disk")
 def disk(config: Config) -> Steps[None]:
-    """Whether the daemon takes reports, and a copy of the database has room."""
+    """Check that there is room for reports, and for a copy of the database."""
     path = config.datastore.path
     found = os.statvfs(path.parent)
     free = found.f_bavail * found.f_frsize
     size = path.stat().st_size if is_there(path) else 0
     room = f"{free >> _MiB} MiB free"
-    if free < (mark := config.disk.min_free_bytes):
-        yield failure(
-            path.parent,
-            f"{room}, and below {mark >> _MiB} MiB uploads and new jobs are refused",
-            "make room, or lower [disk] min_free_bytes",
-        )
+    advice = upkeep.disk(free, config.disk.min_free_bytes)
+    if advice is not None:
+        yield failure(path.parent, advice.what, advice.remedy)
     elif free < size:
         yield warning(
             path.parent,
-            f"{room}, less than the database has, {size >> _MiB} MiB",
-            "make room: an upgrade, and a backup that is kept there, need as much",
+            f"{room}, less than the size of the database, {size >> _MiB} MiB",
+            "make room: an upgrade needs a copy of the database, and so does a backup on this disk",
         )
     else:
-        yield ok(path.parent, f"{room}, the database has {size >> _MiB} MiB")
+        yield ok(path.parent, f"{room}; the database has {size >> _MiB} MiB")
 
 
 @check("database")
 def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents | None]:
-    """Its schema, and whether the configured keys are all that it needs."""
+    """Check the schema, the sealing keys that the database needs, and its HPKE keys."""
     path = config.datastore.path
     if not is_there(path):
-        yield skipped(path, "there is none yet: the daemon makes it when it first starts")
+        yield skipped(path, "not there yet: the daemon makes it at its first start")
         return None
     _require_ours(path)
     with snapshot(path) as (tx, is_current):
         if not is_current:
             yield warning(
                 path,
-                "it has the schema of an older dapd",
-                "restart the daemon with this version, which keeps a copy and migrates it",
+                "has the schema of an older dapd",
+                "restart the daemon with this version, which keeps a copy and migrates the file",
             )
             return None
         if sealing_keys is not None:
@@ -105,43 +103,36 @@ def database(config: Config, sealing_keys: list[bytes] | None) -> Steps[Contents
                 yield blamed(error)
                 sealing_keys = None
         contents = _read(tx, None if sealing_keys is None else make_sealer(sealing_keys))
-    yield ok(path, f"this dapd's schema; tasks: {len(contents.tasks)}")
+    yield ok(path, f"has this dapd's schema and {count(len(contents.tasks), 'task')}")
     yield from _hpke_keys(contents)
     return contents
 
 
 @check("backup")
 def backup(config: Config, contents: Contents | None) -> Steps[None]:
-    """How old the last one is, and whether a restored one is left half served."""
+    """Check the age of the last backup, and whether a restore left batches closed."""
     path = config.datastore.path
     if not is_there(path):
-        yield skipped("", "there is nothing to back up yet")
+        yield skipped("", "there is no database to back up yet")
         return
     if is_there(note := last_backup_path(path)):
-        note.open("rb").close()  # one that this user can't read is not none
+        note.open("rb").close()  # raises if this user can't read it
     last = last_backup(path)
-    age = None if last is None else int(time.time() * 1000) - last.state_of
-    if age is None:
-        yield warning("", "there is none yet", "every night: dapd backup DIR, on another disk")
-    elif age > BACKUP_AGE.total_seconds() * 1000:
-        yield failure(
-            "",
-            f"the last one is {spell(age)} old",
-            "dapd backup DIR; then look why the nightly one is not made any more",
-        )
-    else:
-        yield ok("", f"the last one is {spell(max(age, 0))} old")
-    if contents and (closed := sum(task.is_quarantined for task in contents.tasks)):
-        yield warning(
-            "",
-            f"a restore has closed batches, in {closed} of {len(contents.tasks)} tasks",
-            "compare `dapd restore status` with the other Aggregator, then `dapd restore accept`",
-        )
+    state_of = None if last is None else rfc3339(last.state_of)
+    advice = upkeep.backup(state_of, datetime.now(UTC))
+    if advice is not None:
+        level = warning if state_of is None else failure
+        yield level("", advice.problem, advice.remedy)
+    elif state_of is not None:
+        yield ok("", f"the last backup is of {moment(state_of)}")
+    closed = sum(task.is_quarantined for task in contents.tasks) if contents else 0
+    if (restored := upkeep.restored(closed)) is not None:
+        yield warning("", restored.problem, restored.remedy)
 
 
 def _require_ours(path: Path) -> None:
-    """Raise ``PermissionError`` for whom SQLite would tell nothing better: it needs to write beside
-    a database that is open, and its owner gets the error that the daemon would get.
+    """Raise ``PermissionError`` if this user can't write beside the database, as SQLite must to
+    read one that is open. The owner gets SQLite's own error, as the daemon would.
     """
     state = path.parent
     if state.stat().st_uid != os.geteuid() and not os.access(state, os.W_OK):
@@ -149,9 +140,9 @@ def _require_ours(path: Path) -> None:
 
 
 def _hpke_keys(contents: Contents) -> Steps[None]:
-    active = [key for key in contents.keys if key.state is KeyState.ACTIVE]
-    if not active and contents.clock is not None:  # else no daemon has made the first one yet
-        yield failure("", "no HPKE key is active, and nobody can upload", "dapd key add --active")
+    advice = upkeep.hpke_keys([key.state.value for key in contents.keys])
+    if contents.clock is not None and advice is not None:  # the first start makes the first key
+        yield failure("", advice.problem, advice.remedy)
     if contents.sealer is None:
         return
     for key in contents.keys:
@@ -160,7 +151,7 @@ def _hpke_keys(contents: Contents) -> Steps[None]:
         except ValueError as error:
             yield failure(
                 f"HPKE key {key.config_id}",
-                f"it does not open: {error}",
+                f"can't be opened: {error}",
                 "`dapd datastore keys` shows which sealing key is missing; if it is lost, "
                 "`dapd key add --active`",
             )

@@ -1,6 +1,6 @@
-"""Why a URL can't be reached: its name, the connection, or TLS, one after the other.
+"""Find out why a URL can't be reached: try its name, the connection and TLS, one after the other.
 
-Asked only after a request has failed, whose own error says less. Section "HTTPS Sender
+Only used after a request failed, since its own error says less. Section "HTTPS Sender
 Authentication": certificates are checked as for any request.
 """
 
@@ -19,12 +19,14 @@ from dapd.config import is_loopback
 _NOT_YET_VALID, _EXPIRED = 9, 10
 _OTHER_NAMES = (62, 64)
 _NO_AUTHORITY = (18, 19, 20, 21)
-"""OpenSSL's X509_V_ERR_*: a certificate without a chain to an authority that is trusted."""
+"""OpenSSL's X509_V_ERR_*: the certificate has no chain to a trusted authority."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """``mine`` is the remedy if the URL is this Aggregator's own, ``peers`` if it is a peer's."""
+    """What is wrong with a URL: ``mine`` is the remedy if it is this Aggregator's own, ``peers`` if
+    it is a peer's.
+    """
 
     detail: str
     mine: str
@@ -33,14 +35,14 @@ class Trouble:
 
 
 async def trouble_at(url: str, tls: ssl.SSLContext, seconds: float) -> Trouble | None:
-    """The first step that fails; ``None`` if none does, so that the answer itself is what fails."""
+    """Return the first step that fails, or ``None`` if only the answer itself is wrong."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if _goes_by_proxy(parts.scheme, host):
         return Trouble(
             "the request went through the proxy that the environment names",
-            "look at that proxy, or unset it for this command",
-            "look at that proxy; the daemon goes by its own environment, not by this shell's",
+            "check that proxy, or unset it for this command",
+            "check that proxy; the daemon uses its own environment, not this shell's",
         )
     stage = f"no address for the name {host}"
     with trio.move_on_after(seconds):
@@ -62,8 +64,8 @@ async def trouble_at(url: str, tls: ssl.SSLContext, seconds: float) -> Trouble |
             await trio.aclose_forcefully(stream)
     return Trouble(
         f"{stage} within {seconds:g} s",
-        "look at the firewalls and routes to it, and whether what listens there is overloaded",
-        "look at this machine's network and firewall, then ask the peer's operator",
+        "check the firewalls and routes to it, and whether the server there is overloaded",
+        "check this machine's network and firewall, then ask the peer's operator",
     )
 
 
@@ -78,8 +80,8 @@ async def _shake(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> T
         reason = cause.reason if isinstance(cause, ssl.SSLError) else None
         return Trouble(
             f"TLS fails: {(reason or str(cause)).lower().replace('_', ' ')}",
-            "let what listens there speak TLS 1.2 or newer; look at its log",
-            "ask the peer's operator whether TLS is served at this port",
+            "make the server there speak TLS 1.2 or newer; see its log",
+            "ask the peer's operator whether this port serves TLS",
         )
     return None
 
@@ -87,11 +89,11 @@ async def _shake(stream: trio.SocketStream, host: str, tls: ssl.SSLContext) -> T
 def _unnamed(host: str, error: OSError | UnicodeError) -> Trouble:
     reason = error.strerror if isinstance(error, OSError) else None
     return Trouble(
-        f"the name {host} could not be looked up: {reason or error}",
-        f"look at this machine's network and resolver (`getent hosts {host}`), then at the name's "
+        f"the name {host} can't be resolved: {reason or error}",
+        f"check this machine's network and resolver (`getent hosts {host}`), then the name's DNS "
         "records",
-        f"look at this machine's network and resolver (`getent hosts {host}`), then ask the peer's "
-        "operator for the name's records",
+        f"check this machine's network and resolver (`getent hosts {host}`), then ask the peer's "
+        "operator about the name's DNS records",
     )
 
 
@@ -100,14 +102,14 @@ def _unconnected(host: str, port: int, error: OSError) -> Trouble:
     if any(isinstance(each, ConnectionRefusedError) for each in (error, error.__cause__, *causes)):
         return Trouble(
             f"{host} refuses connections to port {port}",
-            "start what listens there, the daemon or the proxy in front of it",
-            "ask the peer's operator whether it runs; look at the firewalls between",
+            "start the daemon, or the proxy in front of it",
+            "ask the peer's operator whether it runs; check the firewalls between",
             nobody_listens=True,
         )
     return Trouble(
-        f"{host}, port {port}, could not be reached: {error.__cause__ or error}",
-        "look at this machine's network and routes",
-        "look at this machine's network and routes",
+        f"{host}, port {port}, can't be reached: {error.__cause__ or error}",
+        "check this machine's network and routes",
+        "check this machine's network and routes",
     )
 
 
@@ -117,34 +119,34 @@ def _unverified(host: str, error: ssl.SSLCertVerificationError) -> Trouble:
         what = "has expired" if code == _EXPIRED else "is not valid yet"
         return Trouble(
             f"its certificate {what}",
-            "renew it where TLS ends, then reload that; if its dates are right, this machine's "
-            "clock is wrong",
+            "renew it where TLS ends, and reload that server; if its dates are right, this "
+            "machine's clock is wrong",
             "ask the peer's operator to renew it; if its dates are right, this machine's clock is "
             "wrong",
         )
     if code in _OTHER_NAMES:
         return Trouble(
             f"its certificate is not for {host}",
-            f"get one for {host}; if another site answers there, mend the name's records",
+            f"get one for {host}; if another site answers there, fix the name's DNS records",
             f"ask the peer's operator for one for {host}, or whether the URL is right",
         )
     if code in _NO_AUTHORITY:
         return Trouble(
-            f"its certificate is from no authority that is trusted ({error.verify_message})",
-            "send the whole chain of an authority that Clients trust; if they trust one of your "
-            "own, run this with SSL_CERT_FILE=FILE",
-            "if the authority is your own, name its file as [leader] peer_ca; else let the peer's "
-            "operator send the whole chain",
+            f"no trusted authority has issued its certificate ({error.verify_message})",
+            "send the whole chain of an authority that Clients trust; if that is one of your own, "
+            "run `dapd doctor` with SSL_CERT_FILE=FILE",
+            "if the authority is your own, set [leader] peer_ca to its file; else ask the peer's "
+            "operator to send the whole chain",
         )
     return Trouble(
         f"its certificate is refused: {error.verify_message}",
         "get one that Clients accept",
-        "ask the peer's operator for one that is accepted",
+        "ask the peer's operator for a valid one",
     )
 
 
 def _goes_by_proxy(scheme: str, host: str) -> bool:
-    """As ``DapHttp`` decides, which reaches this machine without one."""
+    """Return whether ``DapHttp`` uses a proxy; it never does for this machine."""
     named = {scheme, "all"} & getproxies().keys()
     return bool(named) and not is_loopback(host) and not proxy_bypass(host)
 

@@ -1,4 +1,4 @@
-"""All checks, in an order in which what was found before helps to judge what comes after."""
+"""Run all checks, in an order in which earlier findings help to judge later ones."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from dapd.cli.doctor.findings import Finding, Steps, check, skipped
 
 
 def examine(given: Path | None, *, offline: bool, seconds: float) -> Iterator[Finding]:
-    """Look at everything, as root where that is needed, and as the daemon's user then, for good.
+    """Yield the findings of all checks. Changes nothing.
 
-    Nothing is changed. ``seconds`` is how long to wait for each answer.
+    Root checks the files first, then becomes the daemon's user for good. ``seconds`` is how long to
+    wait for each answer.
     """
     found = yield from files.configuration(given)
     if found is None:
-        yield from _rest("it needs the configuration")
+        yield from _rest("all other checks need the configuration")
         return
     path, config = found
     keys = yield from files.sealing_keys(config)
     yield from files.modes(path, config)
     if not (yield from files.owner(config)):
-        yield from _rest("it must be looked at as the daemon's user")
+        yield from _rest("all other checks need the daemon's user")
         return
     running = yield from daemon.daemon(path, config, seconds)
     yield from daemon.unit(path)
@@ -46,9 +47,9 @@ def examine(given: Path | None, *, offline: bool, seconds: float) -> Iterator[Fi
 
 @check("rest")
 def _rest(why: str) -> Steps[None]:
-    yield skipped("", f"nothing else was looked at: {why}")
+    yield skipped("", why)
 
 
 @check("network")
 def _unasked() -> Steps[None]:
-    yield skipped("", "nobody was asked (--offline)")
+    yield skipped("", "no requests were sent (--offline)")

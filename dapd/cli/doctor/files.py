@@ -1,4 +1,4 @@
-"""The configuration, the sealing keys, and who may read and change what is on the disk."""
+"""Check the configuration, the sealing keys, and the modes and owners of files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from dapd.config.loading import load
 from dapd.datastore.lock import lock_path
 from dapd.errors import UsageError
 from dapd.process.owner import become_owner, owner_name
+from dapd.wording import count
 
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -33,7 +34,7 @@ _BESIDE = ("", "-wal", "-shm")
 
 @check("config")
 def configuration(given: Path | None) -> Steps[tuple[Path, Config]]:
-    """The file and what it says."""
+    """Load the configuration file."""
     path = find_config(given)
     config = load(path)
     yield ok(path, "valid")
@@ -42,7 +43,7 @@ def configuration(given: Path | None) -> Steps[tuple[Path, Config]]:
 
 @check("sealing_keys")
 def sealing_keys(config: Config) -> Steps[list[bytes] | None]:
-    """All of them, or ``None``."""
+    """Read the sealing keys; returns ``None`` unless all are good."""
     keys = []
     for path in config.datastore.sealing_keys:
         try:
@@ -52,30 +53,30 @@ def sealing_keys(config: Config) -> Steps[list[bytes] | None]:
     if len(keys) < len(config.datastore.sealing_keys):
         return None
     if len(set(keys)) < len(keys):
-        yield failure("", "two of the files hold the same key", "name only one of them")
+        yield failure("", "two of the files have the same key", "list only one of them")
         return None
-    yield ok("", f"{len(keys)} of {len(keys)} are whole, and nobody else may read them")
+    yield ok("", f"{count(len(keys), 'key')}, which no other user may read")
     return keys
 
 
 @check("modes")
 def modes(path: Path, config: Config) -> Steps[None]:
-    """Whether others than root and the daemon's user may change the files, or look at its state."""
+    """Check that only root and the daemon's user may change the files and read the state."""
     wrong = [*_writable(path, config), *_state(config)]
     yield from wrong
     if not wrong:
-        yield ok("", "nobody else may change the files, or look at the state")
+        yield ok("", "no other user may change the files or read the state")
 
 
 @check("owner")
 def owner(config: Config) -> Steps[bool]:
-    """Be the daemon's user from here on, if this is root."""
+    """Become the daemon's user, if this is root."""
     state = config.datastore.path.parent
     become_owner(state)
     if is_there(state) and state.stat().st_uid == os.geteuid():
-        yield ok(state, f"belongs to {owner_name(state)}, as whom the rest is looked at")
+        yield ok(state, f"belongs to {owner_name(state)}; the other checks run as that user")
     else:
-        yield skipped(state, "is not this user's, so that some of it can't be looked at")
+        yield skipped(state, "belongs to another user, so some checks can't run")
     return True
 
 
@@ -83,19 +84,19 @@ def _writable(path: Path, config: Config) -> Iterator[Finding]:
     key_directories = {key.parent for key in config.datastore.sealing_keys}
     for each in dict.fromkeys((path, path.absolute().parent, *sorted(key_directories))):
         if is_there(each) and _mode(each) & _OTHERS_WRITE and not _mode(each) & stat.S_ISVTX:
-            yield failure(each, "others may change it", f"chmod go-w {each}")
+            yield failure(each, "other users may change it", f"`chmod go-w {each}`")
 
 
 def _state(config: Config) -> Iterator[Finding]:
     database = config.datastore.path
     state = database.parent
     if not is_there(state):
-        yield failure(state, "no such directory", "make it with `dapd init`, or with mkdir -m 700")
+        yield failure(state, "no such directory", "make it with `dapd init` or `mkdir -m 700`")
         return
     if _mode(state) & _OTHERS_WRITE:
-        yield failure(state, "others may change what is in it", f"chmod 700 {state}")
+        yield failure(state, "other users may change its content", f"`chmod 700 {state}`")
     elif _mode(state) & _OTHERS:
-        yield warning(state, "others may look into it", f"chmod 700 {state}")
+        yield warning(state, "other users may read it", f"`chmod 700 {state}`")
     mine = state.stat().st_uid
     beside = [database.with_name(database.name + suffix) for suffix in _BESIDE]
     for each in (*beside, lock_path(database), config.admin_socket):
@@ -104,11 +105,11 @@ def _state(config: Config) -> Iterator[Finding]:
         if each.stat().st_uid != mine:
             yield failure(
                 each,
-                f"belongs to {owner_name(each)}, and its directory to {owner_name(state)}",
-                f"chown {owner_name(state)}: {each}",
+                f"belongs to {owner_name(each)}, but its directory to {owner_name(state)}",
+                f"`chown {owner_name(state)}: {each}`",
             )
         if _mode(each) & stat.S_IWOTH:
-            yield failure(each, "everybody may change it", f"chmod o-rwx {each}")
+            yield failure(each, "every user may change it", f"`chmod o-rwx {each}`")
 
 
 def _mode(path: Path) -> int:

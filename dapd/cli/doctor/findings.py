@@ -1,7 +1,7 @@
-"""What a check found, and how checks are written: as generators that tell and never fail.
+"""Findings, and the decorator that makes a generator of findings a check.
 
-A check yields its findings and may return what later ones go by; whatever it raises becomes a
-finding too, so that one broken place hides nothing that lies elsewhere.
+A check yields its findings, and may return facts for later checks. An error that it raises becomes
+a finding too, so that one broken thing hides no other.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import Literal, ParamSpec, TypeVar
 
 import msgspec
 
-from dapd.errors import DatastoreError, UsageError
+from dapd.errors import DatastoreError, UsageError, printable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Level = Literal["ok", "warning", "failure", "skipped"]
 _LONGEST = 500
-_AS_ROOT = "run it as root, or as the daemon's user"
+_AS_ROOT = "run `dapd doctor` as root, or as the daemon's user"
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """``check`` looked at ``subject``. A ``failure`` is mended by ``remedy``, a ``warning`` will be
-    one, and what is ``skipped`` could not be looked at.
+    """What ``check`` found out about ``subject``.
+
+    A ``failure`` is wrong now, a ``warning`` works but needs attention, and ``skipped`` could not
+    be checked. Commands in a ``remedy`` are in backticks.
     """
 
     check: str
@@ -39,35 +41,35 @@ Steps = Generator[Finding, None, T]
 
 
 def ok(subject: object, detail: str) -> Finding:
-    """There is nothing to do."""
+    """Return a finding that needs nothing."""
     return Finding("", str(subject), "ok", detail)
 
 
 def warning(subject: object, detail: str, remedy: str) -> Finding:
-    """All works, and will not for ever."""
+    """Return a finding that works now, but needs attention."""
     return Finding("", str(subject), "warning", detail, remedy)
 
 
 def failure(subject: object, detail: str, remedy: str) -> Finding:
-    """Something does not work, or is not safe."""
+    """Return a finding that does not work, or is not safe."""
     return Finding("", str(subject), "failure", detail, remedy)
 
 
 def skipped(subject: object, detail: str, remedy: str | None = None) -> Finding:
-    """It could not be looked at, or there is nothing to look at."""
+    """Return a finding for something that could not be checked, or isn't there."""
     return Finding("", str(subject), "skipped", detail, remedy)
 
 
 def blamed(error: UsageError | DatastoreError) -> Finding:
-    """What an error says, which names the remedy after the blame."""
+    """Return an error as a finding: its message has the remedy after a semicolon."""
     if isinstance(error.__cause__, PermissionError):
         return skipped("", str(error).partition("; ")[0], _AS_ROOT)
     detail, _, remedy = str(error).partition("; ")
-    return failure("", detail, remedy or "`dapd datastore check` looks closer")
+    return failure("", detail, remedy or "run `dapd datastore check`")
 
 
 def check(name: str) -> Callable[[Callable[P, Steps[T]]], Callable[P, Steps[T | None]]]:
-    """The findings of a generator under this name; it returns ``None`` after it has raised."""
+    """Make a generator the check of this name; it returns ``None`` if it raised an error."""
 
     def named(steps: Callable[P, Steps[T]]) -> Callable[P, Steps[T | None]]:
         @functools.wraps(steps)
@@ -90,7 +92,7 @@ def check(name: str) -> Callable[[Callable[P, Steps[T]]], Callable[P, Steps[T | 
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is such a file. Raises ``PermissionError`` if this user can't know."""
+    """Return whether the file exists. Raises ``PermissionError`` if this user can't know."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -101,10 +103,10 @@ def is_there(path: Path) -> bool:
 def _raised(error: UsageError | DatastoreError | OSError) -> Finding:
     match error:
         case PermissionError():
-            return skipped(error.filename or "", "this user may not look there", _AS_ROOT)
+            return skipped(error.filename or "", "this user may not read it", _AS_ROOT)
         case OSError():
             what = error.strerror or str(error)
-            return failure(error.filename or "", what, "look at this path and what it is on")
+            return failure(error.filename or "", what, "check this path and its file system")
         case _:
             return blamed(error)
 
@@ -120,6 +122,5 @@ def _named(found: Finding, name: str) -> Finding:
 
 
 def _plain(text: str) -> str:
-    """On one line, and nothing that a terminal would obey: some of it is what a peer has sent."""
-    line = " ".join(text.split())
-    return "".join(each if each.isprintable() else "?" for each in line)[:_LONGEST]
+    """Return text on one line, without control characters: a peer may have sent part of it."""
+    return printable(" ".join(text.split()))[:_LONGEST]

@@ -1,6 +1,6 @@
-"""This Aggregator's own URLs as others see them, its peers, and what time it is there.
+"""Check this Aggregator's own URLs as others see them, its peers, and their clocks.
 
-Each URL is asked for its ``hpke_config`` once, however many tasks have it, and all at the same
+Each URL is asked for its ``hpke_config`` once, however many tasks use it. All are asked at the same
 time, each with a deadline.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import httpx2
 import trio
 
+from dapd.advice.thresholds import CLOCK_OFF
 from dapd.cli.doctor import answers
 from dapd.cli.doctor.daemon import Running
 from dapd.cli.doctor.database import Contents
@@ -24,20 +25,15 @@ from dapd.datastore.keys import SealedKeypair
 from dapd.datastore.tasks import UnreadableTask
 from dapd.http import DapHttp, Unknown, resource_url, trusting
 from dapd.messages.common import HpkeConfig, MediaType
-from dapd.protocol.waiting import spell
-
-_MOST_SECONDS = 60
-"""How far this machine's clock may be from another one. Clients' may be five minutes ahead, and at
-as much from the peers' the safe clock is held.
-"""
+from dapd.wording import duration
 
 Answer = tuple[HpkeConfig, ...] | Trouble
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What came of each URL, by its endpoint. ``ahead`` is how many seconds the clock of each
-    origin is ahead of this machine's.
+    """The answers, by endpoint. ``ahead`` is how many seconds each origin's clock is ahead of this
+    machine's.
     """
 
     own: dict[str, Answer]
@@ -45,14 +41,14 @@ class Heard:
     ahead: dict[str, float] = field(default_factory=dict)
 
     def note_date(self, origin: str, milliseconds: int) -> None:
-        # A Date has whole seconds; half a one later is the middle of it.
+        # A Date has whole seconds: half a second later is the middle of that second.
         self.ahead[origin] = milliseconds / 1000 + 0.5 - time.time()
 
 
 def network(
     config: Config, contents: Contents | None, running: Running | None, seconds: float
 ) -> Iterator[Finding]:
-    """All that is to be asked elsewhere."""
+    """Run all checks that send requests."""
     if contents is None or not contents.tasks:
         return
     heard = yield from listen(config, contents, seconds)
@@ -65,8 +61,8 @@ def network(
 
 @check("network")
 def listen(config: Config, contents: Contents, seconds: float) -> Steps[Heard]:
-    """Ask every URL of the tasks that are served."""
-    yield from ()  # what it hears is judged by others
+    """Ask every URL of the served tasks."""
+    yield from ()  # other checks judge the answers
     system, authorities = httpx2.create_ssl_context(), config.leader.peer_ca
     trust = system, system if authorities is None else trusting(authorities)
     return trio.run(ask_all, *_endpoints(contents), trust, seconds)
@@ -75,8 +71,10 @@ def listen(config: Config, contents: Contents, seconds: float) -> Steps[Heard]:
 async def ask_all(
     own: set[str], others: set[str], trust: tuple[ssl.SSLContext, ssl.SSLContext], seconds: float
 ) -> Heard:
-    """Each URL has ``seconds``, and as many for finding out why it failed. ``trust`` is for the own
-    ones, then for the peers'.
+    """Ask all URLs for their ``hpke_config``.
+
+    Each has ``seconds`` to answer, and as many again for finding out why it failed. ``trust`` is
+    for the own URLs, then for the peers'.
     """
     heard = Heard({}, {})
     async with trio.open_nursery() as nursery:
@@ -88,19 +86,19 @@ async def ask_all(
 
 @check("own_url")
 def own_urls(heard: Heard, stored: list[SealedKeypair], *, stopped: bool) -> Steps[None]:
-    """Whether who goes to the tasks' URLs comes to this daemon, which may be ``stopped``."""
+    """Check that the tasks' own URLs lead to this daemon, which may be ``stopped``."""
     for url, answer in sorted(heard.own.items()):
         if not isinstance(answer, Trouble):
             yield answers.own(url, answer, stored)
         elif stopped and answer.nobody_listens:
-            yield skipped(url, f"no daemon runs here, and {answer.detail}")
+            yield skipped(url, f"no daemon runs, so {answer.detail}")
         else:
             yield failure(url, answer.detail, answer.mine)
 
 
 @check("peer")
 def peers(heard: Heard) -> Steps[None]:
-    """Whether the other Aggregators are there."""
+    """Check that the other Aggregators answer."""
     for url, answer in sorted(heard.peers.items()):
         if isinstance(answer, Trouble):
             yield failure(url, answer.detail, answer.peers)
@@ -110,29 +108,29 @@ def peers(heard: Heard) -> Steps[None]:
 
 @check("clock")
 def clocks(heard: Heard) -> Steps[None]:
-    """How far this machine's clock is from those that answered."""
+    """Compare this machine's clock with those of the servers that answered."""
     for origin, ahead in sorted(heard.ahead.items()):
         side = "ahead of" if ahead > 0 else "behind"
-        offset = f"its clock is {spell(int(1000 * abs(ahead)))} {side} this machine's"
-        if abs(ahead) > _MOST_SECONDS:
+        offset = f"its clock is {duration(int(1000 * abs(ahead)))} {side} this machine's"
+        if abs(ahead) > CLOCK_OFF.total_seconds():
             yield failure(
                 origin,
                 offset,
-                "compare both with the time: let NTP set this machine's clock (`timedatectl "
-                "set-ntp true`), or tell the operator there",
+                "find out which is wrong: let NTP set this machine's clock (`timedatectl set-ntp "
+                "true`), or tell the peer's operator",
             )
         else:
             yield ok(origin, "its clock agrees with this machine's")
 
 
 def _endpoints(contents: Contents) -> tuple[set[str], set[str]]:
-    """The own URLs of the tasks that are served, and the peers'."""
+    """Return the own URLs of the served tasks, and the peers'."""
     own, others = set(), set()
     for known in contents.tasks:
         try:
             task = known.sealed.public()
         except UnreadableTask:
-            continue  # told
+            continue  # `dapd.cli.doctor.tasks` tells it
         if task.state.is_served:
             agreed = task.configuration
             both = agreed.leader_aggregator_endpoint, agreed.helper_aggregator_endpoint
@@ -153,6 +151,6 @@ async def _ask(
         return
     into[endpoint] = await trouble_at(url, tls, seconds) or Trouble(
         outcome.reason.removeprefix(f"GET {url}: "),
-        "it takes connections: look at the logs of the daemon and the proxy in front",
-        "it takes connections: ask the peer's operator what is wrong there",
+        "it accepts connections: see the logs of the daemon and of the proxy in front",
+        "it accepts connections: ask the peer's operator what is wrong there",
     )

@@ -1,7 +1,7 @@
-"""Why a job is not being worked on at this moment, and what somebody could do about it.
+"""Why a job doesn't run now, and what an operator could do about it.
 
-For operators: the dispatcher decides by the same facts (``dapd.driver.dispatcher``), and this says
-which of them comes first. Rules D4, E1, E2. Pure: facts in, a reason out.
+The dispatcher decides by the same facts (``dapd.driver.dispatcher``); this names the first of them.
+Rules D4, E1, E2. Pure: facts in, a reason out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from dapd.advice import Advice, peer, upkeep
 from dapd.protocol.states import (
     COMPUTING,
     UNFINISHED,
@@ -17,10 +18,11 @@ from dapd.protocol.states import (
     LeaderJobState,
 )
 from dapd.protocol.task import TaskState
+from dapd.wording import count, duration
 
 
 class Reason(StrEnum):
-    """The first thing that has to change before the job goes on."""
+    """The first thing that must change before the job runs."""
 
     ENDED = "ended"
     RUNNING = "running"
@@ -40,7 +42,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """A row of a job. Times are in ms; ``leased`` says that a step holds it now."""
+    """A job's row. Times are in ms; ``leased`` says that a step holds the job now."""
 
     name: str
     state: JobState
@@ -53,7 +55,9 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True)
 class PeerFacts:
-    """The peer as the dispatcher sees it; ``blocked_for`` is in ms, not above 0 if it is not."""
+    """The peer as the dispatcher sees it. ``blocked_for`` is in ms, 0 or less once it may be tried;
+    ``free`` counts the requests that may start now.
+    """
 
     endpoint: str
     paused: bool
@@ -64,10 +68,10 @@ class PeerFacts:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """``task_state`` is ``None`` for a task that can't be read, ``peer`` for a Helper's job.
+    """What else the dispatcher goes by.
 
-    ``computing`` and ``running`` count the jobs that steps hold now, of those that compute and of
-    all.
+    ``task_state`` is ``None`` for a task that can't be read, ``peer`` for a Helper's job. Steps
+    hold ``running`` jobs now, of which ``computing`` are in a state that computes.
     """
 
     now: int
@@ -81,7 +85,7 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class Why:
-    """``remedy`` is what to do; ``None`` where there is nothing to do but to wait."""
+    """The answer. ``remedy`` is what to do; ``None`` if only waiting helps."""
 
     reason: Reason
     text: str
@@ -89,7 +93,7 @@ class Why:
 
 
 def why_waiting(job: JobFacts, around: Surroundings) -> Why:
-    """The first of the obstacles, in the order in which the dispatcher meets them."""
+    """Return the first obstacle, in the order in which the dispatcher meets them."""
     if job.state not in UNFINISHED:
         return Why(Reason.ENDED, f"it has ended: {job.state}")
     if job.leased:
@@ -99,64 +103,54 @@ def why_waiting(job: JobFacts, around: Surroundings) -> Why:
         or (None if job.state in COMPUTING else _peer(around))
         or (_not_due(job, around.now) if job.run_at > around.now else None)
         or _occupied(job, around)
-        or Why(Reason.NEXT, "it is due and taken next")
+        or Why(Reason.NEXT, "it is due and runs next")
     )
-
-
-def spell(milliseconds: int) -> str:
-    """A duration, in the largest unit of which there are two, to the nearest of them."""
-    seconds = milliseconds / 1000
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def _task(around: Surroundings) -> Why | None:
     task = around.task_id
     match around.task_state:
         case None:
-            text = "its task can't be read"
-            return Why(Reason.TASK_NOT_SERVED, text, f"`dapd task show {task}` says why")
+            return _advised(Reason.TASK_NOT_SERVED, upkeep.unreadable(task))
         case TaskState.DISABLED:
             text = "its task is disabled"
             return Why(Reason.TASK_NOT_SERVED, text, f"`dapd task enable {task}`")
         case TaskState.DELETED | TaskState.PURGED:
-            return Why(Reason.TASK_NOT_SERVED, "its task is deleted: its rows are taken away")
+            return Why(Reason.TASK_NOT_SERVED, "its task is deleted, and the job goes with it")
         case TaskState.ACTIVE | TaskState.DRAINING:
             return None
 
 
 def _peer(around: Surroundings) -> Why | None:
-    peer = around.peer
-    if peer is None:
+    facts = around.peer
+    if facts is None:
         return None
-    if peer.paused:
-        text = f"{peer.endpoint} is paused by an operator"
-        return Why(Reason.PEER_PAUSED, text, f"`dapd peer resume {peer.endpoint}`")
-    if peer.failures:
-        when = f"again in {spell(peer.blocked_for)}" if peer.blocked_for > 0 else "next"
-        text = (
-            f"{peer.endpoint} can't be reached, {peer.failures} times in a row; it is tried {when}"
-        )
-        return Why(Reason.PEER_UNREACHABLE, text, f"`dapd peer probe {peer.endpoint}` says why")
+    if facts.paused:
+        return _advised(Reason.PEER_PAUSED, peer.paused(facts.endpoint))
+    if facts.failures:
+        advice = peer.failing(facts.endpoint, facts.failures, facts.blocked_for)
+        return _advised(Reason.PEER_UNREACHABLE, advice)
     return None
 
 
+def _advised(reason: Reason, advice: Advice) -> Why:
+    return Why(reason, advice.problem, advice.remedy)
+
+
 def _not_due(job: JobFacts, now: int) -> Why:
-    wait = spell(job.run_at - now)
+    wait = duration(job.run_at - now)
     if job.crashes:
-        text = f"the daemon has ended {job.crashes} times while it ran; it is tried in {wait}"
-        return Why(Reason.CRASHED, text, "look in the log for what ended the daemon then")
+        text = f"the daemon ended {count(job.crashes, 'time')} while this job ran; next in {wait}"
+        return Why(Reason.CRASHED, text, "see in the log what ended the daemon")
     if job.last_error is not None:
-        text = f"it failed, {job.attempts} times in a row: {job.last_error}; again in {wait}"
-        remedy = f"mend what it names, then `dapd jobs retry {job.name}`"
+        text = f"it failed: {job.last_error}; dapd tries again in {wait}"
+        remedy = f"fix what the error names, then `dapd jobs retry {job.name}`"
         return Why(Reason.FAILED, text, remedy)
     match job.state:
         case LeaderJobState.POLLING | CollectionState.POLLING:
-            return Why(Reason.HELPER_WORKS, f"the Helper works on it; it is asked again in {wait}")
+            return Why(Reason.HELPER_WORKS, f"the Helper works on it; dapd asks again in {wait}")
         case CollectionState.WAITING:
-            text = f"it waits for its reports; it is looked at when one comes, or in {wait}"
+            text = f"it waits for reports; dapd looks again when some come, or in {wait}"
             return Why(Reason.REPORTS, text)
         case _:
             return Why(Reason.NOT_YET, f"it is due in {wait}")
@@ -164,12 +158,14 @@ def _not_due(job: JobFacts, now: int) -> Why:
 
 def _occupied(job: JobFacts, around: Surroundings) -> Why | None:
     if job.crashes > 1 and around.running:
-        text = f"the daemon has ended {job.crashes} times while it ran: it runs alone, after others"
+        times = count(job.crashes, "time")
+        text = f"the daemon ended {times} while this job ran, so it waits to run alone"
         return Why(Reason.RUNS_ALONE, text)
     if job.state in COMPUTING:
         if around.computing < around.slots:
             return None
-        return Why(Reason.NO_SLOT, f"all {around.slots} computing slots are taken")
+        slots = "the one computing slot is" if around.slots == 1 else "all computing slots are"
+        return Why(Reason.NO_SLOT, f"{slots} taken")
     if around.peer is None or around.peer.free > 0:
         return None
     return Why(Reason.NO_PERMIT, f"{around.peer.endpoint} has all the requests it may have at once")
