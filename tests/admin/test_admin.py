@@ -1,4 +1,4 @@
-"""The admin socket: who can open it, what it answers, what it leaves behind (rule E5)."""
+"""The admin socket: access, answers, errors, audit events (rule E5)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ JSON = {"Content-Type": "application/json"}
 
 @asynccontextmanager
 async def leader_of(directory: Path) -> AsyncIterator[tuple[Aggregator, httpx2.AsyncClient]]:
-    """A running Leader, and a client on its admin socket."""
+    """Run a Leader, with a client on its admin socket."""
     async with hand_pair(directory) as (pair, _):
         transport = httpx2.AsyncHTTPTransport(uds=str(pair.leader.context.config.admin_socket))
         async with httpx2.AsyncClient(transport=transport, base_url="http://dapd") as client:
@@ -39,7 +39,7 @@ async def leader_of(directory: Path) -> AsyncIterator[tuple[Aggregator, httpx2.A
 async def test_e5_the_socket_is_there_while_the_daemon_runs_for_its_user_and_group(
     tmp_path: Path,
 ) -> None:
-    """Whoever is told that the daemon listens can use it; after a stop nothing is left."""
+    """It is ready once the daemon says that it listens, and gone after a stop."""
     async with leader_of(tmp_path) as (leader, client):
         path = leader.context.config.admin_socket
         assert path == leader.context.config.datastore.path.with_name("dapd.sqlite.admin")
@@ -60,7 +60,7 @@ async def test_i8_a_connection_that_idles_delays_no_stop(tmp_path: Path) -> None
 
 
 def test_e5_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
-    """Nobody has to clean up before a start."""
+    """A start needs no cleaning up first."""
     path = tmp_path / "admin.sock"
     left = socket.socket(socket.AF_UNIX)
     left.bind(os.fspath(path))
@@ -71,7 +71,7 @@ def test_e5_what_a_killed_daemon_left_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_socket_in_use_a_file_and_a_long_path_are_refused_with_a_remedy(tmp_path: Path) -> None:
-    """A daemon that can't be reached doesn't start, and takes nothing from others."""
+    """The daemon doesn't start without its socket, and takes none that another program uses."""
     path = tmp_path / "admin.sock"
     with unix_listener(path):
         with pytest.raises(UsageError, match="another program listens there"), unix_listener(path):
@@ -88,7 +88,7 @@ def test_a_socket_in_use_a_file_and_a_long_path_are_refused_with_a_remedy(tmp_pa
 
 
 async def test_the_world_does_not_reach_it(tmp_path: Path) -> None:
-    """The public listener serves no operation, and the admin socket nothing of DAP."""
+    """The public listener serves no operation, the admin socket nothing of DAP."""
     async with leader_of(tmp_path) as (leader, client):
         async with httpx2.AsyncClient(base_url=leader.url) as world:
             for each in OPERATIONS:
@@ -131,7 +131,7 @@ async def test_the_world_does_not_reach_it(tmp_path: Path) -> None:
 async def test_what_is_no_request_is_refused_with_a_problem_document(
     tmp_path: Path, method: str, path: str, headers: dict[str, str], body: bytes, status: int
 ) -> None:
-    """RFC 9457, for each way to be wrong; nothing changes, nothing is logged as a change."""
+    """RFC 9457, for each kind of bad request; nothing changes, and no change is logged."""
     async with leader_of(tmp_path) as (_, client):
         with structlog.testing.capture_logs() as logs:
             answer = await client.request(method, path, content=body, headers=headers)
@@ -147,7 +147,7 @@ async def test_what_is_no_request_is_refused_with_a_problem_document(
 
 
 async def test_documents_are_on_the_socket_too(tmp_path: Path) -> None:
-    """As `curl --unix-socket` asks for them: whoever can open it needs no token."""
+    """As `curl --unix-socket` requests them. The socket needs no token."""
     async with leader_of(tmp_path) as (_, client):
         for path, content_type in (
             ("/metrics", "text/plain"),
@@ -162,9 +162,9 @@ async def test_documents_are_on_the_socket_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/metrics", "/api/v1/status"])
-async def test_the_socket_goes_by_no_name_of_somebody_elses(tmp_path: Path, path: str) -> None:
-    """SSH may forward a port to it, which a page of somebody else's then calls by a name that leads
-    there (DNS rebinding).
+async def test_the_socket_refuses_a_foreign_host(tmp_path: Path, path: str) -> None:
+    """If SSH forwards a port to it, another site's page could call it by a name that resolves to
+    this machine (DNS rebinding).
     """
     async with leader_of(tmp_path) as (_, client):
         answer = await client.get(path, headers={"Host": "rebound.example:8080"})
@@ -173,7 +173,7 @@ async def test_the_socket_goes_by_no_name_of_somebody_elses(tmp_path: Path, path
 
 
 async def test_garbage_ends_its_own_connection_alone(tmp_path: Path) -> None:
-    """Not HTTP, HTTP/2 in clear text, a request cut short, a websocket: the next one is served."""
+    """Not HTTP, HTTP/2 in clear text, a truncated request, a websocket: others are served."""
     rubbish = [
         b"\x00\xff" * 1000,
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
@@ -198,7 +198,7 @@ async def test_garbage_ends_its_own_connection_alone(tmp_path: Path) -> None:
 
 
 async def test_a_change_is_one_audit_event_with_its_caller(tmp_path: Path) -> None:
-    """Who did what stands in the log; a look does not."""
+    """The log says who changed what; reading leaves no event."""
     async with leader_of(tmp_path) as (_, client):
         with structlog.testing.capture_logs() as logs:
             assert (await client.get("/api/v1/clock")).status_code == 200
@@ -214,7 +214,7 @@ async def test_a_change_is_one_audit_event_with_its_caller(tmp_path: Path) -> No
 async def test_a_change_that_is_refused_or_fails_halfway_is_an_audit_event_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
-    """The clock is accepted in memory before the database is told, which may fail then."""
+    """Accepting the clock changes memory first, and the write to the database may fail."""
     async with leader_of(tmp_path) as (leader, client):
         path, request = "/api/v1/job/retry", {"job": "a7"}
         status, error = 409, "UsageError: no job a7; `dapd jobs list --all` shows them"
@@ -235,7 +235,7 @@ async def test_a_change_that_is_refused_or_fails_halfway_is_an_audit_event_too(
 
 
 async def test_a_change_is_logged_whatever_the_level_is(tmp_path: Path) -> None:
-    """Who sets it to "error" first leaves a trace of that, and of all that follows."""
+    """Setting it to "error" first hides neither that change nor later ones."""
     before = logs.level()
     try:
         async with leader_of(tmp_path) as (_, client):
@@ -265,7 +265,7 @@ async def test_a_failure_is_a_problem_document_and_the_daemon_goes_on(
     status: int,
     detail: str,
 ) -> None:
-    """Blame decides the status; a defect says nothing of itself to the caller."""
+    """Blame decides the status; a bug's message doesn't reach the caller."""
     async with leader_of(tmp_path) as (leader, client):
 
         def broken() -> None:

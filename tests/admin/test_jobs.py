@@ -1,4 +1,4 @@
-"""The jobs' operations on collections: what one waits for, what giving it up leaves (A6, D4)."""
+"""The jobs' operations on collections: progress, and giving up (A6, D4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.server.test_collection_jobs import served
 
 @pytest.mark.parametrize("mode", BatchMode)
 async def test_a_waiting_collection_shows_what_it_counts(tmp_path: Path, mode: BatchMode) -> None:
-    """How many reports are aggregated, and how many it needs, in both batch modes."""
+    """Aggregated reports and how many it needs, in both batch modes."""
     async with served(tmp_path, mode=mode) as it:
         location = await (
             it.started() if mode is BatchMode.TIME_INTERVAL else it.started(NEXT_BATCH)
@@ -37,7 +37,7 @@ async def test_a_waiting_collection_shows_what_it_counts(tmp_path: Path, mode: B
 
 
 async def test_a6_an_abandoned_collection_is_gone_for_its_collector(tmp_path: Path) -> None:
-    """It waited, so nothing was asked: its interval stays open, and it can't be given up twice."""
+    """The Helper wasn't asked yet, so its interval stays open; giving up twice is refused."""
     async with served(tmp_path) as it:
         location = await it.started()
         name = f"c{it.job(location).pk}"
@@ -53,7 +53,7 @@ async def test_a6_an_abandoned_collection_is_gone_for_its_collector(tmp_path: Pa
 async def test_a6_an_abandoned_frozen_collection_stays_collected_if_it_was_sent(
     tmp_path: Path, sends: int, left: list[str]
 ) -> None:
-    """The Helper may have marked its batch; before the first send it can't have."""
+    """After a send the Helper may have marked the batch as collected."""
     async with served(tmp_path) as it:
         pk = it.job(await it.started()).pk
 
@@ -72,7 +72,7 @@ async def test_a6_an_abandoned_frozen_collection_stays_collected_if_it_was_sent(
 
 
 async def test_an_unknown_job_and_a_strange_cursor_are_refused(tmp_path: Path) -> None:
-    """With the command that shows the right ones."""
+    """The error names the command that lists jobs."""
     async with served(tmp_path) as it:
         for name in ("a1", "c1", "x", "", "a0", "5WeO", "!"):
             with pytest.raises(UsageError, match="jobs list"):

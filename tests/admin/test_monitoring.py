@@ -1,4 +1,4 @@
-"""``/metrics``, ``/healthz`` and ``/readyz``: what they say, and what a crowd of scrapers costs."""
+"""``/metrics``, ``/healthz`` and ``/readyz``, also with many scrapers at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.build import make_config, open_context
 
 
 class Looks:
-    """Lets each look at the gauges begin, and end when the test says so."""
+    """Holds each refresh of the gauges until the test releases it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = 0
@@ -41,7 +41,7 @@ class Looks:
 async def test_scrapes_at_the_same_time_share_a_look(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many come, the database is read once; the next one looks anew."""
+    """They read the database once; the next scrape reads it again."""
     looks = Looks(monkeypatch)
     async with open_context(make_config(tmp_path)) as context:
         show = monitoring.documents(context)["/metrics"]
@@ -64,7 +64,7 @@ async def test_scrapes_at_the_same_time_share_a_look(
 async def test_a_look_that_fails_fails_its_own_scrape_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that waited for it look for themselves; one that gives up leaves nobody waiting."""
+    """Scrapes that waited for it refresh for themselves; a cancelled one blocks no other."""
     looks = Looks(monkeypatch)
     looks.failure = DatastoreError("the disk is gone")
     async with open_context(make_config(tmp_path)) as context:
@@ -94,7 +94,7 @@ async def test_a_look_that_fails_fails_its_own_scrape_alone(
 
 
 async def test_ready_until_it_stops(tmp_path: Path) -> None:
-    """A daemon that drains lives, and takes nothing more."""
+    """A draining daemon is healthy, but not ready."""
     async with open_context(make_config(tmp_path)) as context:
         assert (await ready(context, {}))[0] == 200
         context.drain()
@@ -105,7 +105,7 @@ async def test_ready_until_it_stops(tmp_path: Path) -> None:
 
 
 async def test_not_ready_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
-    """Uploads and new jobs are refused then."""
+    """The daemon refuses uploads and new jobs then."""
     config = make_config(tmp_path, disk=Disk(min_free_bytes=1 << 50))
     async with open_context(config) as context:
         with pytest.raises(Abort, match="nearly full") as refused:
@@ -116,7 +116,7 @@ async def test_not_ready_while_the_disk_is_nearly_full(tmp_path: Path) -> None:
 async def test_not_ready_without_the_database_and_the_log_says_why_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Everybody may ask, so that the answer names no file, and a thousand log one line."""
+    """The path is public: the answer names no file, and many requests log one line."""
 
     async def broken(*_: object) -> None:
         raise DatastoreError("/var/lib/dapd/dapd.sqlite: disk I/O error")

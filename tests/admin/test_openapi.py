@@ -1,4 +1,4 @@
-"""The OpenAPI document: it is one, it says all that is served, and the daemon keeps to it."""
+"""The OpenAPI document: it is valid and complete, and the daemon keeps to it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from tests.paths.hands import findings
 
 TOKEN = "operate-token"
 EXAMPLES = 10
-"""Requests that are made up for an operation, beside those at the bounds of its fields."""
+"""Random requests for each operation, beside those at the bounds of its fields."""
 
 
 def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By method and path."""
+    """Return the document's operations by method and path."""
     return {
         f"{method.upper()} {path}": operation
         for path, methods in document["paths"].items()
@@ -38,7 +38,7 @@ def operations(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_it_is_an_openapi_document() -> None:
-    """By the schema that OpenAPI 3.1 has for its documents; and the same bytes every time."""
+    """It is valid by OpenAPI 3.1's own schema, and always has the same bytes."""
     document = json.loads(openapi.encoded())
     schemathesis.openapi.from_dict(document).validate()
     assert document["openapi"].startswith("3.1")
@@ -46,8 +46,8 @@ def test_it_is_an_openapi_document() -> None:
     assert json.loads(openapi.encoded()) == document
 
 
-def test_it_says_every_operation_with_its_scope_and_its_fields() -> None:
-    """Nothing is served that isn't there, and each says what it does."""
+def test_it_has_every_operation_with_its_scope_and_its_fields() -> None:
+    """It has all that is served, each with a description."""
     described = operations(openapi.document())
     for each in OPERATIONS:
         operation = described.pop(f"{each.method} {each.path}")
@@ -72,7 +72,7 @@ def test_it_says_every_operation_with_its_scope_and_its_fields() -> None:
 
 
 def test_a_query_never_has_null_and_keeps_the_bounds() -> None:
-    """What may be left out is optional, with the bounds that requests are held to."""
+    """Optional fields are left out; bounds are the ones that requests are checked against."""
     jobs = operations(openapi.document())["GET /api/v1/jobs"]["parameters"]
     fields = {each["name"]: each for each in jobs}
     assert not any(each["required"] for each in jobs)
@@ -87,7 +87,7 @@ def test_a_query_never_has_null_and_keeps_the_bounds() -> None:
 
 
 def test_times_are_rfc_3339() -> None:
-    """Also those that may be null."""
+    """Nullable ones too."""
     schemas = openapi.document()["components"]["schemas"]
     moment = {"type": "string", "format": "date-time"}
     assert schemas["JobView"]["properties"]["run_at"] == moment
@@ -95,9 +95,9 @@ def test_times_are_rfc_3339() -> None:
 
 
 async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
-    """Requests by the document, at its bounds and beyond, with a token that may do all: a job is
-    given up, a peer paused, the configuration read again. Each answer is one that the document
-    has, nobody gets in without the token, and the daemon is whole after it.
+    """Requests made from the document, at its bounds and beyond, with a token for all operations:
+    they give up a job, pause a peer, reload the configuration. Each answer is in the document,
+    nothing works without the token, and the database is consistent afterwards.
     """
     authority = Authority(tmp_path / "tls").issue()
     admin = {
@@ -134,7 +134,7 @@ async def test_the_daemon_keeps_to_it_whatever_is_asked(tmp_path: Path) -> None:
 
 
 async def _begin_collections(task: PairTask) -> None:
-    """The jobs c1 and c2: they wait, as there are no reports."""
+    """Create the jobs c1 and c2, which wait for reports."""
     collector = task.files.collector
     configuration = collector.configuration
     precision = configuration.time_precision
@@ -152,7 +152,7 @@ async def _begin_collections(task: PairTask) -> None:
 
 
 def _written(directory: Path, admin: dict[str, Any]) -> Path:
-    """A file that says what the running daemon has, so that a reload of it is one."""
+    """Write the running daemon's configuration to a file, so that reloads succeed."""
     lines = [f"{key} = {json.dumps(value, default=str)}" for key, value in admin.items()]
     path = directory / "leader.toml"
     path.write_text(
@@ -167,7 +167,7 @@ def _written(directory: Path, admin: dict[str, Any]) -> Path:
 async def _tested(
     directory: Path, daemon: Daemon, authority: Authority, task: PairTask
 ) -> tuple[int, str]:
-    """Schemathesis' exit status and what it says: the same in every run."""
+    """Run Schemathesis, with a fixed seed; return its exit status and output."""
     document = directory / "openapi.json"
     document.write_text(json.dumps(_with_examples(task)))
     done = await trio.run_process(
@@ -187,7 +187,7 @@ async def _tested(
 
 
 def _with_examples(task: PairTask) -> dict[str, Any]:
-    """The document as it is served, with what this daemon has: most requests would miss it."""
+    """Return the document with examples of existing things; random names would all miss."""
     document: dict[str, Any] = json.loads(openapi.encoded())
     there = {
         "job": "c2",

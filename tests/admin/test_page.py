@@ -1,4 +1,4 @@
-"""The page: what it shows of a real daemon, and what it lets nobody put into it."""
+"""The page: what it shows of a real daemon, and that foreign text can't change it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CALM = {"leader": {"retry_min": 60, "retry_max": 60}}
 
 @asynccontextmanager
 async def shown(directory: Path) -> AsyncIterator[tuple[Pair, DapHttp, httpx2.AsyncClient]]:
-    """A pair without a task, a client of DAP, and one on the Leader's admin socket."""
+    """Run a pair without a task, with a DAP client and one on the Leader's admin socket."""
     async with hand_pair(directory, leader=CALM) as (pair, http):
         transport = httpx2.AsyncHTTPTransport(uds=str(pair.leader.context.config.admin_socket))
         async with httpx2.AsyncClient(transport=transport, base_url="http://dapd") as client:
@@ -43,14 +43,14 @@ async def shown(directory: Path) -> AsyncIterator[tuple[Pair, DapHttp, httpx2.As
 
 
 class Read(HTMLParser):
-    """A document taken apart; that every element is closed where it must be is checked."""
+    """A parsed document; checks that elements are closed where they must be."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self._open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.rows: list[dict[str, str]] = []
-        """Of all tables: cells by their columns' names; the head of a row is called "head"."""
+        """Rows of all tables: cells by column name, the row's head as "head"."""
         self.scripted: list[str] = []
         self.text = ""
         self._cell: str | None = None
@@ -87,17 +87,17 @@ class Read(HTMLParser):
             row[self._cell] = f"{row.get(self._cell, '')} {' '.join(data.split())}".strip()
 
     def row(self, head: str) -> dict[str, str]:
-        """The one row whose head begins so."""
+        """Return the one row whose head begins so."""
         (found,) = [row for row in self.rows if row.get("head", "").startswith(head)]
         return found
 
     def labels(self) -> list[str]:
-        """What the charts are called."""
+        """Return the charts' labels."""
         return [str(named["aria-label"]) for tag, named in self.elements if tag == "svg"]
 
 
 async def read(client: httpx2.AsyncClient) -> Read:
-    """The page, which is whole, refers to nothing but its own files, and is accessible."""
+    """Get the page; check that it is well-formed, accessible, and uses only its own files."""
     answer = await client.get("/")
     assert answer.status_code == 200, answer.text
     assert all(each.isprintable() or each == "\n" for each in answer.text)
@@ -126,7 +126,7 @@ async def read(client: httpx2.AsyncClient) -> Read:
 
 
 async def test_a_daemon_without_a_task_says_what_to_type_first(tmp_path: Path) -> None:
-    """Each part that is empty says so, and what makes it less so."""
+    """Each empty part says so, and which command fills it."""
     async with shown(tmp_path) as (_, _, client):
         page = await read(client)
     for said in (
@@ -144,7 +144,7 @@ async def test_a_daemon_without_a_task_says_what_to_type_first(tmp_path: Path) -
 
 @pytest.mark.parametrize("path", DOCUMENTS)
 async def test_each_of_its_documents_is_read_only_and_guarded(tmp_path: Path, path: str) -> None:
-    """No foreign script, style, frame or base; nothing is stored, sniffed or told to others."""
+    """No foreign script, style, frame or base; no caching, sniffing or referrer."""
     async with shown(tmp_path) as (_, _, client):
         answer = await client.get(path)
         assert answer.status_code == 200
@@ -168,8 +168,8 @@ async def test_each_of_its_documents_is_read_only_and_guarded(tmp_path: Path, pa
     assert path == "/" or "://" not in foreign
 
 
-async def test_tasks_stand_there_with_counts_rates_and_the_last_hour(tmp_path: Path) -> None:
-    """A Leader's and its Helper's: each has what it counts itself."""
+async def test_tasks_have_counts_rates_and_the_last_hour(tmp_path: Path) -> None:
+    """The Leader's page and the Helper's: each has its own counts."""
     async with shown(tmp_path) as (pair, http, client):
         leader, helper = pair.leader.context, pair.helper.context
         for context in (leader, helper):
@@ -202,7 +202,7 @@ async def test_tasks_stand_there_with_counts_rates_and_the_last_hour(tmp_path: P
 
 
 async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> None:
-    """The Helper is gone: what waits for it, since when, and what helps."""
+    """The Helper is down: the page shows what waits, since when, and the remedy."""
     async with shown(tmp_path) as (pair, http, client):
         hands = Hands(await pair.new_task(), http)
         reports = hands.seal([1] * 3, "waits")
@@ -223,7 +223,7 @@ async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> 
 
 
 async def test_foreign_text_is_text(tmp_path: Path) -> None:
-    """Who makes a task names it: no element, no attribute, no hidden sign comes of that."""
+    """A task's name comes from outside: it becomes no element, attribute or hidden character."""
     names = [
         "<script>alert(1)</script>",
         '"><img src=x onerror=alert(1)>',
@@ -247,8 +247,8 @@ async def test_foreign_text_is_text(tmp_path: Path) -> None:
 
 
 async def test_of_too_many_tasks_the_busiest_are_shown(tmp_path: Path) -> None:
-    """The page stays one that can be looked at; what can't be read is among them, whatever it did,
-    and all stand in the order in which they were added.
+    """The page stays short. Unreadable tasks are always on it, and all are in the order in which
+    they were added.
     """
     async with shown(tmp_path) as (pair, _, _):
         found = await status.show(pair.leader.context, Nothing())
@@ -270,9 +270,9 @@ async def test_of_too_many_tasks_the_busiest_are_shown(tmp_path: Path) -> None:
     assert everything.left_out == 0
 
 
-async def test_whatever_is_wrong_is_said(tmp_path: Path) -> None:
-    """Each of the states that a daemon is in rarely: stopping, its clock held and apart from the
-    peer's, its disk full, its certificate and reports about to expire, an error, a key that stays.
+async def test_it_shows_all_that_is_wrong(tmp_path: Path) -> None:
+    """Rare states: stopping, a held clock that differs from a peer's, a full disk, a certificate
+    and reports that expire soon, an error, a key that never changes.
     """
     async with shown(tmp_path) as (pair, _, _):
         calm = await status.show(pair.leader.context, Nothing())
@@ -324,7 +324,7 @@ async def test_whatever_is_wrong_is_said(tmp_path: Path) -> None:
 async def test_the_headline_says_whether_there_is_something_to_do(
     tmp_path: Path, to_do: tuple[str, ...], headline: str
 ) -> None:
-    """In one line."""
+    """It is one line."""
     async with shown(tmp_path) as (pair, _, _):
         found = await status.show(pair.leader.context, Nothing())
     found = msgspec.structs.replace(found, to_do=to_do)
@@ -342,12 +342,12 @@ async def test_the_headline_says_whether_there_is_something_to_do(
 def test_a_chart_begins_at_nothing_and_ends_at_the_right(
     values: Sequence[float], line: str
 ) -> None:
-    """The highest value is at its top; a series of less than an hour leaves the left free."""
+    """The highest value is at its top; a series shorter than an hour leaves the left empty."""
     assert Chart("x", values, formatting.number).line == line
 
 
 def test_a_chart_of_an_hour_fills_its_width_and_tells_its_numbers() -> None:
-    """For who doesn't see it."""
+    """Its label has them for screen readers."""
     chart = Chart("Jobs", [*range(1, POINTS + 1), 3][-POINTS:], formatting.number)
     assert chart.line.startswith("0,")
     assert chart.area.startswith("0,30 0,")
@@ -369,12 +369,12 @@ def test_a_chart_of_an_hour_fills_its_width_and_tells_its_numbers() -> None:
     ],
 )
 def test_a_rate_is_said_in_a_unit_in_which_it_happens(per_second: float, said: str) -> None:
-    """Nobody reads 0.0008/s."""
+    """0.0008/s would be hard to read."""
     assert formatting.rate(per_second) == said
 
 
 def test_sizes_and_times_are_said_as_people_say_them() -> None:
-    """Two digits do."""
+    """With two digits."""
     sizes = [formatting.size(each) for each in (0, 240 << 10, 5 << 20, 77 << 30, 3 << 40)]
     assert sizes == ["0 KiB", "240 KiB", "5.0 MiB", "77 GiB", "3.0 TiB"]
     assert formatting.milliseconds(0.00123) == "1.2 ms"
@@ -384,6 +384,6 @@ def test_sizes_and_times_are_said_as_people_say_them() -> None:
 
 
 def test_commands_in_a_sentence_are_marked_and_nothing_else_of_it_is() -> None:
-    """What stands in backticks came from dapd, what is in there may not."""
+    """The backticks are dapd's, but foreign text may be between them."""
     said = formatting.coded("`dapd peer probe <b>` says\n why")
     assert said == "<code>dapd peer probe &lt;b&gt;</code> says\\n why"

@@ -1,6 +1,6 @@
-"""The page in a real browser, on a real listener: it renders, fits, obeys its policy, and follows.
+"""The page in a real browser: it renders, fits, obeys its policy, and refreshes.
 
-Needs Debian's ``chromium``; skipped where there is none.
+Needs Debian's ``chromium``; skipped without it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ SEEN = 'document.querySelector("main").innerText'
 
 @asynccontextmanager
 async def shown(directory: Path) -> AsyncIterator[tuple[Pair, Browser]]:
-    """A busy Leader's page: tasks, jobs that wait, a peer that is gone, an hour of numbers."""
+    """Serve a busy Leader's page: tasks, waiting jobs, a peer that is down, an hour of numbers."""
     async with hand_pair(directory, leader=WITH_PAGE) as (pair, http):
         context = pair.leader.context
         tasks = [
@@ -105,8 +105,8 @@ async def shown(directory: Path) -> AsyncIterator[tuple[Pair, Browser]]:
 
 
 async def test_it_renders_and_fits(tmp_path: Path) -> None:
-    """Nothing sticks out at the side, from a narrow phone's width on, also of a very long name; and
-    the browser has nothing to complain of.
+    """Nothing is wider than the window, from a narrow phone's width on, not even a very long name,
+    and the browser logs no error.
     """
     async with shown(tmp_path) as (pair, browser):
         for scheme in ("light", "dark"):
@@ -125,7 +125,7 @@ async def test_it_renders_and_fits(tmp_path: Path) -> None:
     assert "The first numbers" not in text
 
 
-async def test_text_can_be_read_on_what_it_stands_on(tmp_path: Path) -> None:
+async def test_text_has_enough_contrast(tmp_path: Path) -> None:
     """The contrast of all text is at least 4.5, light and dark (WCAG 2.2, AA)."""
     async with shown(tmp_path) as (_, browser):
         for scheme in ("light", "dark"):
@@ -135,8 +135,8 @@ async def test_text_can_be_read_on_what_it_stands_on(tmp_path: Path) -> None:
             assert [each for each in found if each[0] < 4.5] == []
 
 
-async def test_what_the_policy_forbids_is_told_and_does_not_run(tmp_path: Path) -> None:
-    """So that no complaint means something: a script and a style that got into the page."""
+async def test_what_the_policy_forbids_is_reported_and_does_not_run(tmp_path: Path) -> None:
+    """An injected script and style are reported, so an empty log proves something."""
     async with shown(tmp_path) as (_, browser):
         for tag, text in (("script", "document.title = 'broken'"), ("style", "main{display:none}")):
             await browser.evaluate(
@@ -150,8 +150,8 @@ async def test_what_the_policy_forbids_is_told_and_does_not_run(tmp_path: Path) 
 
 
 async def test_the_script_brings_it_up_to_date_without_a_flash(tmp_path: Path) -> None:
-    """The document stays; its main part is another one. Whoever marks text is not disturbed, and a
-    daemon that is gone is told, with what was last known.
+    """The script replaces the main part only. It keeps selected text, and says if the daemon is
+    gone, with the last known state.
     """
     async with shown(tmp_path) as (pair, browser):
         await browser.evaluate("window.kept = 1")
@@ -175,8 +175,8 @@ async def test_the_script_brings_it_up_to_date_without_a_flash(tmp_path: Path) -
         assert "disabled" in await browser.evaluate(SEEN)
 
 
-async def test_without_scripts_it_loads_itself_anew(tmp_path: Path) -> None:
-    """Everything is there, and the page asks to be loaded again."""
+async def test_without_scripts_the_browser_reloads_it(tmp_path: Path) -> None:
+    """Everything is there, and the page tells the browser to reload it."""
     async with shown(tmp_path) as (_, browser):
         await browser.call("Emulation.setScriptExecutionDisabled", value=True)
         await browser.reload()

@@ -1,4 +1,4 @@
-"""The admin listener over TCP: what loopback shows, who may what elsewhere, what strangers get."""
+"""The admin listener over TCP: loopback, tokens beyond it, and hostile requests."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def line(scope: str, token: str) -> str:
-    """The token as the configuration has it."""
+    """Return the token as the configuration has it."""
     return f"{scope}:{b64url_encode(hash_token(token))}"
 
 
 def remote(authority: Authority, *tokens: str) -> str:
-    """An ``[admin]`` that is beyond loopback, and called ``dapd.test``."""
+    """Return an ``[admin]`` beyond loopback, with the name ``dapd.test``."""
     return (
         '[admin]\nlisten = "0.0.0.0:0"\nhosts = ["dapd.test", "127.0.0.1"]\n'
         f'tls_certificate = "{authority.chain}"\ntls_key = "{authority.key}"\n'
@@ -49,7 +49,7 @@ def remote(authority: Authority, *tokens: str) -> str:
 
 @asynccontextmanager
 async def on_loopback(directory: Path, more: str = "") -> AsyncIterator[httpx2.AsyncClient]:
-    """A daemon with a listener on loopback, and a client on it."""
+    """Run a daemon with a listener on loopback, and a client on it."""
     text = f'[admin]\nlisten = "127.0.0.1:0"\n{more}'
     async with (
         daemon(write(directory, text)) as running,
@@ -60,7 +60,7 @@ async def on_loopback(directory: Path, more: str = "") -> AsyncIterator[httpx2.A
 
 @asynccontextmanager
 async def beyond(directory: Path) -> AsyncIterator[tuple[Daemon, Authority, httpx2.AsyncClient]]:
-    """A daemon with a listener for all addresses, and a client on it, without a token."""
+    """Run a daemon with a listener for all addresses, and a client on it without a token."""
     authority = Authority(directory / "tls").issue()
     tokens = line("read", READ), line("operate", OPERATE)
     async with (
@@ -73,7 +73,7 @@ async def beyond(directory: Path) -> AsyncIterator[tuple[Daemon, Authority, http
 
 
 async def shout(port: int, raw: bytes, tls: ssl.SSLContext | None = None) -> bytes:
-    """What comes back for these bytes, until the connection ends."""
+    """Send these bytes, and return the answer until the connection ends."""
     tcp = await trio.open_tcp_stream("127.0.0.1", port)
     stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] = tcp
     if tls is not None:
@@ -90,7 +90,7 @@ async def shout(port: int, raw: bytes, tls: ssl.SSLContext | None = None) -> byt
 
 
 def is_problem(answer: httpx2.Response, status: int) -> bool:
-    """RFC 9457, and nothing that would let another origin read it."""
+    """Check for RFC 9457, and that no other origin may read it."""
     assert not [name for name in answer.headers if name.lower().startswith("access-control-")]
     return (
         answer.status_code == status
@@ -101,7 +101,7 @@ def is_problem(answer: httpx2.Response, status: int) -> bool:
 
 
 def refusals(running: Daemon) -> dict[str, float]:
-    """How often each reason was counted, of those that were."""
+    """Return how often each reason was counted."""
     return {
         sample.labels["reason"]: sample.value
         for family in running.context.metrics.admin_refused.collect()
@@ -111,7 +111,7 @@ def refusals(running: Daemon) -> dict[str, float]:
 
 
 async def test_loopback_has_metrics_and_health_and_no_operation(tmp_path: Path) -> None:
-    """Any user of the machine reaches it, so that it shows numbers and changes nothing."""
+    """Every user of the machine reaches it, so it only shows numbers."""
     async with on_loopback(tmp_path) as client:
         for path, body in (("/healthz", "ok\n"), ("/readyz", "ready\n")):
             answer = await client.get(path)
@@ -128,7 +128,7 @@ async def test_loopback_has_metrics_and_health_and_no_operation(tmp_path: Path) 
 
 
 async def test_the_page_is_on_loopback_if_wanted(tmp_path: Path) -> None:
-    """With what it links, and still without an operation."""
+    """With the files that it links, and still without operations."""
     async with on_loopback(tmp_path, "page = true\n") as client:
         assert (await client.get("/")).headers["Content-Type"].startswith("text/html")
         assert (await client.get("/page.css")).status_code == 200
@@ -157,7 +157,7 @@ async def test_the_page_is_on_loopback_if_wanted(tmp_path: Path) -> None:
     ],
 )
 async def test_a_name_that_is_not_ours_is_refused(tmp_path: Path, host: str, served: bool) -> None:
-    """A page whose own name suddenly means this machine (DNS rebinding) reads nothing."""
+    """A page whose name now resolves to this machine (DNS rebinding) reads nothing."""
     async with on_loopback(tmp_path, 'hosts = ["metrics.test"]\n') as client:
         for path in ("/metrics", "/healthz", "/nothing"):
             answer = await client.get(path, headers={"Host": host})
@@ -169,7 +169,7 @@ async def test_a_name_that_is_not_ours_is_refused(tmp_path: Path, host: str, ser
 
 
 async def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
-    """HTTP/1.0 may leave it out; two of them, or one in the target, are no way around."""
+    """HTTP/1.0 may omit Host; two Hosts, or one in the target, don't get around the check."""
     async with on_loopback(tmp_path) as client:
         port = client.base_url.port
         assert port is not None
@@ -185,7 +185,7 @@ async def test_a_request_without_a_name_is_refused(tmp_path: Path) -> None:
 
 
 async def test_metrics_come_in_the_form_that_is_asked_for(tmp_path: Path) -> None:
-    """OpenMetrics if the scraper wants it, Prometheus' text else; never from a cache."""
+    """OpenMetrics if the scraper wants it, else Prometheus' text; never cached."""
     async with on_loopback(tmp_path) as client:
         wanted = "application/openmetrics-text; version=1.0.0"
         answer = await client.get("/metrics", headers={"Accept": wanted})
@@ -223,7 +223,7 @@ async def test_metrics_come_in_the_form_that_is_asked_for(tmp_path: Path) -> Non
 async def test_a_token_does_what_its_scope_says(
     tmp_path: Path, path: str, method: str, token: str | None, status: int
 ) -> None:
-    """Health needs none, looking needs any, changing needs one that operates."""
+    """Health needs no token, reading needs any, changing needs one with `operate`."""
     async with beyond(tmp_path) as (running, _, client):
         headers = {**JSON, **({} if token is None else bearer(token))}
         content = b"{}" if method == "POST" else None
@@ -254,7 +254,7 @@ async def test_a_token_does_what_its_scope_says(
     ],
 )
 async def test_what_is_no_token_of_ours_opens_nothing(tmp_path: Path, value: str | bytes) -> None:
-    """Its hash neither: that may be known to whoever reads the configuration."""
+    """Nor does a token's hash, which readers of the configuration know."""
     async with beyond(tmp_path) as (_, _, client):
         with structlog.testing.capture_logs() as logs:
             headers: Any = {**JSON, "Authorization": value}
@@ -266,7 +266,7 @@ async def test_what_is_no_token_of_ours_opens_nothing(tmp_path: Path, value: str
 
 
 async def test_beyond_loopback_a_name_of_ours_is_needed_too(tmp_path: Path) -> None:
-    """Also with a token, also for health: a browser that has it could be made to use it."""
+    """Even with a token, even for health: another site could make a browser use its token."""
     async with beyond(tmp_path) as (running, _, client):
         for host in (EVIL, "localhost", "[::1]:9464"):
             for path in ("/healthz", "/metrics", "/api/v1/status"):
@@ -277,7 +277,7 @@ async def test_beyond_loopback_a_name_of_ours_is_needed_too(tmp_path: Path) -> N
 
 
 async def test_a_page_of_another_origin_is_told_nothing(tmp_path: Path) -> None:
-    """No preflight is answered, whoever asks and whatever it says it has."""
+    """No preflight request is ever allowed."""
     asks = {
         "Origin": "https://attacker.example",
         "Access-Control-Request-Method": "POST",
@@ -298,7 +298,7 @@ async def test_a_page_of_another_origin_is_told_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_change_names_the_token_by_the_beginning_of_its_hash(tmp_path: Path) -> None:
-    """So that it is found in the configuration; the token itself is nowhere."""
+    """So it can be found in the configuration; the token itself is nowhere in the log."""
     async with beyond(tmp_path) as (_, _, client):
         with structlog.testing.capture_logs() as logs:
             headers = {**JSON, **bearer(OPERATE)}
@@ -312,7 +312,7 @@ async def test_a_change_names_the_token_by_the_beginning_of_its_hash(tmp_path: P
 
 
 async def test_strangers_get_nothing_and_disturb_nobody(tmp_path: Path) -> None:
-    """Clear text on the TLS port, rubbish, a websocket, endless headers: the next is served."""
+    """Clear text on the TLS port, garbage, a websocket, endless headers: others are served."""
     upgrade = (
         b"GET /api/v1/status HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
         b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
@@ -333,7 +333,7 @@ async def test_strangers_get_nothing_and_disturb_nobody(tmp_path: Path) -> None:
 
 
 async def test_an_address_that_is_taken_stops_the_start(tmp_path: Path) -> None:
-    """With the table that names it: there are two that listen."""
+    """The error names the table, since there are two listeners."""
     async with on_loopback(tmp_path) as client:
         other = tmp_path / "other"
         other.mkdir()
@@ -347,7 +347,7 @@ async def test_an_address_that_is_taken_stops_the_start(tmp_path: Path) -> None:
 
 
 async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path: Path) -> None:
-    """What is left without a certificate serves nothing, until a restart ends it."""
+    """Without a certificate the listener serves nothing, until the restart removes it."""
     async with beyond(tmp_path) as (running, authority, client):
         context, port = running.context, running.admin_port
         assert port is not None
@@ -368,7 +368,7 @@ async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path:
 
 
 async def test_what_moves_away_from_loopback_has_no_tls_before_the_restart(tmp_path: Path) -> None:
-    """Else whoever gathers the metrics would get none from the reload to the restart."""
+    """Else scrapers would get nothing between the reload and the restart."""
     authority = Authority(tmp_path / "tls").issue()
     async with daemon(write(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')) as running:
         write(tmp_path, remote(authority, line("read", READ)))
@@ -379,7 +379,7 @@ async def test_what_moves_away_from_loopback_has_no_tls_before_the_restart(tmp_p
 
 
 async def test_a_renewed_certificate_is_shown_by_this_listener_too(tmp_path: Path) -> None:
-    """As the public one does it: by a look at the files."""
+    """As by the public one: it notices that the files have changed."""
     old = Authority(tmp_path / "tls").issue()
     new = Authority(tmp_path / "new").issue()
     async with daemon(write(tmp_path, remote(old, line("read", READ)))) as running:
