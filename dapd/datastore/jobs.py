@@ -1,6 +1,6 @@
 """An operator's view of the jobs of both tables: by pages, by name, or by resource id.
 
-Rows contain no request, response or share. ``dapd.protocol.waiting`` explains why a job waits.
+Rows contain no request, response or share. ``dapd.advice.waiting`` explains why a job waits.
 """
 
 from __future__ import annotations

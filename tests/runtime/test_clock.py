@@ -239,7 +239,7 @@ def test_d6_a_slow_answer_leaves_what_a_prompt_one_said() -> None:
     safe.ask_peer()(PEER, clock.time + HOUR)
     slow(PEER, clock.time)
     state = safe.look()
-    assert state.held == "the clock is 60 minutes behind those of the peers"
+    assert state.held == "the clock is 1 hour behind those of the peers"
     assert state.offsets == {PEER: HOUR}
 
 
