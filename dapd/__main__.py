@@ -1,4 +1,4 @@
-"""``python -m dapd`` is ``dapd``."""
+"""Run the ``dapd`` command as ``python -m dapd``."""
 
 from dapd.cli import main
 

@@ -1,10 +1,9 @@
-"""The daemon: what runs in one nursery, and in which order it starts and stops (I8).
+"""The daemon: the servers and loops that run in one nursery, and how they start and stop (I8).
 
-The tree is the list ``LOOPS``. On SIGTERM or SIGINT: draining (no new leases, held requests
-answered "not ready"), the listener closed, the upload queue and the work under way finished within
-the grace period, the rest cancelled between transactions, leases released, the datastore closed
-last.
-The service manager is told each of these (``dapd.process.notify``).
+``LOOPS`` lists the loops. On SIGTERM or SIGINT the daemon drains: it takes no new leases, answers
+held requests "not ready" and closes its listeners. It finishes queued uploads and running work
+within the grace period, cancels the rest between transactions, releases their leases, and closes
+the datastore last. The service manager is notified of each stage (``dapd.process.notify``).
 """
 
 from __future__ import annotations
@@ -60,11 +59,11 @@ _log = structlog.get_logger()
 _LONGEST_OPERATION = 3600.0
 """Seconds that a command on the admin socket may wait for its answer."""
 _CLOSING_SECONDS = 30.0
-"""What may be needed after the grace period: the last commit, the WAL's checkpoint."""
+"""Seconds allowed after the grace period, for the last commit and the WAL checkpoint."""
 
-MENDS_ITSELF, FOR_A_PERSON = 75, 78
-"""How a daemon exits that can't start (sysexits.h: TEMPFAIL, CONFIG): a restart may help, or not.
-The unit doesn't restart it after the latter.
+EXIT_TEMPFAIL, EXIT_CONFIG = 75, 78
+"""Exit statuses of a daemon that can't start, from sysexits.h. A restart may help after the first;
+after the second the systemd unit doesn't restart the daemon, because the operator must act.
 """
 
 STEPS = {
@@ -75,7 +74,7 @@ STEPS = {
 
 
 async def dispatch(context: Context) -> None:
-    """Step what is due."""
+    """Step the jobs that are due."""
     await Dispatcher(context, STEPS, context.config.leader.computing_slots).run()
 
 
@@ -92,12 +91,12 @@ LOOPS: list[Callable[[Context], Awaitable[None]]] = [
     creator.run,
     dispatch,
 ]
-"""Each returns once ``context.draining`` is set and what it had begun is finished."""
+"""Each loop returns once ``context.draining`` is set and it has finished the work it had begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A running daemon."""
+    """A running daemon and the addresses it listens on."""
 
     context: Context
     host: str
@@ -113,10 +112,10 @@ async def run_daemon(
     config_path: Path | None = None,
     task_status: trio.TaskStatus[Daemon] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve until ``stop`` is set, then stop in order.
+    """Run a daemon until ``stop`` is set, then stop it in order.
 
-    Given ``config_path``, where ``config`` came from, the file can be read again (``dapd reload``).
-    Raises ``UsageError`` or ``DatastoreError`` if it can't start; each says what to do.
+    ``config_path`` is the file that ``config`` was read from; ``dapd reload`` needs it. Raises
+    ``UsageError`` or ``DatastoreError`` if the daemon can't start; the message says what to do.
     """
     notifier = Notifier()
     with trio.CancelScope() as grace:
@@ -141,7 +140,7 @@ async def run_daemon(
                     seconds = context.config.shutdown.grace
                     _log.info("stopping", grace_seconds=seconds)
                     grace.deadline = trio.current_time() + seconds
-                    notifier.stopping("finishing what runs", seconds + _CLOSING_SECONDS)
+                    notifier.stopping("finishing running work", seconds + _CLOSING_SECONDS)
                     context.drain()
                     for server in servers:
                         await server.close_listeners()
@@ -151,7 +150,7 @@ async def run_daemon(
 def _described(
     context: Context, public: list[trio.SocketListener], admin: list[trio.SocketListener]
 ) -> Daemon:
-    """What listens where, also for the log."""
+    """Log where the daemon listens and return its description."""
     host, _ = context.config.server.address
     daemon = Daemon(context, host, _port(public), _port(admin) if admin else None)
     _log.info("listening", host=host, port=daemon.port, version=__version__)
@@ -171,7 +170,7 @@ def _servers(
     control: trio.SocketListener,
     admin: list[trio.SocketListener],
 ) -> list[Server]:
-    """What the world reaches, what commands reach (rule E5), and what monitoring does."""
+    """Return the public server, the admin socket's (rule E5) and the admin listener's, if any."""
     app = front(context, quart_app.build(context))  # type: ignore[arg-type]
 
     def read_timeout() -> float:
@@ -186,7 +185,7 @@ def _servers(
 
     def admin_tls() -> ssl.SSLContext | None:
         identity = context.certificates.admin
-        # A reload may bring one for a listener that only a restart moves away from loopback.
+        # A reload may load a certificate before the restart that moves the listener off loopback.
         return identity.tls if identity and context.config.admin.is_remote else None
 
     watched = monitoring.documents(context)
@@ -203,13 +202,13 @@ def _servers(
 
 @asynccontextmanager
 async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIterator[Context]:
-    """Everything that is shared, opened in order and closed in reverse; the datastore last."""
+    """Open everything that servers and loops share; close it in reverse, the datastore last."""
     sealing_keys = read_sealing_keys(config)
     sealer = make_sealer(sealing_keys)
     provide(config.admin_socket.parent, config.datastore.path.parent)
     become_owner(config.datastore.path.parent)
-    certificates = _certificates(config, clock)  # as who reads them again
-    with notifier.taking_long("opening the database: its schema, the index against replays"):
+    certificates = _certificates(config, clock)  # as the owner, which must read them again later
+    with notifier.taking_long("opening the database: migrating it, building the replay index"):
         opened = open_for_daemon(
             config.datastore.path,
             holder=f"dapd, process {os.getpid()}, listening on {config.server.listen}",
@@ -233,7 +232,7 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
         at = Instant(clock.now(), safe.now())
         await datastore.run(_take_over, sealer, held, at)
         if opened.behind:
-            with notifier.taking_long("closing what a restored database may have forgotten"):
+            with notifier.taking_long("quarantining a restored database"):
                 await _quarantine(config, opened, at)
         async with (
             DapHttp(
@@ -257,8 +256,8 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
 
 
 def _certificates(config: Config, clock: Clock) -> Certificates:
-    """What the configuration names. An expired certificate stops no daemon: no other one is there,
-    and what doesn't depend on it goes on.
+    """Read the configured certificates. An expired one is logged but doesn't stop the daemon: there
+    is no other one to use, and whatever doesn't depend on it keeps working.
     """
     certificates = read_certificates(config)
     for problem in certificates.invalid_at(clock.now()):
@@ -267,29 +266,33 @@ def _certificates(config: Config, clock: Clock) -> Certificates:
 
 
 def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
-    """A process' first transaction: check the sealing keys (F2), take over the leases (E2)."""
+    """Run the process's first transaction: check sealing keys (F2), take over the leases (E2)."""
     check_sealing_keys(tx, held)
     leases.clear_all(tx, at.now)
     rotation.log_moves(ensure_active_key(tx, sealer, at.safe))
 
 
 async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:
-    """The file is an older copy: before anything is served, what it may have forgotten is shut."""
+    """Quarantine a database that is older than the last commit, before the daemon serves it."""
     tasks = await opened.datastore.run(quarantine, at, config.reports.early_leeway)
     opened.caught_up()
     _log.error(
         "restored_database",
         path=str(opened.datastore.path),
         tasks=len(tasks),
-        effect="this file is older than what was last committed: reports up to now are dropped and "
-        "batches up to now closed; new reports are served",
+        effect="this database is older than the last commit, so reports up to now are dropped and "
+        "batches up to now are closed; new reports are accepted",
         remedy=COMPARE_RESTORED,
     )
 
 
 def _end_process(message: str) -> None:
-    """A commit whose fate can't be known: end here, the restart finds out (rule D3)."""
-    _log.error("commit_lost", error=message, remedy="restart; nothing that was answered is lost")
+    """End the process: whether a commit succeeded is unknown until a restart (rule D3)."""
+    _log.error(
+        "commit_lost",
+        error=message,
+        remedy="check the disk and restart dapd; nothing that it has confirmed is lost",
+    )
     sys.stdout.flush()
     os._exit(70)
 
@@ -312,8 +315,8 @@ async def _until_signalled(config: Config, config_path: Path) -> None:
 
 
 def run(config_path: Path) -> int:
-    """The ``dapd`` command without a subcommand; the exit status."""
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it means "reload", once there is something to
+    """Run the daemon, as ``dapd`` without a subcommand does, and return the exit status."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # means "reload", but not before the start is done
     faulthandler.enable()
     with suppress(OSError, ValueError):  # a core dump would hold keys and input shares
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -333,15 +336,15 @@ def run(config_path: Path) -> int:
 def _exit_status(cause: UsageError | DatastoreError) -> int:
     match cause:
         case NotYet():
-            return MENDS_ITSELF
+            return EXIT_TEMPFAIL
         case UsageError() | UnfitDatastore():
-            return FOR_A_PERSON
+            return EXIT_CONFIG
         case _:
-            return MENDS_ITSELF
+            return EXIT_TEMPFAIL
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The failure that ended the nurseries, out of the groups they wrap it in."""
+    """Unwrap the exception groups that nurseries put around the failure that ended them."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error

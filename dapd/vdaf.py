@@ -87,32 +87,31 @@ def default_chunk_length(kind: str, parameters: Mapping[str, int]) -> int:
 
 
 def expected_measurement(config: VdafConfiguration) -> str:
-    """What a measurement looks like as text, for messages to people."""
+    """Return what a measurement looks like as text, for error messages after "use"."""
     match config:
         case Prio3Count():
             return "0 or 1"
         case Prio3Sum(max_measurement):
-            return f"a whole number from 0 to {max_measurement}"
+            return f"0 to {max_measurement}"
         case Prio3SumVec(length, max_measurement):
-            numbers = count(length, "whole number")
-            return f"{numbers} from 0 to {max_measurement}, separated by commas"
+            return f"{count(length, 'number')} from 0 to {max_measurement}, separated by commas"
         case Prio3Histogram(length):
-            return f"the number of a bucket, from 0 to {length - 1}"
+            return f"0 to {length - 1}"
         case Prio3MultihotCountVec(length, _, max_weight):
-            numbers = count(length, "number")
-            return f"{numbers}, each 0 or 1, separated by commas, at most {max_weight} of them 1"
+            return f"{count(length, 'number')} 0 or 1, separated by commas, whose sum is at most {max_weight}"
         case _:
             assert_never(config)
 
 
 def parse_measurement(config: VdafConfiguration, text: str) -> Measurement:
-    """The measurement that ``text`` stands for. Raises ``ValueError`` that says what it must be."""
+    """Parse a measurement. Raises ``ValueError`` that says what to write instead."""
     try:
         values = [int(item) for item in text.split(",")]
     except ValueError:
         values = []
     if not _is_measurement(config, values):
-        raise ValueError(f"measurement {text.strip()!r} must be {expected_measurement(config)}")
+        what = "bucket" if config.kind == Prio3Histogram.kind else f"{config.kind} measurement"
+        raise ValueError(f"{text.strip()!r} is not a {what}; use {expected_measurement(config)}")
     match config:
         case Prio3Count() | Prio3Sum() | Prio3Histogram():
             return values[0]

@@ -28,6 +28,9 @@ CONFIGS: list[vdaf.VdafConfiguration] = [
 ]
 
 
+COMMAS = "separated by commas"
+
+
 @pytest.mark.parametrize(
     ("config", "elements", "share"),
     list(zip(CONFIGS, [1, 7, 9, 4, 7], [8, 8, 48, 64, 80], strict=True)),
@@ -135,26 +138,29 @@ def test_text_becomes_a_measurement_that_shards(
 @pytest.mark.parametrize(
     ("config", "text", "expected"),
     [
-        (Prio3Count(), "2", "must be 0 or 1"),
-        (Prio3Count(), "", "must be 0 or 1"),
-        (Prio3Sum(100), "101", "from 0 to 100"),
-        (Prio3Sum(100), "-1", "from 0 to 100"),
-        (Prio3Sum(100), "1,2", "from 0 to 100"),
-        (Prio3SumVec(3, 7, 2), "1,2", "3 whole numbers from 0 to 7"),
-        (Prio3SumVec(3, 7, 2), "1,2,8", "3 whole numbers from 0 to 7"),
-        (Prio3Histogram(4, 2), "4", "bucket, from 0 to 3"),
-        (Prio3Histogram(4, 2), "x", "bucket, from 0 to 3"),
-        (Prio3MultihotCountVec(5, 2, 2), "1,1,1,0,0", "at most 2 of them 1"),
-        (Prio3MultihotCountVec(5, 2, 2), "2,0,0,0,0", "5 numbers, each 0 or 1"),
+        (Prio3Count(), "2", "count measurement; use 0 or 1"),
+        (Prio3Count(), "", "count measurement; use 0 or 1"),
+        (Prio3Sum(100), "101", "sum measurement; use 0 to 100"),
+        (Prio3Sum(100), "-1", "sum measurement; use 0 to 100"),
+        (Prio3Sum(100), "1,2", "sum measurement; use 0 to 100"),
+        (Prio3SumVec(3, 7, 2), "1,2", f"sumvec measurement; use 3 numbers from 0 to 7, {COMMAS}"),
+        (Prio3SumVec(1, 7, 1), "8", f"sumvec measurement; use 1 number from 0 to 7, {COMMAS}"),
+        (Prio3Histogram(13, 4), "13", "bucket; use 0 to 12"),
+        (Prio3Histogram(13, 4), "x", "bucket; use 0 to 12"),
+        (
+            Prio3MultihotCountVec(5, 2, 2),
+            "1,1,1,0,0",
+            f"multihotcountvec measurement; use 5 numbers 0 or 1, {COMMAS}, whose sum is at most 2",
+        ),
     ],
 )
 def test_a_bad_measurement_says_what_was_expected(
     config: vdaf.VdafConfiguration, text: str, expected: str
 ) -> None:
-    """One clear line that repeats the text."""
-    with pytest.raises(ValueError, match=expected) as caught:
+    """One line that repeats the text, and what to write instead."""
+    with pytest.raises(ValueError, match="is not") as caught:
         vdaf.parse_measurement(config, text)
-    assert repr(text.strip()) in str(caught.value)
+    assert str(caught.value) == f"{text!r} is not a {expected}"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""The ``dapd`` command. Each command lives in a module of its own here, imported when it is called.
+"""The ``dapd`` command. Each subcommand is a module of this package, imported when it is called.
 
-Left out: everything heavy. A command imports what it needs inside itself, so that ``dapd --help``
-answers at once.
+Nothing heavy is imported at the top: commands import what they need inside their functions, so that
+``dapd --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class _Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         try:
             return super().resolve_command(ctx, args)
-        except NoSuchCommand as error:  # click would compare with commands that it has loaded
+        except NoSuchCommand as error:  # click only suggests commands that are already loaded
             raise NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
 
@@ -65,23 +65,29 @@ class _Commands(click.Group):
 )
 @click.option(
     "--config",
-    type=click.Path(readable=False, path_type=Path),  # who loads it says what is wrong with it
+    type=click.Path(readable=False, path_type=Path),  # loading reports unreadable files better
     metavar="FILE",
-    help="The daemon's configuration, by default where `dapd init` puts it. Without a command: "
-    "run the daemon.",
+    help="The daemon's configuration; by default $DAPD_CONFIG, or where `dapd init` puts it. "
+    "Without a command, run the daemon.",
 )
 @click.version_option(__version__, prog_name="dapd", message="%(prog)s %(version)s")
 @click.pass_context
 def root(ctx: click.Context, config: Path | None) -> None:
-    """A Distributed Aggregation Protocol (DAP) Aggregator, and its client and collector.
+    """Run and operate a Distributed Aggregation Protocol (DAP) Aggregator.
+
+    The client (`dapd upload`) and the collector (`dapd collect`) are included.
 
     \b
-    A new Helper, from nothing:
+    Set up a new Helper:
       sudo dapd init --role helper --url https://helper.example/dap
       sudo systemctl enable --now dapd
 
     \b
-    Two Aggregators, a thousand clients and a collector on this machine:
+    Run the daemon without systemd:
+      dapd --config FILE
+
+    \b
+    See it work on this machine, with a Leader, a Helper, clients and a collector:
       dapd demo
     """
     ctx.obj = config
@@ -96,8 +102,8 @@ def root(ctx: click.Context, config: Path | None) -> None:
 
 
 def required_config(config: Path | None) -> Path:
-    """The configuration of a command that works on a daemon's datastore: what ``click.pass_obj``
-    gives, or where one usually is.
+    """Return the configuration file of a daemon's command: the one given with ``--config`` (from
+    ``click.pass_obj``), or the one in the usual place.
     """
     from dapd.cli.paths import find_config
 
@@ -105,7 +111,7 @@ def required_config(config: Path | None) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script. Blame decides the exit code: 2 the operator's input, 1 all else."""
+    """Run the console script. Exit with 2 if the operator's input is wrong, 1 on other failures."""
     sys.exit(_run(arguments))
 
 

@@ -1,5 +1,6 @@
-"""``dapd admin``: who may use the admin interface from elsewhere. Left out: the Unix socket, whose
-file's mode says it.
+"""``dapd admin``: access to the admin interface over the network.
+
+Access to the Unix socket is not managed here; its file mode decides.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import click
 
 @click.group()
 def admin() -> None:
-    """Who may look at the daemon, and change what it does, from another machine."""
+    """Manage access to the admin interface from other machines."""
 
 
 @admin.command("token")
@@ -20,23 +21,24 @@ def admin() -> None:
     type=click.Choice(["read", "operate"]),
     default="read",
     show_default=True,
-    help="See all, or change all too.",
+    help="read: metrics, status and the page. operate: also every change.",
 )
 def token(scope: str) -> None:
-    """Make a token for the admin listener beyond loopback, and its line of the configuration.
+    """Make an admin token and print its configuration line.
 
-    The token is shown this once, and kept nowhere: the configuration has its hash alone. To take a
-    token back, take its line out and `dapd reload`.
+    Needed only where [admin] listen is beyond loopback. The token is printed once and stored
+    nowhere: the configuration contains only its hash. To revoke a token, remove its line and run
+    `dapd reload`.
 
     \b
-    Example, for the Prometheus of another machine:
+    Example, for a Prometheus server on another machine:
       dapd admin token --scope read
     """
     from dapd.crypto import hash_token
     from dapd.messages.common import b64url_encode
 
     made = secrets.token_urlsafe(32)
-    click.echo(f"The token, shown this once: {made}")
-    click.echo("In [admin] of the configuration, beside those that are there; then `dapd reload`:")
+    click.echo(f"The token, printed only this once: {made}")
+    click.echo("Add this to [admin] in the configuration, then run `dapd reload`:")
     click.echo(f'  tokens = ["{scope}:{b64url_encode(hash_token(made))}"]')
-    click.echo("Its bearer sends it as `Authorization: Bearer TOKEN`.")
+    click.echo("Clients send it as `Authorization: Bearer TOKEN`.")

@@ -1,4 +1,4 @@
-"""``dapd backup``: copies of a daemon's database while it runs, and whether one would do."""
+"""``dapd backup``: copy a daemon's database while it runs, and verify a copy."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dapd.cli.output import load_config
+from dapd.cli.output import AS_JSON, load_config
 from dapd.errors import UsageError
-from dapd.wording import count, duration, exact_moment
+from dapd.wording import count, exact_moment
 
 if TYPE_CHECKING:
     from dapd.config import Config
@@ -25,7 +25,7 @@ _DAY = 86_400
 
 
 class _MakeByDefault(click.Group):
-    """``dapd backup DIR`` is the group's own work, ``dapd backup verify FILE`` a command in it."""
+    """The group that reads ``dapd backup DIR`` as its hidden command ``make DIR``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in (*self.commands, *self.get_help_option_names(ctx)):
@@ -35,20 +35,22 @@ class _MakeByDefault(click.Group):
 
 @click.group(cls=_MakeByDefault, subcommand_metavar="DIR | verify FILE")
 def backup() -> None:
-    """Copy the database into a directory, also while the daemon runs.
+    """Copy the database into the directory DIR. The daemon may keep running.
 
     \b
-      --keep DAYS  Remove older backups there; by default, and at most, as long as
-                   the reports in them may be kept (report_expiry_age).
-      --json       Say what was made as JSON.
+      --keep DAYS  Remove backups in DIR that are older than DAYS. Default and
+                   maximum: how long their reports may be kept (report_expiry_age).
+      --json       Print JSON.
 
-    Root does this as the user whom the database belongs to, who must be able to write to DIR.
+    Run as root, this command becomes the user that owns the database; that user must be able to
+    write to DIR.
 
-    A backup holds no sealing key, and without the keys nobody can read it: keep copies of
-    them, but not with the backups. `dapd restore` puts one back, docs/operating.md says how.
+    A backup doesn't contain the sealing keys, and it can't be read without them: keep copies of
+    the keys, but apart from the backups. `dapd restore` restores a backup; docs/operating.md
+    describes how.
 
     \b
-    Every night:
+    Example, for every night:
       dapd backup /mnt/backups/dapd
       dapd backup verify /mnt/backups/dapd/dapd-...sqlite
     """
@@ -60,7 +62,7 @@ def backup() -> None:
 @click.option("--json", "as_json", is_flag=True)
 @click.pass_obj
 def make(config: Path | None, directory: Path, *, keep: float | None, as_json: bool) -> None:
-    """What ``dapd backup DIR`` does."""
+    """Copy the database into a new file in DIR. The daemon may keep running."""
     import msgspec
 
     from dapd.datastore import backup as copies
@@ -88,19 +90,20 @@ def make(config: Path | None, directory: Path, *, keep: float | None, as_json: b
     if removed:
         click.echo(f"Removed {count(len(removed), 'older backup')}.")
     click.echo(
-        "It holds no sealing key. Keep a copy of these elsewhere, apart from the backups: "
-        f"{', '.join(map(str, loaded.datastore.sealing_keys))}"
+        "A backup doesn't contain the sealing keys. Keep copies of these files, apart from the "
+        f"backups: {', '.join(map(str, loaded.datastore.sealing_keys))}"
     )
 
 
 @backup.command("verify")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="What it holds as JSON.")
+@AS_JSON
 @click.pass_obj
 def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
-    """Check a backup: the file, what must hold in it, and that the keys open all that is sealed.
+    """Check that the backup FILE can be restored.
 
-    The exit status is 1 if something is wrong.
+    Checks the file for damage and inconsistencies, and opens every sealed value with the configured
+    keys. The exit status is 1 if something is wrong.
 
     \b
     Example:
@@ -110,10 +113,10 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
 
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
-    from dapd.datastore.verify import verify as look_into
+    from dapd.datastore.verify import verify as verify_backup
 
     keys = read_sealing_keys(load_config(config))
-    found = look_into(file, make_sealer(keys), [sealing_key_id(key) for key in keys])
+    found = verify_backup(file, make_sealer(keys), [sealing_key_id(key) for key in keys])
     if as_json:
         click.echo(json.dumps(msgspec.to_builtins(found)))
         return
@@ -128,14 +131,14 @@ def verify(config: Path | None, file: Path, *, as_json: bool) -> None:
 
 
 def _kept_for(keep: float | None, shortest_age: int | None) -> int | None:
-    """Seconds; ``None`` leaves it to the reports' own age."""
+    """Return ``--keep`` in seconds; ``None`` means as long as the reports' expiry age."""
     if keep is None:
         return None
     seconds = int(keep * _DAY)
     if shortest_age is not None and seconds > shortest_age:
         raise UsageError(
-            f"--keep: reports of some task may be kept for {duration(1000 * shortest_age)} "
-            "(report_expiry_age), in backups too; keep them no longer"
+            f"--keep {keep:g}: a task's reports expire earlier (report_expiry_age), and backups "
+            f"must not outlive them; give at most {shortest_age / _DAY:g}"
         )
     return seconds
 
@@ -144,13 +147,15 @@ def _refuse_keys(config: Config, directory: Path) -> None:
     for key in config.datastore.sealing_keys:
         if key.resolve().is_relative_to(directory.resolve()):
             raise UsageError(
-                f"{directory}: the sealing key {key} lies below it; who gets both can read all, so "
-                "take another directory"
+                f"{directory}: contains the sealing key {key}, which makes the backups readable; "
+                "choose another directory"
             )
 
 
 def _spare(config: Config, directory: Path) -> int:
-    """What the copy must leave free: beside the database, what the daemon needs to go on (E4)."""
+    """Return how many bytes the copy must leave free: on the database's own file system, what the
+    daemon needs to keep accepting reports (E4).
+    """
     from dapd.datastore.backup import SPARE_BYTES
 
     database = config.datastore.path.parent
@@ -160,13 +165,13 @@ def _spare(config: Config, directory: Path) -> int:
 
 def _time(state_of: int | None) -> str:
     if state_of is None:
-        return "before any daemon ran"
+        return "not used by a daemon yet"
     return f"the state of {exact_moment(datetime.fromtimestamp(state_of // 1000, UTC))}"
 
 
 @contextmanager
 def _sigterm_raises() -> Iterator[None]:
-    """A time limit's SIGTERM ends it as Ctrl-C does, so that no partial file is left."""
+    """Handle SIGTERM like Ctrl-C while the block runs, so that no partial file is left behind."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

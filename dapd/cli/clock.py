@@ -1,4 +1,4 @@
-"""``dapd clock``: what holds the clock that expires things, and the word that it is right."""
+"""``dapd clock``: show the clock by which data expires, and confirm that it is correct."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def clock() -> None:
-    """The clock by which reports expire and keys change.
+    """Show or confirm the clock by which data expires.
 
-    It follows this machine's clock, but stands still when that one is not to be believed: after a
-    jump or a long stop, or when the peers' clocks differ. Nothing is lost meanwhile, and nothing
-    expires.
+    Reports expire and keys rotate by this clock. It follows this machine's clock, but is held when
+    that one is in doubt: after a jump, after a long stop, or when the peers' clocks differ. While
+    it is held, nothing expires and nothing is lost.
     """
 
 
@@ -34,7 +34,7 @@ def clock() -> None:
 @AS_JSON
 @click.pass_obj
 def show(config: Path | None, *, as_json: bool) -> None:
-    """Whether it stands, and why.
+    """Show whether the clock is held, and why.
 
     \b
     Example:
@@ -56,10 +56,11 @@ def show(config: Path | None, *, as_json: bool) -> None:
 @clock.command("accept")
 @click.pass_obj
 def accept(config: Path | None) -> None:
-    """Say that this machine's clock is right: it is followed from now on.
+    """Confirm that this machine's clock is correct.
 
-    Whatever is past its age by this clock expires then, and can't be brought back. Peers whose
-    clocks differ are not listened to until they agree again.
+    dapd follows it again from then on. Check the machine's clock first: everything that is past its
+    expiry age by this clock expires, for good. Peers whose clocks differ are ignored until they
+    agree again.
 
     \b
     Example:
@@ -74,7 +75,7 @@ def accept(config: Path | None) -> None:
 
 
 def at_next_start(config: Config, stored: StoredClock | None) -> ClockView:
-    """What a daemon would find if it started now."""
+    """Return the clock as a daemon that starts now would see it."""
     from dapd.admin.clock import view
     from dapd.runtime.clock import SafeClock, SystemClock
 
@@ -94,11 +95,11 @@ def _accept_alone(datastore: Datastore) -> ClockView:
 
 def _lines(found: ClockView) -> list[str]:
     if found.held is None:
-        head = ["The clock is followed; there is nothing to do."]
+        head = ["dapd follows this machine's clock; there is nothing to do."]
     else:
         head = [
             f"The clock is held: {found.held}.",
-            "Nothing expires and no key changes. Set this machine's clock right; if it is right:",
+            "Nothing expires and no key rotates. Correct this machine's clock; if it is correct:",
             "  dapd --config FILE clock accept",
         ]
     peers = [f"{each.origin:20} {_offset(each.ahead)}" for each in found.peers]

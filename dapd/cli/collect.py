@@ -1,4 +1,4 @@
-"""``dapd collect``: a batch's aggregate result. Section "Collecting Results"; rules A8, C7."""
+"""``dapd collect``: print a batch's result. Section "Collecting Results"; rules A8, C7."""
 
 from __future__ import annotations
 
@@ -29,23 +29,27 @@ _BAR_WIDTH = 50
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="FILE",
-    help="The collector.toml that `dapd task new` made.",
+    help="The task's collector.toml, from `dapd task new`.",
 )
 @click.option(
     "--interval",
     nargs=2,
     metavar="START DURATION",
-    help="Reports of these DURATION seconds. START is seconds since the Epoch, or ISO 8601.",
+    help="Collect the reports of DURATION seconds from START, given as seconds since the Epoch or "
+    "in ISO 8601. For time-interval tasks.",
 )
-@click.option("--next-batch", is_flag=True, help="The next batch that the Leader selected.")
+@click.option(
+    "--next-batch",
+    is_flag=True,
+    help="Collect the next batch that the Leader has selected. For leader-selected tasks.",
+)
 @click.option(
     "--ca",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The authorities, PEM, that the Leader's certificate may be from, in place of the "
-    "system's.",
+    help="Trust the certificate authorities in this PEM file, instead of the system's.",
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on one line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
 def collect(
     task_file: Path,
     interval: tuple[str, str] | None,
@@ -53,11 +57,11 @@ def collect(
     ca: Path | None,
     as_json: bool,
 ) -> None:
-    """Collect a batch and print its result; waits until the batch is ready.
+    """Collect a batch and print its result.
 
-    START and DURATION are multiples of the task's time precision. With --next-batch the Leader is
-    told that the batch has arrived only after it was printed: a run that dies before prints the
-    same batch the next time.
+    Waits until the batch is ready. START and DURATION must be multiples of the task's time
+    precision. With --next-batch the command confirms the batch to the Leader only after printing
+    it: a run that is interrupted before prints the same batch the next time.
 
     \b
     Examples:
@@ -67,13 +71,14 @@ def collect(
     from dapd.collector import Query, collect_sync, read_collector_task
 
     if (interval is None) == (not next_batch):
-        raise UsageError("which batch? say either --interval START DURATION or --next-batch")
+        raise UsageError("which batch? give either --interval START DURATION or --next-batch")
     task = read_collector_task(task_file)
     try:
         query = Query.next_batch() if interval is None else Query.interval(*interval)
         query.request(task.configuration)
     except ValueError as error:
-        raise UsageError(f"the batch: {error}") from None
+        option = "--next-batch" if interval is None else f"--interval {' '.join(interval)}"
+        raise UsageError(f"{option}: {error}") from None
 
     with _waiting() as done:
 
@@ -110,7 +115,7 @@ def _text(result: Result, configuration: TaskConfiguration) -> str:
 
 
 def bars(counts: list[int], width: int = _BAR_WIDTH) -> Iterator[str]:
-    """A histogram's chart: a line for each bucket, with its number, its count and a bar."""
+    """Draw a histogram: for each bucket a line with its number, its count and a bar."""
     most = max(counts) or 1
     label, number = len(str(len(counts) - 1)), len(str(most))
     for bucket, reports in enumerate(counts):
@@ -120,7 +125,7 @@ def bars(counts: list[int], width: int = _BAR_WIDTH) -> Iterator[str]:
 
 @contextmanager
 def _waiting() -> Iterator[Callable[[], None]]:
-    """A spinner on standard error, where that is a terminal, until the given function is called."""
+    """Show a spinner on standard error, if that is a terminal, until the function is called."""
     if not sys.stderr.isatty():
         yield lambda: None
         return

@@ -1,7 +1,7 @@
-"""How a command reaches the running daemon: through its admin socket (rule E5).
+"""Calls from a command to the running daemon, through its admin socket (rule E5).
 
-A change beyond tasks and keys is made by the daemon if one runs, else by the command itself, which
-holds the database's lock meanwhile: ``ask`` does either. ``call`` is for what only a daemon knows.
+``ask`` makes changes beyond tasks and keys: the daemon makes them if one runs, otherwise the
+command itself does, holding the database's lock. ``call`` is for operations that need a daemon.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _TIMEOUT_SECONDS = 600.0
 
 
 class NoDaemon(UsageError):
-    """Nobody answers on the admin socket."""
+    """No daemon answers on the admin socket."""
 
 
 class _Problem(msgspec.Struct):
-    """What of a problem document (RFC 9457) a command says."""
+    """The part of a problem document (RFC 9457) that a command prints."""
 
     detail: str = "the daemon gave no reason"
 
@@ -42,9 +42,9 @@ class _Problem(msgspec.Struct):
 def ask(
     config: Config, operation: Operation[Q, R], request: Q, alone: Callable[[Datastore], R]
 ) -> R:
-    """What the daemon answers; if none runs, what ``alone`` does in its place, under the lock.
+    """Return the daemon's answer; if no daemon runs, take the lock and return what ``alone`` does.
 
-    The socket is tried first: it is all that one of the daemon's group can open. Raises
+    The socket comes first, because a member of the daemon's group can open nothing else. Raises
     ``UsageError`` or ``DatastoreError``.
     """
     from dapd.cli.store import open_as_owner
@@ -61,17 +61,17 @@ def ask(
         opened.close()
     raise DatastoreError(
         f"{path} is held by {holder_of(path)}, which does not answer on {config.admin_socket}; "
-        "try again when it has started or stopped"
+        "try again once it has started or stopped"
     )
 
 
 def call(
     config: Config, operation: Operation[Q, R], request: Q, *, seconds: float = _TIMEOUT_SECONDS
 ) -> R:
-    """What the daemon answers within so many seconds.
+    """Return the daemon's answer, waiting at most ``seconds``.
 
-    Raises ``UsageError`` for what it refuses, ``NoDaemon`` if there is none, ``DatastoreError`` for
-    what it failed at.
+    Raises ``UsageError`` if the daemon refuses the request, ``NoDaemon`` if no daemon runs, and
+    ``DatastoreError`` if the daemon failed or gave no usable answer.
     """
     path = config.admin_socket
     _require_listener(path)
@@ -100,7 +100,8 @@ def call(
         problem = msgspec.json.decode(answer.content, type=_Problem)
     except msgspec.DecodeError as error:
         raise DatastoreError(
-            f"{path}: this daemon speaks otherwise ({error}); use the `dapd` command of its version"
+            f"{path}: the daemon's answer does not fit this command ({error}); use the `dapd` "
+            "command of the daemon's version"
         ) from error
     if answer.status_code < 500:
         raise UsageError(problem.detail)
@@ -108,7 +109,7 @@ def call(
 
 
 def _query(request: msgspec.Struct) -> dict[str, str]:
-    """A request's fields as a query has them; what is not there is left out."""
+    """Return a request's fields as query parameters, without those that are ``None``."""
     fields = msgspec.to_builtins(request, str_keys=True).items()
     return {name: _text(value) for name, value in fields if value is not None}
 
@@ -118,18 +119,22 @@ def _text(value: object) -> str:
 
 
 def _require_listener(path: Path) -> None:
-    """Raise what to do if nobody listens there; the HTTP client says less, and leaks its socket."""
+    """Raise ``NoDaemon`` or ``UsageError``, with a remedy, unless something listens on ``path``.
+
+    The HTTP client's own error would say less, and it leaks its socket.
+    """
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(os.fspath(path))
         except (FileNotFoundError, ConnectionRefusedError):
             raise NoDaemon(
-                f"no daemon runs on this configuration ({path}); start it with `dapd --config FILE`"
+                f"no daemon runs with this configuration (nothing listens on {path}); start it "
+                "with `dapd --config FILE`"
             ) from None
         except PermissionError as error:
             raise UsageError(
-                f"{path}: this user may not use it; run this as the daemon's user or as one of "
-                "its group"
+                f"{path}: this user may not connect; run the command as the daemon's user, as a "
+                "member of its group, or as root"
             ) from error
         except OSError as error:
             raise UsageError(f"{path}: {error}; set another [admin] socket") from error

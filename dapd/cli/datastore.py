@@ -1,6 +1,6 @@
-"""``dapd datastore``: sealing keys, and whether the database holds together.
+"""``dapd datastore``: manage sealing keys and check the database.
 
-Left out: backups, and the HPKE keys that Clients see (``dapd key``).
+Backups are ``dapd backup``; the HPKE keys that Clients use are ``dapd key``.
 """
 
 from __future__ import annotations
@@ -25,34 +25,39 @@ if TYPE_CHECKING:
 
 _ID_SIZE = 8
 _LOST = {
-    "collection_jobs.leader_share": "collections that the Helper was asked for: they fail, and "
-    "their batches stay closed",
-    "batch_shares.share": "contributions to batches: a batch that is not collected yet can't be",
-    "job_bodies.leader_state": "aggregation jobs under way: their reports count as lost",
-    "chunk_rows.rows": "uploaded reports that are not aggregated: they count as lost",
-    "hpke_keypairs.private_key": "HPKE keys: reports sealed to them are rejected",
+    "collection_jobs.leader_share": "collections whose request was sent to the Helper: they fail, "
+    "and their batches stay closed",
+    "batch_shares.share": "contributions to batches: batches not yet collected can't be collected",
+    "job_bodies.leader_state": "unfinished aggregation jobs: their reports count as lost",
+    "chunk_rows.rows": "uploads not yet aggregated: their reports count as lost",
+    "hpke_keypairs.private_key": "HPKE keys: reports encrypted to them are rejected",
     "tasks.verify_key": "verification keys: the task stops until `dapd task rekey FILE`",
     "tasks.aggregator_token": "tokens for the Helper: the task stops until `dapd task rekey FILE`",
 }
-"""What is lost with a column's values."""
+"""For each sealed column, the consequence of losing its values."""
 
 
 @click.group()
 def datastore() -> None:
-    """Sealing keys, and whether the database holds together.
+    """Manage sealing keys and check the database.
+
+    Sealing keys encrypt the secrets in the database: private keys, tokens and report shares.
 
     \b
     To replace the sealing key:
-      dapd datastore new-key keys/sealing-2.key   add it last to [datastore] sealing_keys, restart
-      put it first in the list, restart           all is sealed again in the background
-      dapd datastore keys                         once the old key seals nothing, take it out
+      1. dapd datastore new-key keys/sealing-2.key
+      2. Add the new file last to [datastore] sealing_keys and restart the daemon.
+      3. Move it to the front of the list and restart again. The daemon seals
+         everything with the new key, in the background.
+      4. Once `dapd datastore keys` shows that the old key seals nothing, remove
+         it from the list and restart.
     """
 
 
 @datastore.command("new-key")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 def new_key(file: Path) -> None:
-    """Make another sealing key, in a new FILE.
+    """Make a sealing key and write it to FILE, which must not exist.
 
     \b
     Example:
@@ -67,16 +72,17 @@ def new_key(file: Path) -> None:
         raise UsageError(f"{file}: {error.strerror}; name a new file") from None
     click.echo(f"Made sealing key {sealing_key_id(key).hex()} in {file}; keep a copy elsewhere.")
     click.echo("Next: add the file last to [datastore] sealing_keys and restart the daemon;")
-    click.echo("then put it first and restart again.")
+    click.echo("then move it to the front of the list and restart again.")
 
 
 @datastore.command("keys")
 @AS_JSON
 @click.pass_obj
 def keys(config: Path | None, *, as_json: bool) -> None:
-    """The sealing keys, and how many values of which column each has sealed.
+    """List the sealing keys, and how many values each has sealed.
 
-    The first configured key seals, the others open; a missing one is needed and not configured.
+    The first configured key ("seals") encrypts new values, the others ("opens") only decrypt.
+    A "missing" key is not configured, although values need it.
 
     \b
     Example:
@@ -113,11 +119,14 @@ def keys(config: Path | None, *, as_json: bool) -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.pass_obj
 def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
-    """Drop what a lost sealing key has sealed, so that the daemon can start without it.
+    """Delete everything that a lost sealing key has sealed.
 
-    Only for a key whose every copy is gone, while the daemon is stopped, and with the key taken out
-    of [datastore] sealing_keys. What is lost is said first, and counted in the tasks' counters.
-    Report ids and collected batches stay known. Interrupted, it goes on when it is run again.
+    Use this only if every copy of key ID is lost: without the key, or this command, the daemon
+    can't start. Stop the daemon and remove the key from [datastore] sealing_keys first.
+
+    The command shows what will be lost and asks before it deletes anything. Lost reports are
+    counted in the tasks' counters; report ids and collected batches stay known. If interrupted,
+    run it again.
 
     \b
     Example:
@@ -149,7 +158,7 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
         if not yes:
             click.confirm(f"Forget key {key_id} and what it sealed, for good?", abort=True)
         now = time.time_ns() // 1_000_000
-        # By the later of the two clocks, as `dapd key` dates what it does (rule F1).
+        # Dated by the later of the two clocks, as in `dapd key` (rule F1).
         later = store.read_sync(safe_clock.instant, now).later
         forgetting = Forgetting(lost, Instant(now, later))
         dropped: Counter[str] = Counter()
@@ -161,7 +170,7 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
         store.run_sync(forget_id, lost)
     for name, n in sorted(dropped.items()):
         click.echo(f"{count(n, 'report'):>16} counted as {name}")
-    click.echo(f"Key {key_id} is forgotten; the daemon starts without it.")
+    click.echo(f"Forgot key {key_id}; the daemon can start without it now.")
 
 
 @datastore.command("check")
@@ -169,9 +178,9 @@ def forget_key(config: Path | None, key_id: str, *, yes: bool) -> None:
 @click.pass_obj
 @click.pass_context
 def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
-    """Look for damage: to the file, and to what must hold between its rows.
+    """Check the database for damage and inconsistencies.
 
-    Changes nothing, and may run beside the daemon. The exit status is 1 if something is wrong.
+    Changes nothing, and may run while the daemon runs. The exit status is 1 if something is wrong.
 
     \b
     Example:
@@ -197,12 +206,15 @@ def check(ctx: click.Context, config: Path | None, *, as_json: bool) -> None:
 def _opened(
     config: Path | None, command: str, *, needs_keys: bool = True
 ) -> Iterator[tuple[Config, list[bytes], Opened]]:
-    """The configuration, the ids of its keys and its datastore, whatever keys are missing there."""
+    """Open the configured datastore; yield the configuration, its key ids and the datastore.
+
+    Doesn't check that the configured keys are enough to open it.
+    """
     from dapd.cli.store import open_as_owner
 
     loaded = load_config(config)
     if not loaded.datastore.path.exists():
-        raise UsageError(f"{loaded.datastore.path}: no database yet; the daemon makes it")
+        raise UsageError(f"{loaded.datastore.path}: no database yet; start the daemon to make it")
     configured = _configured(loaded) if needs_keys else []
     opened = open_as_owner(loaded, command)
     try:
@@ -212,7 +224,7 @@ def _opened(
 
 
 def _configured(config: Config) -> list[bytes]:
-    """The ids of the configured keys, the one that seals first."""
+    """Return the ids of the configured keys; the first one seals."""
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import sealing_key_id
 
@@ -226,8 +238,8 @@ def _key_id(text: str) -> bytes:
         key_id = b""
     if len(key_id) != _ID_SIZE:
         raise UsageError(
-            f"{text}: a sealing key's id is {2 * _ID_SIZE} hexadecimal digits; "
-            "`dapd datastore keys` shows them"
+            f"{text}: not a sealing key's id, which is {2 * _ID_SIZE} hexadecimal digits; "
+            "`dapd datastore keys` lists them"
         )
     return key_id
 

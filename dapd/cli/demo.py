@@ -1,4 +1,4 @@
-"""``dapd demo``: what a person sees of ``dapd.demo``, on a terminal or in a log of plain lines."""
+"""``dapd demo``: run ``dapd.demo`` and print what happens, on a terminal or as plain lines."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _SHOWN = frozenset(
         "collection_finished",
     }
 )
-"""Events of a job's life and a collection's; of each the first line of a question is shown."""
+"""Log events to show; of each, only the first line per question and Aggregator."""
 _COLOURS = {"leader": "blue", "helper": "magenta"}
-_UNSAID = frozenset(
+_HIDDEN_FIELDS = frozenset(
     {
         "timestamp",
         "level",
@@ -61,21 +61,29 @@ _UNSAID = frozenset(
     type=click.IntRange(2, 1_000_000),
     default=1000,
     show_default=True,
-    help="How many people are asked.",
+    help="How many clients upload a report to each task.",
 )
-@click.option("--seed", type=int, default=2018, show_default=True, help="Of what they answer.")
+@click.option(
+    "--seed",
+    type=int,
+    default=2018,
+    show_default=True,
+    help="Seed of the random answers; the same seed gives the same results.",
+)
 @click.option(
     "--keep",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Leave all files there: configurations, task files, databases, logs.",
+    help="Keep all files in this directory: configurations, task files, databases, logs. It must "
+    "be new or empty.",
 )
 def demo(clients: int, seed: int, keep: Path | None) -> None:
-    """Watch a Leader and a Helper count what nobody told them.
+    """Run a demo: a Leader, a Helper, 1,000 clients and a collector.
 
-    Starts both on this machine, as processes with databases of their own, uploads what a thousand
-    people answer to two questions, collects both results and compares them with the truth. The exit
-    status is 1 if anything differs.
+    Starts both Aggregators on this machine, as processes with databases of their own. The clients
+    answer two questions, the collector collects both results, and the demo compares them with the
+    true totals. The exit status is 1 if anything differs. The demo needs no configuration, and
+    removes its files at the end.
 
     \b
     Example:
@@ -113,9 +121,9 @@ def _directory(keep: Path | None) -> Path:
     try:
         keep.mkdir(parents=True, exist_ok=True)
         if any(keep.iterdir()):
-            raise UsageError(f"{keep}: not empty; give --keep a new directory")
+            raise UsageError(f"--keep {keep}: the directory is not empty; give a new one")
     except OSError as error:
-        raise UsageError(f"{keep}: {error.strerror}; give --keep another directory") from None
+        raise UsageError(f"--keep {keep}: {error.strerror}; give another directory") from None
     return keep.resolve()
 
 
@@ -131,7 +139,7 @@ def _show_failure(console: Console, running: Demo, failure: Exception) -> None:
 
 
 class _Screen:
-    """The demo's view: prints as it happens, with a moving bar where there is a terminal."""
+    """The demo's view: prints each step as it happens, with progress bars on a terminal."""
 
     def __init__(self, console: Console, clients: int) -> None:
         self._console = console
@@ -143,7 +151,7 @@ class _Screen:
     def setting_up(self) -> None:
         self._heading(
             "A Leader and a Helper",
-            "Two processes, two databases, set up with the commands that operators type.",
+            "Two processes, two databases, set up with an operator's commands.",
         )
 
     def command(self, line: str) -> None:
@@ -165,7 +173,7 @@ class _Screen:
         helper = {"async": "an asynchronous", "sync": "a synchronous"}[question.helper_mode]
         self._heading(
             f"{self._number}. {question.text}",
-            f"A {kind} of {self._clients:,} people, {question.batch_mode}, with {helper} Helper.",
+            f"A {kind} of {self._clients:,} answers, {question.batch_mode}, with {helper} Helper.",
         )
 
     def log(self, role: Role, line: dict[str, Any]) -> None:
@@ -181,7 +189,9 @@ class _Screen:
         text.append(role, style="red" if trouble else _COLOURS[role])
         text.append(f" {line['timestamp'][11:23]} ", style="dim")
         text.append(f"{event:20} ")
-        about = " ".join(f"{key}={value}" for key, value in line.items() if key not in _UNSAID)
+        about = " ".join(
+            f"{key}={value}" for key, value in line.items() if key not in _HIDDEN_FIELDS
+        )
         text.append(about, style="dim")
         text.rstrip()
         self._console.print(text, soft_wrap=True)
@@ -222,7 +232,7 @@ class _Screen:
         self._heading("Both have stopped", f"In order, after {seconds:.1f} s.")
 
     def summary(self, running: Demo, outcomes: list[Outcome]) -> None:
-        """The questions side by side, with what the logs counted."""
+        """Print a table that compares the questions, with numbers counted from the logs."""
         from rich.table import Table
 
         def logged(outcome: Outcome, event: str, daemon: int = 0) -> str:
@@ -246,7 +256,7 @@ class _Screen:
             table.add_row(f"  {name}", *map(value, outcomes))
         self._console.print(table)
         self._console.print()
-        self._done("Both results are exact, and no server saw anybody's answer.")
+        self._done("Both results are exact, and neither Aggregator saw anyone's answer.")
 
     def _heading(self, text: str, about: str) -> None:
         self._console.print(f"\n[bold]{text}[/]\n  [dim]{about}[/]\n")
@@ -256,7 +266,7 @@ class _Screen:
 
 
 def _beside(collected: list[int], truth: list[int], unit: str) -> Iterator[str]:
-    """Both charts, row by row."""
+    """Draw both charts side by side."""
     left = list(bars(collected, _CHART_WIDTH))
     right = list(bars(truth, _CHART_WIDTH))
     width = max(map(len, left)) + 6

@@ -1,5 +1,6 @@
-"""``dapd init``: the files that a new Aggregator needs, and its systemd service. Left out: tasks,
-and the database itself, which the daemon makes when it first starts.
+"""``dapd init``: make the files of a new Aggregator and install its systemd service.
+
+Tasks come later (``dapd task``); the daemon makes the database when it first starts.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from dapd.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the files go. ``database`` and ``socket`` are as the configuration says them: relative
-    paths begin at its directory; ``None`` is beside the database. ``metrics`` is where a service's
-    are, as its one listener on loopback; a user has none.
+    """Where the files go.
+
+    ``database`` and ``socket`` are written into the configuration as they are; relative paths begin
+    at its directory, and a socket of ``None`` is beside the database. ``metrics`` is the address of
+    a service's metrics listener, on loopback; an ordinary user's daemon has none.
     """
 
     config: Path
@@ -42,7 +45,7 @@ class Layout:
 
 
 def layout(directory: Path | None, *, root: bool) -> Layout:
-    """All in one directory, or a service's places, or a user's (ADR 0022)."""
+    """Return the layout in ``directory``, or else a service's or an ordinary user's (ADR 0022)."""
     from dapd.cli.paths import CONFIG, SYSTEM_CONFIG, user_directory
     from dapd.config import DATABASE
     from dapd.config.minimal import METRICS_LISTEN
@@ -66,17 +69,26 @@ def layout(directory: Path | None, *, root: bool) -> Layout:
     "--role",
     type=click.Choice(["leader", "helper"]),
     required=True,
-    help="What it is made for; tasks of the other role work too.",
+    help="The role that most of its tasks will have; tasks of the other role work too.",
 )
-@click.option("--url", required=True, help="Where others reach this Aggregator.")
-@click.option("--listen", metavar="HOST:PORT", help="Where it serves a proxy in front.")
+@click.option(
+    "--url",
+    required=True,
+    help="The base URL under which clients and the other Aggregator reach this one.",
+)
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    help="The address to listen on, for a reverse proxy.  [default: 127.0.0.1:8080, or --url's if "
+    "that is on loopback]",
+)
 @click.option(
     "--dir",
     "directory",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Put all files there, and install no service.",
+    help="Put all files into this directory and install no service.",
 )
-@click.option("--no-service", is_flag=True, help="As root: install no systemd service.")
+@click.option("--no-service", is_flag=True, help="Install no systemd service, even as root.")
 def init(
     role: Literal["leader", "helper"],
     url: str,
@@ -85,13 +97,14 @@ def init(
     directory: Path | None,
     no_service: bool,
 ) -> None:
-    """Make the configuration, the sealing key and the state directory of a new Aggregator.
+    """Make a new Aggregator's configuration and sealing key.
 
-    As root: /etc/dapd, /var/lib/dapd and, where systemd runs, the service dapd.service with its
-    user dapd. As another user: dapd/ below $XDG_CONFIG_HOME and $XDG_STATE_HOME.
+    As root, the files are in /etc/dapd and /var/lib/dapd, and where systemd runs, the service
+    dapd.service and its user dapd are installed. As another user, the files are in dapd/ below
+    $XDG_CONFIG_HOME and $XDG_STATE_HOME.
 
-    Nothing that exists is overwritten, so it can be run again. Keep a copy of the sealing key away
-    from the database: without it the database can't be read.
+    Existing files are never overwritten, so the command can be run again. Keep a copy of the
+    sealing key away from the database: without the key the database can't be read.
 
     \b
     Example:
@@ -114,29 +127,31 @@ def init(
         socket=where.socket,
         metrics=where.metrics,
     )
-    os.umask(0o022)  # the service's user reads the configuration; what is private says so itself
+    os.umask(0o022)  # the service's user reads the configuration; private files set their own mode
     try:
         done = make(where, text)
         if command is not None:
             done |= service.install(command)
     except OSError as error:
-        raise UsageError(f"{error.filename}: {error.strerror}; choose another --dir") from None
+        raise UsageError(
+            f"{error.filename}: {error.strerror}; give another directory with --dir"
+        ) from None
     if command is not None:
         service.announce()
         if done[where.state]:
             _give(where.state, service.USER)
     for path, made in done.items():
-        click.echo(f"{'Made' if made else 'Was there, and is left as it is:'} {path}")
+        click.echo(f"{'Made' if made else 'Exists already, left unchanged:'} {path}")
     if done.get(where.key):
-        click.echo(f"Keep a copy of {where.key} elsewhere: only it opens the database.")
+        click.echo(f"Keep a copy of {where.key} elsewhere: without it the database can't be read.")
     for line in _next(where, role, usual=directory is None, serviced=serviced):
         click.echo(line)
 
 
 def make(where: Layout, config: str) -> dict[Path, bool]:
-    """Make what is not there, and whether each was made.
+    """Make the files that don't exist yet; return for each whether it was made.
 
-    Raises ``OSError``, and ``UsageError`` if a sealing key is missing that a database needs.
+    Raises ``OSError``, and ``UsageError`` if a database exists whose sealing key is missing.
     """
     wants_key = _wants_key(where)
     done = {where.config: not where.config.exists(), where.state: not where.state.is_dir()}
@@ -152,7 +167,10 @@ def make(where: Layout, config: str) -> dict[Path, bool]:
 
 
 def write_sealing_key(path: Path) -> bytes:
-    """Make a new key that only this user may read. Raises ``OSError``, also if the file exists."""
+    """Write a new key to a file that only this user may read, and return the key.
+
+    Raises ``OSError``, also if the file exists.
+    """
     from dapd.config.keyfiles import SEALING_KEY_SIZE
 
     key = os.urandom(SEALING_KEY_SIZE)
@@ -161,7 +179,10 @@ def write_sealing_key(path: Path) -> bytes:
 
 
 def _wants_key(where: Layout) -> bool:
-    """Whether a first sealing key is to be made: never for a database that has one."""
+    """Return whether a first sealing key must be made.
+
+    Raises ``UsageError`` if a database exists and its key is missing: no new key would open it.
+    """
     from dapd.config.loading import load
 
     database, keys = where.config.parent / where.database, [where.key.absolute()]
@@ -191,7 +212,7 @@ def _give(directory: Path, user: str) -> None:
 
 
 def _next(where: Layout, role: str, *, usual: bool, serviced: bool) -> list[str]:
-    """The commands that come next, as they work from here."""
+    """Return the lines that list the next commands, as they work from this directory."""
     named = f"dapd --config {shlex.quote(str(where.config))}"
     start = "systemctl enable --now dapd" if serviced else named
     command = "dapd" if usual else named
@@ -211,7 +232,7 @@ def _check_listen(listen: str | None) -> None:
         _ = Server(listen=listen or Server().listen).address
     except ValueError:
         raise UsageError(
-            f'--listen {listen}: no address; write one such as "127.0.0.1:8080" or "[::]:8080"'
+            f'--listen {listen}: not HOST:PORT; write it like "127.0.0.1:8080" or "[::]:8080"'
         ) from None
 
 
@@ -223,4 +244,7 @@ def _check_url(url: str) -> None:
     except ValueError:
         valid = None
     if not valid or not url.isascii() or any(character.isspace() for character in url):
-        raise UsageError(f"--url {url}: no base URL; write one such as https://helper.example/dap")
+        raise UsageError(
+            f"--url {url}: not an http or https URL without a query; write it like "
+            "https://helper.example/dap"
+        )

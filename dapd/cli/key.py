@@ -1,4 +1,4 @@
-"""``dapd key``: the HPKE keys to which Clients seal reports, also while the daemon runs."""
+"""``dapd key``: manage the HPKE keys that Clients encrypt reports to."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from dapd.protocol.task import Instant
 
 _ID = click.IntRange(0, 255)
-_FOLLOWS = "A running daemon follows within a second."
+_FOLLOWS = "A running daemon applies this within a second."
 
 
 @click.group()
 def key() -> None:
-    """The HPKE keys to which Clients seal reports.
+    """Manage the HPKE keys that Clients encrypt reports to.
 
-    The daemon replaces them by itself: a key is pending, then active (published), then expired
-    (it still opens reports), then deleted. [keys] in the configuration says how long each lasts.
+    The daemon rotates keys by itself: a key is pending, then active (published), then expired
+    (it still decrypts reports), then deleted. [keys] in the configuration sets how long a key is
+    pending and active. These commands work while the daemon runs, too.
     """
 
 
@@ -37,7 +38,7 @@ def key() -> None:
 @AS_JSON
 @click.pass_obj
 def list_keys(config: Path | None, *, as_json: bool) -> None:
-    """The keys that open reports, with what becomes of each, and when.
+    """List the keys, each with its state and its next state.
 
     \b
     Example:
@@ -56,7 +57,7 @@ def list_keys(config: Path | None, *, as_json: bool) -> None:
         click.echo(json.dumps(described, indent=2))
         return
     if not kept:
-        click.echo("No key yet; the daemon makes the first one when it starts.")
+        click.echo("No keys yet; the daemon makes the first one when it starts.")
     for each in described:
         click.echo(
             f"{each['config_id']:3}  {each['suite']:15}  {each['state']:7}  "
@@ -65,22 +66,28 @@ def list_keys(config: Path | None, *, as_json: bool) -> None:
     never = [task for task, lifetime in lifetimes.items() if lifetime is None]
     if never and any(each.state == "expired" for each in kept):
         click.echo(
-            f"Expired keys are kept for ever: reports of task {never[0]} never expire "
-            "(`dapd task set --report-expiry-age`)."
+            f"Expired keys are kept for ever, because reports of task {never[0]} never expire; "
+            "`dapd task set --report-expiry-age` changes that."
         )
 
 
 @key.command("add")
 @click.option(
-    "--suite", type=click.Choice(list(SUITES)), default=next(iter(SUITES)), show_default=True
+    "--suite",
+    type=click.Choice(list(SUITES)),
+    default=next(iter(SUITES)),
+    show_default=True,
+    help="The key's HPKE algorithms.",
 )
-@click.option("--active", is_flag=True, help="Publish it at once, although no backup has it yet.")
+@click.option(
+    "--active", is_flag=True, help="Publish the key at once, although no backup contains it yet."
+)
 @click.pass_obj
 def add(config: Path | None, suite: str, *, active: bool) -> None:
-    """Make a key, of another suite or before its time.
+    """Make a key now: before the rotation would, or of another suite.
 
-    It is pending for as long as [keys] says, then takes the place of its suite's active key. The
-    first key of a suite stands beside the others; from then on it is replaced as they are.
+    The key is pending for [keys] pending seconds, then replaces the active key of its suite. The
+    first key of a suite is published beside those of the other suites, and rotated from then on.
 
     \b
     Example:
@@ -91,16 +98,16 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
     with command_store(config, "key") as (_, datastore, sealer):
         now = _instant(datastore).later
         made = datastore.run_sync(hpke_keys.add, sealer, SUITES[suite], now, active=active)
-    click.echo(f"Key {made.config_id} ({suite}) made, {made.to}. {_FOLLOWS}")
+    click.echo(f"Made key {made.config_id} ({suite}), {made.to}. {_FOLLOWS}")
     if active:
-        click.echo("Make a backup now: reports sealed to this key are lost without it.")
+        click.echo("Make a backup now: without the key, reports encrypted to it are lost.")
 
 
 @key.command("promote")
 @click.argument("config_id", metavar="ID", type=_ID)
 @click.pass_obj
 def promote(config: Path | None, config_id: int) -> None:
-    """Publish a pending key now; the active key of its suite expires.
+    """Publish pending key ID now; its suite's active key expires.
 
     \b
     Example:
@@ -119,7 +126,9 @@ def promote(config: Path | None, config_id: int) -> None:
 @click.argument("config_id", metavar="ID", type=_ID)
 @click.pass_obj
 def expire(config: Path | None, config_id: int) -> None:
-    """Publish an active key no more, such as the last one of a suite; it still opens reports.
+    """Stop publishing active key ID; it still decrypts reports.
+
+    Use it to retire a suite: the last key of a suite is not replaced.
 
     \b
     Example:
@@ -129,18 +138,24 @@ def expire(config: Path | None, config_id: int) -> None:
 
     with command_store(config, "key") as (_, datastore, sealer):
         datastore.run_sync(hpke_keys.expire, sealer, config_id, _instant(datastore).later)
-    click.echo(f"Key {config_id} is expired; it opens reports until it is deleted. {_FOLLOWS}")
+    click.echo(f"Key {config_id} is expired; it decrypts reports until it is deleted. {_FOLLOWS}")
 
 
 @key.command("remove")
 @click.argument("config_id", metavar="ID", type=_ID)
-@click.option("--compromised", is_flag=True, help="Others know it: at once, whatever needs it.")
+@click.option(
+    "--compromised",
+    is_flag=True,
+    help="Others may know the key: destroy it at once, even if reports still need it.",
+)
 @click.pass_obj
 def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
-    """Destroy the private half of a key: of a pending one, or of one that nothing needs any more.
+    """Destroy the private key of key ID, for good.
+
+    Without --compromised, the key must be pending, or expired and no longer needed by any report.
 
     \b
-    Example, if others may know the key:
+    Example, if others may know key 3:
       dapd key add --active
       dapd key remove 3 --compromised
     """
@@ -155,10 +170,10 @@ def remove(config: Path | None, config_id: int, *, compromised: bool) -> None:
             _times(datastore, settings),
             compromised=compromised,
         )
-    click.echo(f"Key {config_id} is destroyed. {_FOLLOWS}")
+    click.echo(f"Destroyed key {config_id}. {_FOLLOWS}")
     if compromised:
         click.echo(f"Queued here, and lost with it: at most {count(waiting, 'report')}.")
-        click.echo("Those that Clients or a Leader still send, sealed to it, are rejected.")
+        click.echo("Reports encrypted to the key that still arrive are rejected.")
 
 
 def _times(datastore: Datastore, config: Config) -> KeyTimes:
@@ -168,8 +183,9 @@ def _times(datastore: Datastore, config: Config) -> KeyTimes:
 
 
 def _instant(datastore: Datastore) -> Instant:
-    """A command has no safe clock of its own: the later of the two is when something happened, the
-    stored one decides what is over.
+    """Return the wall clock and the stored safe clock, as a command has no safe clock of its own.
+
+    The later of the two dates changes; the safe one decides what has expired.
     """
     from dapd.datastore import safe_clock
     from dapd.runtime.clock import SystemClock
@@ -178,9 +194,9 @@ def _instant(datastore: Datastore) -> Instant:
 
 
 def _sealed_to(datastore: Datastore, config_id: int) -> int:
-    """Reports in jobs that wait for verification, of jobs that have any sealed to this key.
+    """Count the reports of all unverified Helper jobs in which any report is encrypted to this key.
 
-    A Leader has none: it opens its reports when they are uploaded.
+    A Leader has none: it decrypts reports when they are uploaded.
     """
     from dapd.datastore import helper_jobs
     from dapd.protocol.helper import config_ids_of

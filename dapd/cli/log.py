@@ -1,4 +1,4 @@
-"""``dapd log``: which lines the running daemon writes."""
+"""``dapd log``: show or change the running daemon's log level."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapd.cli.output import AS_JSON, load_config, tell
 
 @click.group()
 def log() -> None:
-    """What the running daemon writes to its log."""
+    """Control the running daemon's log."""
 
 
 @log.command("level")
@@ -19,9 +19,10 @@ def log() -> None:
 @AS_JSON
 @click.pass_obj
 def level(config: Path | None, wanted: str | None, *, as_json: bool) -> None:
-    """Show the lowest level that is written, or change it until the daemon stops.
+    """Show the log level, or set it to LEVEL until the daemon stops.
 
-    LEVEL is debug, info, warning or error. `[log] level` in the configuration stays as it is.
+    The daemon writes lines of this level and above. LEVEL is debug, info, warning or error.
+    `[log] level` in the configuration is not changed.
 
     \b
     Example:
@@ -39,8 +40,8 @@ def level(config: Path | None, wanted: str | None, *, as_json: bool) -> None:
         case "debug" | "info" | "warning" | "error":
             found = call(loaded, operations.SET, operations.LogLevel(wanted))
         case _:
-            raise UsageError(f"{wanted} is no level; choose debug, info, warning or error")
-    lines = [f"Written from level {found.level} on."]
+            raise UsageError(f"{wanted}: not a log level; use debug, info, warning or error")
+    lines = [f"Log level: {found.level}."]
     if found.level != found.configured:
         lines.append(f"After a restart: {found.configured}, as configured.")
     tell(found, lines, as_json=as_json)

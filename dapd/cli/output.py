@@ -1,4 +1,4 @@
-"""How commands tell what the daemon has answered: as JSON, or with times as people read them."""
+"""Print the daemon's answers, as JSON or as text."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
     from dapd.config import Config
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="For programs.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 def load_config(config: Path | None) -> Config:
-    """The daemon's configuration, which says where its admin socket is."""
+    """Read the daemon's configuration, which says where its database and admin socket are."""
     from dapd.config.loading import load
 
     return load(required_config(config))
 
 
 def tell(answer: msgspec.Struct, lines: Iterable[str], *, as_json: bool) -> None:
-    """The daemon's whole answer for programs, or its ``lines`` for people."""
+    """Print the daemon's whole answer as JSON, or else ``lines``."""
     if as_json:
         import msgspec
 
@@ -40,12 +40,12 @@ def tell(answer: msgspec.Struct, lines: Iterable[str], *, as_json: bool) -> None
 
 
 def moment(at: datetime) -> str:
-    """A time, and how far it is from now."""
+    """Return a time, and how far it is from now."""
     ahead = int((at - datetime.now(UTC)).total_seconds() * 1000)
     relative = f"in {duration(ahead)}" if ahead >= 0 else f"{duration(-ahead)} ago"
     return f"{exact_moment(at)} ({relative})"
 
 
 def age(at: datetime) -> str:
-    """How long ago."""
+    """Return how long ago ``at`` was."""
     return duration(max(0, int((datetime.now(UTC) - at).total_seconds() * 1000)))

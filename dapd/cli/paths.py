@@ -1,6 +1,6 @@
-"""Which configuration a command means that is called without ``--config``.
+"""Find the configuration when a command is called without ``--config``.
 
-Only this follows the environment: where everything else is, the configuration says (ADR 0022).
+This is all that depends on the environment; the configuration names every other path (ADR 0022).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ SYSTEM_CONFIG = Path("/etc/dapd", CONFIG)
 
 
 def find_config(given: Path | None) -> Path:
-    """``given``, or the first that is there of the usual places.
+    """Return ``given``, or the first configuration that exists in the usual places.
 
-    Raises ``UsageError``, which says where was looked and how to make one.
+    Raises ``UsageError``, which lists those places and says how to make a configuration.
     """
     if given is not None:
         return given
@@ -28,14 +28,14 @@ def find_config(given: Path | None) -> Path:
             return path
     looked = ", ".join(map(str, places))
     raise UsageError(
-        f"no configuration at {looked}; make one with `dapd init`, or say which: "
+        f"no configuration at {looked}; make one with `dapd init`, or name yours: "
         "dapd --config FILE ..."
     )
 
 
 def usual_places(environment: Mapping[str, str], *, root: bool) -> list[Path]:
-    """Where a configuration is looked for, in this order: where ``DAPD_CONFIG`` says, in the
-    directory that systemd gives a service, in the user's own, in the system's.
+    """Return the paths to search, in this order: ``DAPD_CONFIG``, or else systemd's configuration
+    directory of the service, the user's directory, and the system's.
     """
     if chosen := environment.get("DAPD_CONFIG"):
         return [Path(chosen)]
@@ -43,15 +43,15 @@ def usual_places(environment: Mapping[str, str], *, root: bool) -> list[Path]:
     service = environment.get("CONFIGURATION_DIRECTORY", "").split(":")[0]
     return [
         *([Path(service, CONFIG)] if service else []),
-        # Root's own home is no place for a service, and `sudo` may leave it another user's.
+        # Not for root: a service has no files in a home, and with `sudo` it may be another user's.
         *([] if root else [user_directory(environment, "XDG_CONFIG_HOME", ".config") / CONFIG]),
         SYSTEM_CONFIG,
     ]
 
 
 def user_directory(environment: Mapping[str, str], variable: str, default: str) -> Path:
-    """A user's directory for dapd by the XDG Base Directory Specification, which ignores values
-    that are no absolute path.
+    """Return the user's directory for dapd by the XDG Base Directory Specification, which ignores
+    relative paths in its variables.
     """
     base = Path(environment.get(variable, ""))
     return (base if base.is_absolute() else Path.home() / default) / "dapd"

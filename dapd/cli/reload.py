@@ -1,4 +1,4 @@
-"""``dapd reload``: the running daemon reads its configuration again."""
+"""``dapd reload``: make the running daemon read its configuration again."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from dapd.errors import UsageError
 @AS_JSON
 @click.pass_obj
 def reload(config: Path | None, *, as_json: bool) -> None:
-    """Have the running daemon use its configuration file and certificates as they are now.
+    """Make the running daemon read its configuration again.
 
-    All of the file is checked first; if anything is wrong, nothing changes and the exit status is
-    1. No request is dropped. Keys that only a restart changes are listed.
+    The daemon reads the file and its certificates, and checks all of it first; if anything is
+    wrong, it changes nothing and the exit status is 1. No request is dropped. The command lists
+    which keys were applied, and which need a restart.
 
     \b
     Example:

@@ -1,7 +1,7 @@
-"""``dapd restore``: put a backup in the database's place, and reopen what that has closed.
+"""``dapd restore``: replace the database with a backup, then reopen the batches that this closed.
 
-A restored database has forgotten which reports were admitted and which batches were collected since
-the backup was made, so it comes up quarantined (``dapd.commits.restore``, ADR 0020).
+A restored database doesn't know which reports were admitted and which batches were collected after
+the backup, so it is quarantined (``dapd.commits.restore``, ADR 0020).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_BUCKETS = 1000
 
 
 class _Restore(click.Group):
-    """``restore FILE`` beside ``restore accept`` and ``restore status``."""
+    """The group that reads ``dapd restore FILE`` as its hidden command ``file FILE``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and args[0] not in {*self.commands, *ctx.help_option_names}:
@@ -38,17 +38,19 @@ class _Restore(click.Group):
 
 @click.group(cls=_Restore, subcommand_metavar="FILE | accept | status")
 def restore() -> None:
-    """Put a backup in the place of the database of a daemon that is stopped.
+    """Replace the database of a stopped daemon with the backup FILE.
 
-    The backup has forgotten which reports were accepted and which batches were collected since it
-    was made. So afterwards every report up to now is dropped and every batch up to now is closed,
-    in all tasks; later ones are served as ever. After comparing `dapd restore status` with the
-    other Aggregator, `dapd restore accept` reopens batches that were not collected since.
+    A backup doesn't know which reports were accepted and which batches were collected after it was
+    made. To count nothing twice, the restored database drops every report made before now and
+    closes every batch up to now, in all tasks; later reports and batches are not affected.
 
-    A snapshot of a whole machine rolls everything back, and no daemon can notice: before it starts,
-    restore with the database's own path as FILE.
+    Then compare `dapd restore status` with the other Aggregator's, and reopen the batches that were
+    not collected since the backup with `dapd restore accept`.
 
-    It asks before it does anything; with --yes after FILE it does not.
+    After restoring a snapshot of the whole machine, run this with the database's own path as FILE
+    before the daemon starts: the daemon itself can't notice that it was set back.
+
+    The command asks before it changes anything, unless --yes follows FILE.
 
     \b
     Example:
@@ -61,10 +63,10 @@ def restore() -> None:
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.pass_obj
 def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
-    """Replace the database by a copy of FILE, a backup. The daemon must be stopped.
+    """Replace the database with a copy of the backup FILE. The daemon must be stopped.
 
-    FILE is checked first: it is whole, and all its sealed values open with the configured keys. The
-    database that was there is kept beside the new one.
+    Checks FILE first: it must be undamaged, and its sealed values must open with the configured
+    keys. Keeps the previous database beside the new one.
     """
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
@@ -79,14 +81,14 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     now = time.time_ns() // 1_000_000
     if not yes:
         click.confirm(
-            f"Replace {path} by {file}? Every report up to now will be dropped, and every batch "
-            "up to now closed",
+            f"Replace {path} with {file}? Every report up to now will be dropped, and every batch "
+            "up to now will be closed",
             abort=True,
         )
     become_owner(path.parent)
     if not os.access(file, os.R_OK):
         owner = owner_name(path.parent)
-        raise UsageError(f"{file}: let user {owner} read it, to whom the database belongs")
+        raise UsageError(f"{file}: user {owner}, which owns the database, must be able to read it")
     done = put_in_place(
         path,
         file,
@@ -95,27 +97,33 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
         check=lambda copy: verify(copy, make_sealer(keys), key_ids),
         prepare=lambda datastore: _prepare(loaded, datastore, now),
     )
-    click.echo(f"{path} is {file} now, quarantined.")
+    click.echo(f"Restored {file} to {path}; it is quarantined.")
     if done.kept is not None:
-        click.echo(f"The database that was there is {done.kept}; nothing in it expires, remove it")
-        click.echo("when you don't need it any more.")
+        click.echo(f"The previous database is kept as {done.kept}; nothing in it expires, so")
+        click.echo("remove it when you don't need it any more.")
     for task in done.prepared:
         click.echo(f"Task {task.id_text}: {_mark(task)}")
     click.echo(
-        "Start the daemon; new reports are served. Compare `dapd restore status` with the other\n"
-        "Aggregator; reopen what was not collected since with `dapd restore accept --task ID`."
+        "Start the daemon; it accepts new reports. Compare `dapd restore status` with the other\n"
+        "Aggregator's, then reopen batches that were not collected since the backup with\n"
+        "`dapd restore accept --task ID`."
     )
 
 
 @restore.command("status")
-@click.option("--task", "task_id", metavar="ID", help="All buckets of this one, closed or not.")
+@click.option(
+    "--task",
+    "task_id",
+    metavar="ID",
+    help="Show all buckets of this task, quarantined or not. ID may be its first characters.",
+)
 @AS_JSON
 @click.pass_obj
 def status(config: Path | None, task_id: str | None, *, as_json: bool) -> None:
-    """What a restore has closed, and what it holds: numbers to compare with the other Aggregator.
+    """Show what a restore closed, with numbers to compare.
 
-    The other one, which has not been restored, names a task to get its own numbers. A batch whose
-    report counts and checksums agree on both sides can be collected, if it was not yet.
+    Compare them with the other Aggregator's, which shows its own numbers with --task. A batch whose
+    report counts and checksums agree on both sides can be collected, unless it was before.
 
     \b
     Example:
@@ -138,18 +146,34 @@ def status(config: Path | None, task_id: str | None, *, as_json: bool) -> None:
 
 
 @restore.command("accept")
-@click.option("--task", "task_id", metavar="ID", required=True, help="Its first characters do.")
-@click.option("--from", "since", metavar="TIME", help="Seconds or ISO 8601; else the beginning.")
-@click.option("--until", metavar="TIME", help="Likewise, exclusive; else all that is closed.")
-@click.option("--batch", metavar="ID", help="One batch of a leader-selected task.")
+@click.option(
+    "--task",
+    "task_id",
+    metavar="ID",
+    required=True,
+    help="The task; its first characters are enough.",
+)
+@click.option(
+    "--from",
+    "since",
+    metavar="TIME",
+    help="Reopen batches from this time on: seconds since the Epoch, or ISO 8601.  [default: the "
+    "beginning]",
+)
+@click.option(
+    "--until",
+    metavar="TIME",
+    help="Reopen batches before this time.  [default: all that are closed]",
+)
+@click.option("--batch", metavar="ID", help="Reopen one batch of a leader-selected task.")
 @click.pass_obj
 def accept(
     config: Path | None, task_id: str, since: str | None, until: str | None, batch: str | None
 ) -> None:
-    """Reopen batches for collection, also while the daemon runs.
+    """Reopen batches for collection. The daemon may keep running.
 
-    Only for what was NOT collected since the backup was made: a batch that is collected twice
-    may tell more about single clients than either result. Reports up to the restore stay refused.
+    Reopen only what was NOT collected since the backup: a batch that is collected twice can reveal
+    more about single clients than either result. Reports made before the restore stay refused.
 
     \b
     Example:
@@ -171,7 +195,7 @@ def accept(
 
 
 def _prepare(config: Config, datastore: Datastore, now: int) -> list[Outline]:
-    """Quarantine the copy."""
+    """Quarantine the copy and return its tasks."""
     from dapd.commits.restore import quarantine
     from dapd.datastore import safe_clock
 
@@ -191,7 +215,7 @@ def _inspect(tx: Tx, task_id: str | None) -> list[Quarantine]:
 
 
 def _described(found: Quarantine) -> dict[str, Any]:
-    """As ``--json`` says it; times in seconds."""
+    """Return what ``--json`` prints of a task; times are in seconds."""
     from dapd.admin.restore import seconds
     from dapd.messages.common import b64url_encode
 
@@ -236,7 +260,7 @@ def _lines(found: Quarantine) -> list[str]:
             f"checksum {each['checksum'][:16]}"
         )
     if not found.is_complete:
-        lines.append(f"  ... the first {_MOST_BUCKETS} buckets")
+        lines.append(f"  ... (only the first {_MOST_BUCKETS} buckets are listed)")
     return lines
 
 

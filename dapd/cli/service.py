@@ -1,7 +1,4 @@
-"""dapd as a systemd service: the unit and its user, as ``dapd init`` installs them.
-
-Left out: starting it, which is the operator's.
-"""
+"""Install dapd's systemd unit and user, for ``dapd init``. Starting it is left to the operator."""
 
 from __future__ import annotations
 
@@ -26,34 +23,34 @@ _HIDDEN = ("/home", "/root", "/run/user")  # from the unit, by ProtectHome=
 
 
 def is_booted() -> bool:
-    """Whether systemd runs this machine."""
+    """Return whether this machine runs systemd."""
     return _BOOTED.is_dir()
 
 
 def program() -> str:
-    """The command of this installation, as the unit must name it.
+    """Return the command line that runs this installation, for the unit.
 
-    Raises ``UsageError`` if the service could not see it.
+    Raises ``UsageError`` if the service could not execute it.
     """
     script = Path(sysconfig.get_path("scripts"), "dapd")
     words = [str(script)] if os.access(script, os.X_OK) else [sys.executable, "-m", "dapd"]
     for path in (words[0], sys.executable, str(Path(sys.executable).resolve()), __file__):
         if not _PLAIN.fullmatch(path) or path.startswith(_HIDDEN):
             raise UsageError(
-                f"{path}: a service can't run what is there; install dapd elsewhere "
-                "(`python3 -m venv /opt/dapd && /opt/dapd/bin/pip install dapd`, then "
-                "/opt/dapd/bin/dapd init ...), or run this with --no-service"
+                f"{path}: a systemd service can't run a program there; install dapd elsewhere "
+                "(`python3 -m venv /opt/dapd && /opt/dapd/bin/pip install dapd`, then run "
+                "`/opt/dapd/bin/dapd init ...`), or give --no-service"
             )
     return " ".join(words)
 
 
 def unit(command: str) -> str:
-    """The text of the unit that runs ``command``."""
+    """Return the text of the unit that runs ``command``."""
     return _text("dapd.service").replace(_PROGRAM_IN_UNIT, command)
 
 
 def install(command: str, root: Path = Path("/")) -> dict[Path, bool]:
-    """Write what is not there below ``root``, and whether each file was written."""
+    """Write the files that don't exist below ``root``; return for each whether it was written."""
     if (root / _PACKAGED).exists():
         return {root / _PACKAGED: False}
     return {
@@ -66,13 +63,13 @@ def install(command: str, root: Path = Path("/")) -> dict[Path, bool]:
 
 
 def announce() -> None:
-    """Let systemd make the user and read the unit. Raises ``UsageError``."""
+    """Make systemd create the user and read the unit. Raises ``UsageError``."""
     _run("systemd-sysusers", str(Path("/", _USERS)))
     _run("systemctl", "daemon-reload")
 
 
 def enabled() -> str:
-    """What systemd says of starting it with the machine: "enabled" if it does."""
+    """Return the output of ``systemctl is-enabled``: "enabled" if it starts with the machine."""
     try:
         asked = ["systemctl", "is-enabled", _UNIT.name]
         done = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603 - fixed
@@ -101,4 +98,4 @@ def _run(*command: str) -> None:
     except OSError as error:
         problem = str(error)
     if problem:
-        raise UsageError(f"{' '.join(command)}: {problem}; mend that and run this again")
+        raise UsageError(f"{' '.join(command)}: {problem}; fix that and run `dapd init` again")

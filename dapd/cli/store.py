@@ -1,6 +1,6 @@
-"""A daemon's datastore as a command opens it, beside the daemon or without one (rule E5).
+"""Open a daemon's datastore for a command, whether or not the daemon runs (rule E5).
 
-Left out: the commands that may not write beside a daemon; those go through its admin socket.
+Changes that a running daemon must make itself go through its admin socket (``.daemon``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, Datastore, Sealer]]:
-    """For the short transactions of ``dapd COMMAND``, such as "task" or "key"."""
+    """Open the datastore for the short transactions of ``dapd COMMAND``, such as "task"."""
     from dapd.commits.sealing_keys import check_sealing_keys
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
@@ -40,8 +40,9 @@ def command_store(config: Path | None, command: str) -> Iterator[tuple[Config, D
 
 
 def open_as_owner(config: Config, command: str) -> Opened:
-    """The datastore of ``config``. Root is the state directory's owner from here on, for good: what
-    only root may read must have been read before.
+    """Open the datastore of ``config``, as the user that owns the state directory.
+
+    Root becomes that user for good, so files that only root can read must have been read before.
     """
     from dapd.datastore import open_for_command
     from dapd.process.owner import become_owner
@@ -51,6 +52,6 @@ def open_as_owner(config: Config, command: str) -> Opened:
     holder = f"a `dapd {command}` command, process {os.getpid()}"
     opened = open_for_command(path, holder=holder, now=time.time_ns() // 1_000_000)
     if opened.copied_to is not None:
-        upgraded = f"{path} has this dapd's schema now; as it was before: {opened.copied_to}"
+        upgraded = f"Upgraded the schema of {path}; a copy from before is {opened.copied_to}"
         click.echo(upgraded, err=True)
     return opened

@@ -1,4 +1,4 @@
-"""``dapd upload``: measurements from arguments or standard input. Section "Uploading Reports"."""
+"""``dapd upload``: upload measurements as a Client. Section "Uploading Reports"."""
 
 from __future__ import annotations
 
@@ -24,29 +24,37 @@ if TYPE_CHECKING:
     type=click.Path(dir_okay=False, path_type=Path),
     required=True,
     metavar="FILE",
-    help="The client.toml that `dapd task new` made.",
+    help="The task's client.toml, from `dapd task new`.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1, 100_000),
     default=100,
     show_default=True,
-    help="Reports in one request.",
+    help="Reports per request.",
 )
 @click.option(
     "--ca",
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="The authorities, PEM, that certificates may be from, in place of the system's.",
+    help="Trust the certificate authorities in this PEM file, instead of the system's.",
 )
 @click.argument("measurements", nargs=-1)
 def upload(
     task_file: Path, batch_size: int, ca: Path | None, measurements: tuple[str, ...]
 ) -> None:
-    """Upload MEASUREMENTS, or those on standard input, one a line.
+    """Upload MEASUREMENTS, or those on standard input, one per line.
 
-    A count takes 0 or 1, a sum a number, a histogram the number of a bucket, from 0; vectors are
-    numbers separated by commas. The exit status is 1 if the Leader rejected a report.
+    \b
+    A measurement of each VDAF:
+      count                 0 or 1
+      sum                   a number from 0 to max_measurement
+      histogram             the number of a bucket, from 0 to length - 1
+      sumvec                `length` numbers from 0 to max_measurement
+      multihotcountvec      `length` zeros and ones, at most max_weight ones
+
+    Numbers of a vector are separated by commas. The exit status is 1 if the Leader rejects a
+    report.
 
     \b
     Examples:
@@ -62,10 +70,10 @@ def upload(
     delivered = 0
     with _progress_bar(len(measurements) or None) as advance:
 
-        def progress(count: int) -> None:
+        def progress(sent: int) -> None:
             nonlocal delivered
-            delivered += count
-            advance(count)
+            delivered += sent
+            advance(sent)
 
         try:
             result = upload_sync(
@@ -94,12 +102,12 @@ def _parsed(vdaf: VdafConfiguration, texts: Iterable[str]) -> Iterator[Measureme
         try:
             yield parse_measurement(vdaf, text)
         except ValueError as error:
-            raise ValueError(f"number {number}: {error}") from None
+            raise ValueError(f"measurement {number}: {error}") from None
 
 
 @contextmanager
 def _progress_bar(total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal."""
+    """Show a progress bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _: None
         return
@@ -109,4 +117,4 @@ def _progress_bar(total: int | None) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("uploading"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         row = bar.add_task("upload", total=total)
-        yield lambda count: bar.advance(row, count)
+        yield lambda sent: bar.advance(row, sent)

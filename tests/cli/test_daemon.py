@@ -54,7 +54,7 @@ async def test_blame_comes_back_as_the_exception_that_it_was(
             (replace(SHOW, path="/api/v1/bell"), Nothing(), UsageError, "serves nothing"),
             (SHOW, Force(), UsageError, "force"),
             (ACCEPT, Force(), UsageError, "force"),
-            (other, Nothing(), DatastoreError, "of its version"),
+            (other, Nothing(), DatastoreError, "of the daemon's version"),
         ):
             with pytest.raises(error, match=says):
                 await trio.to_thread.run_sync(told, operation, request)
@@ -77,7 +77,7 @@ def test_e5_without_a_daemon_a_change_is_made_under_the_lock(tmp_path: Path) -> 
     """Whoever holds it meanwhile is named, and nothing is changed beside it."""
     config = make_config(tmp_path)
     changed = view(SafeClock(StillClock(), None, 0).look())
-    with pytest.raises(NoDaemon, match="no daemon runs on this configuration"):
+    with pytest.raises(NoDaemon, match="no daemon runs with this configuration"):
         call(config, SHOW, Nothing())
     opened = open_store(config.datastore.path)
     with pytest.raises(DatastoreError, match=r"does not answer on .*\.admin; try again"):

@@ -63,7 +63,7 @@ def test_init_again_makes_what_is_missing_and_overwrites_nothing(
     capsys.readouterr()
     assert run(*HELPER, "--dir", str(tmp_path)) == 0
     said = capsys.readouterr().out
-    assert f"Was there, and is left as it is: {tmp_path / existing}\n" in said
+    assert f"Exists already, left unchanged: {tmp_path / existing}\n" in said
     assert f"Made {tmp_path / missing}\n" in said
     assert (tmp_path / existing).read_bytes() == before[tmp_path / existing]
     assert read_sealing_keys(load(tmp_path / "dapd.toml"))

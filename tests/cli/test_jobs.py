@@ -17,4 +17,4 @@ def test_a_job_is_named_by_any_id(run: Run, command: tuple[str, ...], job: str) 
     """An id that begins with a dash, as one in 64 does, is no option."""
     status, said = run(*command, job)
     assert status == 2
-    assert "no daemon runs on this configuration" in said
+    assert "no daemon runs with this configuration" in said

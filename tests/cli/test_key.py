@@ -63,7 +63,7 @@ def test_a_key_from_add_to_remove(run: Run, config: Path) -> None:
     assert run("add", "--active")[0] == 0
     status, said = run("add")
     assert status == 0
-    assert "Key 1 (x25519-aes128) made, pending" in said
+    assert "Made key 1 (x25519-aes128), pending" in said
     found = listed(run)
     assert [found[n]["state"] for n in (0, 1)] == ["active", "pending"]
     assert (found[1]["next_state"], found[0]["next_state"]) == ("active", "expired")

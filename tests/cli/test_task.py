@@ -98,21 +98,21 @@ def test_a_task_made_from_a_helpers_file_gets_a_leader_that_keeps_less(
     again = new("--from", helper, "--report-expiry-age", 100)
     assert (_age(again / "leader.toml"), _age(again / "helper.toml")) == (100, 86_500)
     both = ("--report-expiry-age", 1, "--reports-never-expire")
-    assert "exclude each other" in refusal(run("new", "--out", tmp_path / "x", *both))
+    assert "not both" in refusal(run("new", "--out", tmp_path / "x", *both))
 
 
 def test_a_tasks_life_as_the_commands_tell_it(new: Callable[..., Path], run: Run) -> None:
     """Each line says what is now; `list` hides what is gone, but never what still has rows."""
     file = new() / "leader.toml"
-    assert "added, as its Leader" in ok(run("add", file))
-    assert "was there already, active" in ok(run("add", file))
+    assert ok(run("add", file)).startswith("Added task")
+    assert "exists already, as its Leader; it is active." in ok(run("add", file))
     task_id = only(run)["task_id"]
     for command, state in (("drain", "draining"), ("disable", "disabled"), ("enable", "active")):
-        assert f"is {state}." in ok(run(command, task_id[:6]))
-        assert f"is {state} already." in ok(run(command, task_id))
+        assert f"is now {state}." in ok(run(command, task_id[:6]))
+        assert f"is already {state}." in ok(run(command, task_id))
         assert only(run)["state"] == state
         assert f"leader  {state:8}  time-interval    count" in ok(run("list"))
-    assert "is deleted; the daemon takes away" in ok(run("delete", task_id))
+    assert f"Deleted task {task_id}; the daemon" in ok(run("delete", task_id))
     assert only(run)["expired_before"] is not None
     assert "still being deleted" in refusal(run("add", file))
 
@@ -126,11 +126,11 @@ def test_a_tombstone_is_shown_when_asked_for(
     task_id = only(run)["task_id"]
     ok(run("delete", task_id))
     change(config, lambda tx: table.purge(tx, 1))
-    assert "No task yet" in ok(run("list"))
+    assert "No tasks yet" in ok(run("list"))
     assert f"{task_id}  helper  purged" in ok(run("list", "--all"))
     assert "purged" in ok(run("show", task_id))
     assert "is deleted" in refusal(run("token", "list", task_id))
-    assert "added, as its Helper" in ok(run("add", file))
+    assert "as its Helper" in ok(run("add", file))
     assert only(run)["state"] == "active"
 
 
@@ -149,7 +149,7 @@ def test_what_is_uncollected_is_shown_and_holds_up_a_delete(
     ok(run("set", told["task_id"], "--report-expiry-age", 200 * 365 * 86_400))
     assert only(run)["collect_before"] == "2169-12-24T17:00:00Z"
     assert " days)" in ok(run("show", told["task_id"]))
-    assert "5 uncollected reports" in ok(run("delete", told["task_id"], "--discard"))
+    assert "Discarded 5 uncollected reports." in ok(run("delete", told["task_id"], "--discard"))
 
 
 def test_a9_new_tokens(new: Callable[..., Path], run: Run, tmp_path: Path) -> None:
@@ -162,15 +162,16 @@ def test_a9_new_tokens(new: Callable[..., Path], run: Run, tmp_path: Path) -> No
     assert "dapd task token use" in hint
     shown = hash_token(token).hex()[:8]
     listed = ok(run("token", "list", ids["helper"]))
-    assert f"{shown}  lets the Leader in, the newer one" in listed
+    assert f"{shown}  accepted from the Leader, the newer one" in listed
     assert token not in listed
     given = tmp_path / "token"
     given.write_text(f"{token}\n")
     ok(run("token", "use", ids["leader"], "--file", given))
     told = json.loads(ok(run("token", "list", ids["leader"], "--json")))
     assert (told["outbound"], len(told["inbound"])) == (shown, 1)
-    assert "lets nobody in any more" in ok(run("token", "remove", ids["helper"]))
-    assert f"{shown}  lets the Leader in, the only one" in ok(run("token", "list", ids["helper"]))
+    assert "is no longer accepted" in ok(run("token", "remove", ids["helper"]))
+    listed = ok(run("token", "list", ids["helper"]))
+    assert f"{shown}  accepted from the Leader, the only one" in listed
     given.write_text("two words")
     assert "not a token" in refusal(run("token", "use", ids["leader"], "--file", given))
 
@@ -189,8 +190,8 @@ def test_f2_an_unreadable_task_is_listed_and_gets_its_secrets_again(
     assert remedy in ok(run("list"))
     assert remedy in only(run)["unreadable"]
     assert remedy in refusal(run("add", file))
-    assert "lets the Collector in" in ok(run("token", "list", before["task_id"]))
-    assert "has its secrets again" in ok(run("rekey", file))
+    assert "accepted from the Collector" in ok(run("token", "list", before["task_id"]))
+    assert "Restored the secrets" in ok(run("rekey", file))
     assert only(run) == before
     assert "has all its secrets" in refusal(run("rekey", file))
 

@@ -66,8 +66,9 @@ async def test_upload_says_which_measurement_is_wrong(
     arguments = ("--task", tmp_path / "client.toml", "--batch-size", "1")
     assert await run("upload", *arguments, "1", bad) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"dapd: number 2: measurement '{bad}' must be the number of a bucket")
-    assert line.endswith("; delivered before: 1 report")
+    assert line == (
+        f"dapd: measurement 2: '{bad}' is not a bucket; use 0 to 3; delivered before: 1 report"
+    )
     assert aggregators.accepted == 1
 
 

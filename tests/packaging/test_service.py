@@ -191,7 +191,7 @@ async def test_root_leaves_no_file_of_its_own_in_the_state_directory(
     shutil.copy(copy, private)
     status, _, stderr = await run_command("--config", service.config, "restore", "--yes", private)
     assert status == 2
-    assert "let user nobody read it" in stderr
+    assert "user nobody, which owns the database, must be able" in stderr
 
 
 @needs_root

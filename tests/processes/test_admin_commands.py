@@ -187,13 +187,13 @@ async def test_status_says_what_there_is_to_do_and_when_there_is_nothing(tmp_pat
 async def test_the_log_level_changes_until_the_next_start(tmp_path: Path) -> None:
     """Lines below it are written from then on, and not after a restart."""
     async with open_house(tmp_path) as house:
-        assert await house.dapd("log", "level") == "Written from level info on.\n"
+        assert await house.dapd("log", "level") == "Log level: info.\n"
         assert "After a restart: info" in await house.dapd("log", "level", "debug")
         reports = await seal(house.http, house.task, "a debug line")
         assert await upload(house.http, house.task, reports) == {0}
         await house.until_counted("aggregate_finished", 3)
         assert [each for each in house.leader.records() if each["level"] == "debug"]
-        assert "is no level" in await house.dapd("log", "level", "loud", status=2)
+        assert "not a log level" in await house.dapd("log", "level", "loud", status=2)
         assert (await house.told("log", "level", "error"))["configured"] == "info"
         await house.leader.stop()
         assert await house.leader.start()

@@ -53,7 +53,7 @@ async def test_a_stop_of_a_month_is_confirmed_through_the_running_daemon(tmp_pat
         assert shown.splitlines()[0] == f"The clock is held: {alarm['reason']}."
         assert "clock accept" in shown.splitlines()[2]
         assert (await clock(daemon, "accept")).startswith("Accepted: ")
-        assert (await clock(daemon, "show")).startswith("The clock is followed")
+        assert (await clock(daemon, "show")).startswith("dapd follows this machine's clock")
         assert await daemon.stop() == 0
         (change,) = await daemon.logged("admin_changed")
         assert (change["operation"], change["uid"]) == ("clock_accept", os.getuid())

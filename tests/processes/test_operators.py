@@ -233,7 +233,7 @@ async def test_init_overwrites_nothing(config: Path) -> None:
         "init", "--role", "helper", "--url", "https://x.example/", "--dir", config.parent
     )
     assert status == 0
-    assert stdout.count("left as it is") == 3
+    assert stdout.count("left unchanged") == 3
     assert before == {p: p.read_bytes() for p in config.parent.rglob("*") if p.is_file()}
 
 

@@ -1,4 +1,4 @@
-"""``dapd task``: make tasks, and look after those of a daemon's datastore, also while it runs."""
+"""``dapd task``: make tasks and manage those of a daemon, whether or not it runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ from dapd.cli.task import counters, files, look, state, token
 
 @click.group()
 def task() -> None:
-    """Make tasks, and look after those of a daemon.
+    """Make tasks and manage those of a daemon.
 
-    A task is agreed on outside the protocol: `task new` writes a file for each of the four
-    parties, `task add` loads a Leader's or a Helper's. docs/tasks.md explains the files.
+    The parties agree on a task outside the protocol: `task new` writes a file for each of the four
+    parties, and each Aggregator loads its own with `task add`. docs/tasks.md explains the files.
 
-    TASK_ID may be a task's first characters. A running daemon follows every change within a
-    second.
+    TASK_ID may be just the first characters of a task's id. A running daemon applies every change
+    within a second.
+
+    \b
+    Example:
+      dapd task new --vdaf count --batch-mode time-interval \\
+        --time-precision 3600 --min-batch-size 100 \\
+        --leader https://leader.example/ --helper https://helper.example/ --out my-task
+      dapd task add my-task/leader.toml
+      dapd task list
     """
 
 

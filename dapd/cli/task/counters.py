@@ -1,4 +1,4 @@
-"""``dapd task counters``: how many reports of a task had which outcome."""
+"""``dapd task counters``: count a task's reports by outcome."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from dapd.cli.task.lookup import TASK_ID, find
 @AS_JSON
 @click.pass_obj
 def counters(config: Path | None, prefix: str, *, as_json: bool) -> None:
-    """How many reports of a task had which outcome, since it was added; none ever falls.
+    """Show how many of a task's reports had which outcome.
+
+    The counters begin when the task is added, and never decrease.
 
     \b
     Example:
@@ -33,7 +35,7 @@ def counters(config: Path | None, prefix: str, *, as_json: bool) -> None:
     for name, value in found.items():
         click.echo(f"{name:40} {value:>12}")
     if not found:
-        click.echo("Nothing is counted yet.")
+        click.echo("No reports have been counted yet.")
 
 
 COMMANDS = (counters,)

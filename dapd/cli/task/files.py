@@ -1,4 +1,4 @@
-"""``dapd task new | add | rekey``: between task files and the datastore."""
+"""``dapd task new | add | rekey``: write task files and load them into the datastore."""
 
 from __future__ import annotations
 
@@ -18,51 +18,87 @@ if TYPE_CHECKING:
     from dapd.taskfile import HelperTask, LeaderTask, TaskDraft
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_ALLOW_INSECURE_HTTP = click.option(
+    "--allow-insecure-http", is_flag=True, help="Allow http:// URLs beyond this machine."
+)
+_ALLOW_TINY_BATCHES = click.option(
+    "--allow-tiny-batches",
+    is_flag=True,
+    help="Allow batches of one report, whose result is one client's measurement.",
+)
 
 
 @click.command("new")
-@click.option("--from", "source", type=_FILE, help="A task file that has some of the keys already.")
-@click.option("--vdaf", help="Such as count, sum:max_measurement=100 or histogram:length=10.")
-@click.option("--leader", metavar="URL", help="Where the Leader is reached.")
-@click.option("--helper", metavar="URL", help="Where the Helper is reached.")
+@click.option(
+    "--from",
+    "source",
+    type=_FILE,
+    help="Take the keys that this task file contains; options override them.",
+)
+@click.option(
+    "--vdaf",
+    metavar="VDAF",
+    help="The function to compute: count, sum:max_measurement=100, histogram:length=10, "
+    "sumvec:length=3,max_measurement=7 or multihotcountvec:length=5,max_weight=2.",
+)
+@click.option("--leader", metavar="URL", help="The Leader's base URL.")
+@click.option("--helper", metavar="URL", help="The Helper's base URL.")
 @click.option(
     "--batch-mode",
     type=click.Choice(["time-interval", "leader-selected"]),
-    help="What a batch is: reports of a time, or those that the Leader selects.",
+    help="How batches are made: the Collector asks for a time interval, or the Leader selects the "
+    "reports of a batch as they arrive.",
 )
 @click.option(
-    "--time-precision", type=int, metavar="SECONDS", help="Reports' times are rounded down to it."
+    "--time-precision",
+    type=int,
+    metavar="SECONDS",
+    help="Round reports' times down to a multiple of this.",
 )
 @click.option(
-    "--min-batch-size", type=int, metavar="REPORTS", help="The fewest that a result is made of."
+    "--min-batch-size",
+    type=int,
+    metavar="REPORTS",
+    help="The fewest reports that may make a result.",
 )
-@click.option("--task-info", metavar="TEXT", help="Tells tasks of the same parameters apart.")
+@click.option(
+    "--task-info",
+    metavar="TEXT",
+    help="A text that tells this task from others with the same parameters.",
+)
 @click.option(
     "--task-interval",
     nargs=2,
     metavar="START DURATION",
-    help="Only reports of this time: seconds or ISO 8601, then seconds.",
+    help="Accept only reports of DURATION seconds from START, given as seconds since the Epoch or "
+    "in ISO 8601.",
 )
 @click.option(
     "--report-expiry-age",
     type=click.IntRange(min=1),
     metavar="SECONDS",
-    help="How long the Leader keeps reports, the Helper a day longer.  [default: four weeks]",
+    help="How long the Leader keeps reports; the Helper keeps them a day longer.  [default: four "
+    "weeks]",
 )
-@click.option("--reports-never-expire", is_flag=True, help="Storage then grows for ever.")
-@click.option("--allow-insecure-http", is_flag=True, help="http:// beyond this machine.")
-@click.option("--allow-tiny-batches", is_flag=True, help="A batch of one report: no privacy.")
+@click.option(
+    "--reports-never-expire", is_flag=True, help="Keep reports for ever. Storage grows for ever."
+)
+@_ALLOW_INSECURE_HTTP
+@_ALLOW_TINY_BATCHES
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="The directory for the four files.",
+    help="Write the four files into this directory.",
 )
 def new(
     source: Path | None, out: Path, *, reports_never_expire: bool, allow_insecure_http: bool,
     allow_tiny_batches: bool, **given: Any,
 ) -> None:  # fmt: skip
-    """Make a task: ids, keys and tokens, and a file for each party.
+    """Make a task and write a file for each party.
+
+    Makes the task's id, keys and tokens. Needed, unless --from has them: --vdaf, --batch-mode,
+    --time-precision, --min-batch-size, --leader and --helper.
 
     \b
     Example:
@@ -81,21 +117,22 @@ def new(
     )
     for path in write_task_files(out, files):
         click.echo(path)
-    click.echo("Give each party its own file, over a channel that you both trust.")
+    click.echo("Send each party its own file, over a channel that keeps it secret.")
     click.echo(f"Next, at the Leader: dapd --config FILE task add {out / 'leader.toml'}")
 
 
 @click.command("add")
 @click.argument("file", type=_FILE)
-@click.option("--allow-insecure-http", is_flag=True, help="http:// beyond this machine.")
-@click.option("--allow-tiny-batches", is_flag=True, help="A batch of one report: no privacy.")
+@_ALLOW_INSECURE_HTTP
+@_ALLOW_TINY_BATCHES
 @click.pass_obj
 def add(
     config: Path | None, file: Path, *, allow_insecure_http: bool, allow_tiny_batches: bool
 ) -> None:
-    """Load a leader.toml or helper.toml, also while the daemon runs.
+    """Add the task in FILE, a leader.toml or helper.toml. The daemon may keep running.
 
-    A task that was deleted comes back without the reports it had, and takes none of them again.
+    A deleted task can be added again: it starts without its old reports, and doesn't accept any of
+    them a second time.
 
     \b
     Example:
@@ -121,10 +158,15 @@ def add(
         added = datastore.run_sync(add_task, task, sealer)
         stored = datastore.read_sync(tasks.find, task.task_id)
     assert stored is not None
-    done = "added" if added else f"was there already, {stored.state.value}"
-    click.echo(f"Task {task.id_text} {done}, as its {task.role.name.capitalize()}.")
+    role = task.role.name.capitalize()
+    if added:
+        click.echo(f"Added task {task.id_text} as its {role}.")
+    else:
+        click.echo(
+            f"Task {task.id_text} exists already, as its {role}; it is {stored.state.value}."
+        )
     click.echo(f"TaskConfiguration SHA-256 {digest(task)}")
-    click.echo("Compare that with the other operator: one differing byte fails every report.")
+    click.echo("Compare this hash with the other operator's: if it differs, every report fails.")
     quarantined = datetime.fromtimestamp(task.ms_of(stored.marks[1]) // 1000, UTC)
     if quarantined > datetime.now(UTC):
         click.echo(f"This database was restored: reports until {moment(quarantined)} are dropped.")
@@ -134,12 +176,12 @@ def add(
 @click.argument("file", type=_FILE)
 @click.pass_obj
 def rekey(config: Path | None, file: Path) -> None:
-    """Give a known task its secrets again, from its leader.toml or helper.toml.
+    """Restore a task's secrets from its task file FILE.
 
-    After its sealing key was lost (`dapd datastore forget-key`). The file must be this task's, in
-    the same role. Its marks, settings and state stay, and so do the tokens that let others in. A
-    Leader's token for its Helper is the file's: if it was replaced since, give the newer one
-    afterwards with `dapd task token use`.
+    Use it after the task's sealing key was lost (`dapd datastore forget-key`). FILE is this task's
+    leader.toml or helper.toml, for the same role. The task keeps its settings, its state and the
+    tokens it accepts. A Leader sends the token in FILE to its Helper: if that token was replaced
+    since, set the newer one afterwards with `dapd task token use`.
 
     \b
     Example:
@@ -152,19 +194,20 @@ def rekey(config: Path | None, file: Path) -> None:
     task = aggregator_task(_read(file), TaskSettings())
     with command_store(config, "task") as (_, datastore, sealer):
         current = datastore.run_sync(rekey_task, task, sealer)
-    click.echo(f"Task {task.id_text} has its secrets again.")
+    click.echo(f"Restored the secrets of task {task.id_text}.")
     if not current:
-        click.echo("The file's inbound token was replaced since, and still lets nobody in.")
+        click.echo("The token that the file has for requests to this Aggregator was replaced; it")
+        click.echo("is still refused.")
 
 
 def refuse_both(report_expiry_age: int | None) -> None:
-    """Raises ``UsageError`` if an age is given beside --reports-never-expire."""
+    """Raise ``UsageError`` if an age is given together with --reports-never-expire."""
     if report_expiry_age is not None:
-        raise UsageError("--report-expiry-age and --reports-never-expire exclude each other")
+        raise UsageError("give --report-expiry-age or --reports-never-expire, not both")
 
 
 def digest(task: Task) -> str:
-    """What the two operators compare."""
+    """Return the SHA-256 of the task configuration, for the two operators to compare."""
     return hashlib.sha256(task.configuration_bytes).hexdigest()
 
 
@@ -191,7 +234,7 @@ def _draft(source: Path | None, given: dict[str, Any]) -> TaskDraft:
         chosen["task_info"] = b64url_encode(info.encode())
     draft = read_task_draft(source) if source else TaskDraft()
     if "report_expiry_age" in chosen:
-        chosen["role"] = None  # the option is the Leader's age, whoever's the file is
+        chosen["role"] = None  # the option is the Leader's age, even if the file is the Helper's
     return msgspec.structs.replace(draft, **chosen)
 
 

@@ -1,4 +1,4 @@
-"""``dapd task list | show``: what is known of tasks, but no secret."""
+"""``dapd task list | show``: show tasks, without their secrets."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from dapd.protocol.task import Task
 
 _LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999 in ms: what lies behind never comes."""
+"""The end of the year 9999 in ms: later moments are shown as never."""
 _EMPTY = {"report_expiry_age": "never", "helper_mode": "default"}
 
 
 @click.command("list")
-@click.option("--all", "everything", is_flag=True, help="Deleted tasks too.")
+@click.option("--all", "everything", is_flag=True, help="Include deleted tasks.")
 @AS_JSON
 @click.pass_obj
 def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
-    """The tasks of a daemon, a line each.
+    """List the tasks of a daemon, one per line.
 
     \b
     Example:
@@ -44,7 +44,7 @@ def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
 
     with command_store(config, "task") as (_, datastore, sealer):
         stored = [
-            _told(each, sealer)
+            _shown(each, sealer)
             for each in datastore.read_sync(tasks.all_tasks)
             if everything or each.state is not TaskState.PURGED
         ]
@@ -52,7 +52,7 @@ def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
         click.echo(json.dumps(stored, indent=2))
         return
     if not stored:
-        click.echo("No task yet; add one with `dapd --config FILE task add leader.toml`.")
+        click.echo("No tasks yet; add one with `dapd --config FILE task add leader.toml`.")
     for each in stored:
         what = f"{each['batch_mode']:15}  {each['vdaf']}" if "vdaf" in each else ""
         trouble = f"unreadable: {each['unreadable']}" if "unreadable" in each else ""
@@ -65,9 +65,9 @@ def list_tasks(config: Path | None, *, everything: bool, as_json: bool) -> None:
 @AS_JSON
 @click.pass_obj
 def show(config: Path | None, prefix: str, *, as_json: bool) -> None:
-    """All about a task but its secrets.
+    """Show all about a task except its secrets.
 
-    `collect_before` is when the first of what is uncollected expires.
+    Reports begin to expire uncollected at `collect_before`.
 
     \b
     Example:
@@ -78,14 +78,14 @@ def show(config: Path | None, prefix: str, *, as_json: bool) -> None:
     now = time.time_ns() // 1_000_000
     with command_store(config, "task") as (_, datastore, sealer):
         found = find(datastore, prefix)
-        told = _told(found, sealer)
-        if "vdaf" in told:
-            told |= _uncollected(datastore.read_sync(_standing, found, now))
-            told["counters"] = datastore.read_sync(counters.of_task, found.task_pk)
+        shown = _shown(found, sealer)
+        if "vdaf" in shown:
+            shown |= _uncollected(datastore.read_sync(_standing, found, now))
+            shown["counters"] = datastore.read_sync(counters.of_task, found.task_pk)
     if as_json:
-        click.echo(json.dumps(told, indent=2))
+        click.echo(json.dumps(shown, indent=2))
         return
-    for key, value in told.items():
+    for key, value in shown.items():
         prefix = "uncollected_" if key == "uncollected" else ""
         for name, each in value.items() if isinstance(value, dict) else [(key, value)]:
             text = _EMPTY.get(name, "-") if each is None else str(each)
@@ -94,23 +94,23 @@ def show(config: Path | None, prefix: str, *, as_json: bool) -> None:
             click.echo(f"{prefix + name:32} {text}")
 
 
-def _told(stored: SealedTask, sealer: Sealer) -> dict[str, Any]:
-    """Also of one that can't be read, as much as there is."""
+def _shown(stored: SealedTask, sealer: Sealer) -> dict[str, Any]:
+    """Describe a task; of an unreadable one, what can be read, and why it is unreadable."""
     from dapd.datastore.tasks import UnreadableTask
     from dapd.protocol.task import TaskState
 
-    told = {
+    shown = {
         "task_id": stored.id_text,
         "role": stored.role.name.lower(),
         "state": stored.state.value,
     }
     try:
-        told = _description(stored.public())
+        shown = _description(stored.public())
         if stored.state is not TaskState.PURGED:  # its secrets are gone
             stored.unseal(sealer)
     except UnreadableTask as error:
-        told["unreadable"] = f"{error}; {error.remedy}"
-    return told
+        shown["unreadable"] = f"{error}; {error.remedy}"
+    return shown
 
 
 def _standing(tx: Tx, stored: SealedTask, now: int) -> TaskStanding:
@@ -127,7 +127,7 @@ def _uncollected(standing: TaskStanding) -> dict[str, Any]:
 
 
 def _moment(ms: int | None) -> str | None:
-    """In ISO 8601, UTC; ``None`` for never."""
+    """Return a time in ISO 8601 and UTC; ``None`` for never."""
     if not ms or ms > _LAST_MOMENT:
         return None
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -141,7 +141,7 @@ def _relative(moment: str, now: int) -> str:
 
 
 def _description(task: Task) -> dict[str, Any]:
-    """What there is to say without looking into its reports."""
+    """Describe a task by its configuration and settings, without looking at its reports."""
     from dapd.messages.common import BatchMode
 
     agreed = task.configuration

@@ -1,4 +1,4 @@
-"""The task that an operator means, and how commands tell of it."""
+"""Find the task that an operator names by the first characters of its id."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ TASK_ID = click.argument("prefix", metavar="TASK_ID")
 
 
 def find(datastore: Datastore, prefix: str) -> SealedTask:
-    """The task whose id begins so. Raises ``UsageError``."""
+    """Return the task whose id begins with ``prefix``. Raises ``UsageError``."""
     from dapd.datastore import tasks
 
     return tasks.named(datastore.read_sync(tasks.all_tasks), prefix)
 
 
 def find_kept(datastore: Datastore, prefix: str) -> Task:
-    """The same without its secrets, unless it is deleted. Raises ``UsageError``."""
+    """Return the task without its secrets. Raises ``UsageError``, also if it is deleted."""
     from dapd.commits.tasks import require_task
 
     return datastore.read_sync(require_task, find(datastore, prefix).task_id)

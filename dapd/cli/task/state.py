@@ -1,4 +1,4 @@
-"""``dapd task set | drain | disable | enable | delete``: what an operator decides of one task."""
+"""``dapd task set | drain | disable | enable | delete``: change one task."""
 
 from __future__ import annotations
 
@@ -21,15 +21,27 @@ if TYPE_CHECKING:
 
 @click.command("set")
 @TASK_ID
-@click.option("--helper-mode", type=click.Choice(["sync", "async", "auto", "default"]))
-@click.option("--batch-target-size", type=click.IntRange(min=0), help="Reports; 0: the minimum.")
+@click.option(
+    "--helper-mode",
+    type=click.Choice(["sync", "async", "auto", "default"]),
+    help="How a Helper answers aggregation jobs: at once, later, or by its load. default: as "
+    "[helper] mode.",
+)
+@click.option(
+    "--batch-target-size",
+    type=click.IntRange(min=0),
+    metavar="REPORTS",
+    help="How many reports a Leader puts into a leader-selected batch. 0: the minimum batch size.",
+)
 @click.option(
     "--report-expiry-age",
     type=click.IntRange(min=1),
     metavar="SECONDS",
-    help="How long reports are kept. A Leader's must not exceed its Helper's.",
+    help="How long to keep reports. A Leader's age must not exceed its Helper's.",
 )
-@click.option("--reports-never-expire", is_flag=True, help="Storage then grows for ever.")
+@click.option(
+    "--reports-never-expire", is_flag=True, help="Keep reports for ever. Storage grows for ever."
+)
 @click.pass_obj
 def set_task(
     config: Path | None,
@@ -40,11 +52,12 @@ def set_task(
     *,
     reports_never_expire: bool,
 ) -> None:
-    """Change what is local to this Aggregator.
+    """Change a task's settings that are local to this Aggregator.
 
-    The expiry age needs an agreement: while a Leader keeps reports longer than its Helper, their
-    counts of a batch can differ for good, and the batch can't be collected. So lengthen it at the
-    Helper first, shorten it at the Leader first, and keep the Helper's a day longer.
+    Agree on the expiry age with the other operator: while a Leader keeps reports longer than its
+    Helper, their report counts of a batch can differ for good, and the batch can't be collected. So
+    lengthen it at the Helper first, shorten it at the Leader first, and keep the Helper's a day
+    longer.
 
     \b
     Example:
@@ -65,20 +78,20 @@ def set_task(
         if report_expiry_age is not None or reports_never_expire:
             settings = replace(settings, report_expiry_age=report_expiry_age)
         if settings == found.settings:
-            raise UsageError("nothing to change; see `dapd task set --help`")
+            raise UsageError("nothing to change; `dapd task set --help` lists the options")
         datastore.run_sync(tasks.set_settings, found.task_pk, settings)
-    click.echo(f"Task {found.id_text} changed.")
+    click.echo(f"Changed task {found.id_text}.")
 
 
 @click.command("drain")
 @TASK_ID
 @click.pass_obj
 def drain(config: Path | None, prefix: str) -> None:
-    """Take no more reports of a task, and finish with those it has.
+    """Refuse new reports of a task, but finish those it has.
 
-    At the Leader: uploads are refused from now on, report by report, as `report_dropped`. What was
-    accepted is aggregated and can be collected; `task show` says what is left. `task enable` ends
-    it.
+    Run it at the Leader: it rejects each uploaded report as `report_dropped`. Accepted reports are
+    still aggregated and can be collected; `dapd task show` shows what is left. `dapd task enable`
+    undoes it.
 
     \b
     Example:
@@ -93,10 +106,10 @@ def drain(config: Path | None, prefix: str) -> None:
 @TASK_ID
 @click.pass_obj
 def disable(config: Path | None, prefix: str) -> None:
-    """Stop a task: nobody is served, nothing is worked on, nothing is lost.
+    """Stop serving a task without losing anything.
 
-    Everybody is told `unrecognizedTask`, and its jobs wait until `task enable`. Its reports go on
-    ageing meanwhile.
+    Requests for the task are answered `unrecognizedTask`, and its jobs wait until
+    `dapd task enable`. Its reports still expire meanwhile.
 
     \b
     Example:
@@ -111,7 +124,7 @@ def disable(config: Path | None, prefix: str) -> None:
 @TASK_ID
 @click.pass_obj
 def enable(config: Path | None, prefix: str) -> None:
-    """Let a drained or disabled task go on.
+    """Serve a drained or disabled task again.
 
     \b
     Example:
@@ -124,14 +137,14 @@ def enable(config: Path | None, prefix: str) -> None:
 
 @click.command("delete")
 @TASK_ID
-@click.option("--discard", is_flag=True, help="Also what no collection has taken yet.")
+@click.option("--discard", is_flag=True, help="Delete uncollected reports, too.")
 @click.pass_obj
 def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
-    """Delete a task with all that it has; refused while something is uncollected.
+    """Delete a task with all its data. Without --discard, refuse while reports are uncollected.
 
-    Drain it first and collect. From now on nobody is served; the running daemon takes its rows
-    away. What stays is its id and the time up to which it took reports, so that a task that is
-    added again takes none of them a second time.
+    Drain the task first and collect its batches. The task is no longer served, and the running
+    daemon deletes its rows. dapd keeps the task's id and the time up to which it accepted reports,
+    so that the task, if it is added again, accepts none of them a second time.
 
     \b
     Example:
@@ -145,9 +158,9 @@ def delete(config: Path | None, prefix: str, *, discard: bool) -> None:
         given_up = datastore.run_sync(
             delete_task, found.task_id, now, settings.reports.early_leeway, discard=discard
         )
-    click.echo(f"Task {found.id_text} is deleted; the daemon takes away what is left of it.")
+    click.echo(f"Deleted task {found.id_text}; the daemon removes its data.")
     if lost := given_up.waiting + given_up.aggregated:
-        click.echo(f"It had {count(lost, 'uncollected report')}, which dapd gives up.")
+        click.echo(f"Discarded {count(lost, 'uncollected report')}.")
 
 
 def _change(config: Path | None, prefix: str, state: TaskState) -> None:
@@ -156,7 +169,7 @@ def _change(config: Path | None, prefix: str, state: TaskState) -> None:
     with command_store(config, "task") as (_, datastore, _):
         found = find(datastore, prefix)
         changed = datastore.run_sync(set_task_state, found.task_id, state)
-    click.echo(f"Task {found.id_text} is {state.value}{'' if changed else ' already'}.")
+    click.echo(f"Task {found.id_text} is {'now' if changed else 'already'} {state.value}.")
 
 
 COMMANDS = (set_task, drain, disable, enable, delete)

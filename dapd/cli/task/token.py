@@ -1,4 +1,4 @@
-"""``dapd task token``: replacing what one party authenticates to another with (rule A9)."""
+"""``dapd task token``: replace the tokens by which the parties authenticate (rule A9)."""
 
 from __future__ import annotations
 
@@ -23,16 +23,21 @@ _PREFIX_BYTES = 4
 
 @click.group()
 def token() -> None:
-    """Replace a task's tokens while both sides work: the receiver first.
+    """Replace a task's tokens without interrupting its service.
 
     \b
-    The Helper receives from the Leader:
+    To replace the token that the Leader sends to the Helper:
       at the Helper   dapd task token add TASK_ID
       at the Leader   dapd task token use TASK_ID --file TOKEN
       at the Helper   dapd task token remove TASK_ID
 
-    The Leader receives from the Collector in the same way: add at the Leader, put the token into
-    collector.toml as collector_auth_token, remove at the Leader. Both tokens let in meanwhile.
+    \b
+    To replace the token that the Collector sends to the Leader:
+      at the Leader      dapd task token add TASK_ID
+      at the Collector   set collector_auth_token in collector.toml
+      at the Leader      dapd task token remove TASK_ID
+
+    Between `add` and `remove` the receiver accepts both tokens.
     """
 
 
@@ -40,9 +45,10 @@ def token() -> None:
 @TASK_ID
 @click.pass_obj
 def add(config: Path | None, prefix: str) -> None:
-    """At the receiver, first: let in a new token too, and print it, this once.
+    """Make and print a token that this Aggregator accepts, too.
 
-    At most two are valid. Give it to the sender over a channel that keeps it secret.
+    The first step, at the receiver. The token is printed only this once: send it to the sender over
+    a channel that keeps it secret. A task accepts at most two tokens.
 
     \b
     Example:
@@ -62,7 +68,7 @@ def add(config: Path | None, prefix: str) -> None:
         if found.role is Role.LEADER
         else "the Leader's operator: dapd task token use"
     )
-    click.echo(f"For {sender}. Once it is in use: dapd task token remove", err=True)
+    click.echo(f"For {sender}. Once it is in use, run: dapd task token remove", err=True)
 
 
 @token.command("use")
@@ -70,14 +76,15 @@ def add(config: Path | None, prefix: str) -> None:
 @click.option(
     "--file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Where the token is.  [default: standard input]",
+    help="Read the token from this file.  [default: standard input]",
 )
 @click.pass_obj
 def use(config: Path | None, prefix: str, file: Path | None) -> None:
-    """At the Leader, second: send this token to the Helper from now on.
+    """Send this token to the Helper from now on.
 
-    The Helper must let it in already (`task token add` there), else its requests are refused until
-    it does; nothing is lost meanwhile. The token is never an argument, which others could see.
+    The second step, at the Leader. The Helper must accept the token already (`dapd task token add`
+    there); until it does, it refuses the Leader's requests, but nothing is lost. The token is never
+    an argument, because other users of this machine could see it.
 
     \b
     Example:
@@ -94,14 +101,16 @@ def use(config: Path | None, prefix: str, file: Path | None) -> None:
     with command_store(config, "task") as (_, datastore, sealer):
         found = find(datastore, prefix)
         datastore.run_sync(use_token, found.task_id, given, sealer)
-    click.echo(f"Task {found.id_text} sends the new token from now on.")
+    click.echo(f"Task {found.id_text} sends the new token to the Helper from now on.")
 
 
 @token.command("remove")
 @TASK_ID
 @click.pass_obj
 def remove(config: Path | None, prefix: str) -> None:
-    """At the receiver, last: let the older of two tokens in no more.
+    """Stop accepting the older of a task's two tokens.
+
+    The last step, at the receiver, once the sender uses the new token.
 
     \b
     Example:
@@ -112,7 +121,7 @@ def remove(config: Path | None, prefix: str) -> None:
     with command_store(config, "task") as (_, datastore, _):
         found = find(datastore, prefix)
         older = datastore.run_sync(remove_token, found.task_id)
-    click.echo(f"Task {found.id_text}: token {_shown(older)} lets nobody in any more.")
+    click.echo(f"Task {found.id_text}: token {_shown(older)} is no longer accepted.")
 
 
 @token.command("list")
@@ -120,7 +129,9 @@ def remove(config: Path | None, prefix: str) -> None:
 @AS_JSON
 @click.pass_obj
 def list_tokens(config: Path | None, prefix: str, *, as_json: bool) -> None:
-    """The tokens of a task, by the first digits of their SHA-256, which both sides may compare.
+    """List a task's tokens by the first digits of their hashes.
+
+    The hashes are SHA-256; both sides can compare them.
 
     \b
     Example:
@@ -144,9 +155,9 @@ def list_tokens(config: Path | None, prefix: str, *, as_json: bool) -> None:
         return
     for place, each in enumerate(inbound):
         age = ("older", "newer")[place] if len(inbound) > 1 else "only"
-        click.echo(f"{_shown(each)}  lets the {_sender(found)} in, the {age} one")
+        click.echo(f"{_shown(each)}  accepted from the {_sender(found)}, the {age} one")
     if outbound is not None:
-        click.echo(f"{outbound}  is sent to the Helper")
+        click.echo(f"{outbound}  sent to the Helper")
 
 
 def _sender(task: SealedTask) -> str:
