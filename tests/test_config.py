@@ -134,15 +134,21 @@ def test_a_listen_that_is_no_address_is_refused(listen: str, tmp_path: Path) -> 
     ("text", "blamed"),
     [
         ("", "`datastore`"),
-        (DATASTORE + "extra = 1", "datastore: object contains unknown field `extra`"),
-        (DATASTORE + "[extra]", "unknown field `extra`"),
+        (DATASTORE + "extra = 1", "datastore: unknown key `extra`; config.example.toml lists"),
+        (DATASTORE + "[extra]", "unknown key `extra`; config.example.toml lists"),
+        (DATASTORE + "[leader]\nslot = 2", "leader: unknown key `slot`; did you mean `slots`?"),
+        (DATASTORE + "[servers]", "dapd.toml: unknown key `servers`; did you mean `server`?"),
+        (
+            "[datastore]\nsealing_key = ['k']",
+            "unknown key `sealing_key`; did you mean `sealing_keys`",
+        ),
         (DATASTORE + "[leader]\nslots = 'two'", "leader.slots: expected `int`, got `str`"),
         (DATASTORE + "[leader]\nslots = true", "leader.slots"),
         (DATASTORE + "[leader]\nmax_job_size = 0", "leader.max_job_size: expected `int` >= 1"),
-        (DATASTORE + "[leader]\nmax_job_size = 99", "leader.min_job_size: it is above"),
-        (DATASTORE + "[leader]\nretry_max = 0.5", "leader.retry_min: it is above"),
+        (DATASTORE + "[leader]\nmax_job_size = 99", "leader.min_job_size: is above"),
+        (DATASTORE + "[leader]\nretry_max = 0.5", "leader.retry_min: is above"),
         (DATASTORE + "[server]\nread_timeout = nan", "server.read_timeout"),
-        (DATASTORE + "[server]\ntls_key = 'k'", "server.tls_certificate: it and server.tls_key"),
+        (DATASTORE + "[server]\ntls_key = 'k'", "server.tls_certificate: goes with server.tls_key"),
         (DATASTORE + "[server]\ntls_certificate = 'c'", "set both or none"),
         (DATASTORE + "[shutdown]\ngrace = -1", "shutdown.grace"),
         (DATASTORE + "[helper]\nmode = 'fast'", "helper.mode"),
@@ -185,7 +191,7 @@ def test_an_admin_listener_beyond_loopback_has_hosts_tls_and_tokens(tmp_path: Pa
         message = _refusal(tmp_path, _admin(**{**REMOTE, missing: None}))
         assert f"admin.{blamed}" in message
     message = _refusal(tmp_path, _admin(**{**REMOTE, "tls_key": None, "tls_certificate": None}))
-    assert "admin.tls_certificate: a listener beyond loopback needs it" in message
+    assert "admin.tls_certificate: is needed for a listener beyond loopback" in message
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "[::1]:9464", "localhost:9464", "127.9.9.9:1"])
@@ -198,22 +204,34 @@ def test_an_admin_listener_on_loopback_has_no_tls_and_no_tokens(
     assert (admin.is_remote, admin.page, admin.hosts) == (False, True, ("metrics.test",))
     for key in ("tls_certificate", "tokens"):
         more = {**keys, key: REMOTE[key], "tls_key": REMOTE["tls_key"] if "tls" in key else None}
-        assert f"admin.{key}: only a listener beyond" in _refusal(tmp_path, _admin(**more))
+        assert f"admin.{key}: is only for a listener beyond" in _refusal(tmp_path, _admin(**more))
 
 
 @pytest.mark.parametrize(
     ("key", "value", "blamed"),
     [
-        ("tokens", '["read:' + "A" * 42 + '"]', "admin.tokens: one is no scope and hash"),
-        ("tokens", '["read:' + "A" * 42 + 'B"]', "admin.tokens: one is no scope and hash"),
-        ("tokens", '["write:' + "A" * 43 + '"]', "admin.tokens: one is no scope and hash"),
-        ("tokens", '["' + "A" * 43 + '"]', "admin.tokens: one is no scope and hash"),
-        ("hosts", '["https://dapd.example"]', 'admin.hosts: "https://dapd.example" is no name'),
-        ("hosts", '["dapd.example:9464"]', 'admin.hosts: "dapd.example:9464" is no name'),
-        ("hosts", '["*.example"]', 'admin.hosts: "*.example" is no name'),
-        ("hosts", '[""]', 'admin.hosts: "" is no name'),
-        ("listen", '"9464"', 'admin.listen: "9464" is no address'),
-        ("listen", '"127.0.0.1:8080"', "admin.listen: it is server.listen"),
+        ("tokens", '["read:' + "A" * 42 + '"]', "admin.tokens: an entry is not a scope and a hash"),
+        (
+            "tokens",
+            '["read:' + "A" * 42 + 'B"]',
+            "admin.tokens: an entry is not a scope and a hash",
+        ),
+        (
+            "tokens",
+            '["write:' + "A" * 43 + '"]',
+            "admin.tokens: an entry is not a scope and a hash",
+        ),
+        ("tokens", '["' + "A" * 43 + '"]', "admin.tokens: an entry is not a scope and a hash"),
+        (
+            "hosts",
+            '["https://dapd.example"]',
+            'admin.hosts: "https://dapd.example" is not a host name',
+        ),
+        ("hosts", '["dapd.example:9464"]', 'admin.hosts: "dapd.example:9464" is not a host name'),
+        ("hosts", '["*.example"]', 'admin.hosts: "*.example" is not a host name'),
+        ("hosts", '[""]', 'admin.hosts: "" is not a host name'),
+        ("listen", '"9464"', 'admin.listen: "9464" is not an address'),
+        ("listen", '"127.0.0.1:8080"', "admin.listen: is the same as server.listen"),
     ],
 )
 def test_a_wrong_admin_listener_is_refused(
@@ -255,7 +273,7 @@ class TestSealingKeys:
     @pytest.mark.parametrize("text", ["", "AAAA", TEXT + "A", TEXT + "=", "é" * 43, "!" * 43])
     def test_f2_another_content_is_refused(self, text: str, tmp_path: Path) -> None:
         """The message names the file, never its content."""
-        with pytest.raises(UsageError, match="k: not 32 bytes as 43 characters of base64url"):
+        with pytest.raises(UsageError, match="k: not a sealing key"):
             read_sealing_keys(self._config(tmp_path, text))
 
     def test_a_missing_key(self, tmp_path: Path) -> None:
@@ -265,6 +283,6 @@ class TestSealingKeys:
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
     def test_i9_a_key_that_others_may_read_is_refused(self, mode: int, tmp_path: Path) -> None:
-        """With the command that mends it."""
+        """With the command that fixes it."""
         with pytest.raises(UsageError, match=r"run `chmod 600 .*k`"):
             read_sealing_keys(self._config(tmp_path, self.TEXT, mode))

@@ -144,7 +144,7 @@ class TestEachPartyGetsItsOwn:
         """A Collector's private key given to the Leader is told, not ignored."""
         text = _with(to_toml(files.leader), "collector_hpke_private_key", '"AA"')
         message = _refusal(tmp_path, text)
-        assert "collector_hpke_private_key: it is not for the leader; remove the line" in message
+        assert "collector_hpke_private_key: does not belong in the leader's file; remove" in message
 
 
 class TestWriting:
@@ -159,7 +159,7 @@ class TestWriting:
         self, files: TaskFiles, tmp_path: Path
     ) -> None:
         (tmp_path / "collector.toml").write_text("mine")
-        with pytest.raises(UsageError, match=r"collector\.toml: it exists already"):
+        with pytest.raises(UsageError, match=r"collector\.toml: exists already"):
             write_task_files(tmp_path, files)
         assert [path.name for path in tmp_path.iterdir()] == ["collector.toml"]
         with pytest.raises(UsageError, match="File exists"):
@@ -344,12 +344,12 @@ class TestC7:
     @pytest.mark.parametrize(
         ("value", "why"),
         [
-            ("[3600.0, 3600]", "its start must be seconds"),
+            ("[3600.0, 3600]", "the start must be seconds"),
             ("[3601, 3600]", "multiples of time_precision"),
             ("[3600, 1800]", "multiples of time_precision"),
-            ("[3600, 0]", "write .start, duration."),
-            ("[-3600, 3600]", "write .start, duration."),
-            ("[3600, true]", "write .start, duration."),
+            ("[3600, 0]", "give a start from 0 and a duration from 1, in seconds"),
+            ("[-3600, 3600]", "give a start from 0 and a duration from 1, in seconds"),
+            ("[3600, true]", "give a start from 0 and a duration from 1, in seconds"),
             ("[3600, 9223372036854775807]", "shorten it"),
             ("[2026-01-01T00:00:00, 3600]", "a time with a zone"),
             ('["tomorrow", 3600]', "a time with a zone"),
@@ -396,14 +396,14 @@ class TestRefusals:
         ("key", "value", "why"),
         [
             ("role", '"boss"', "invalid enum value"),
-            ("task_id", '"AAAA"', "3 bytes; it must be 32"),
+            ("task_id", '"AAAA"', "3 bytes; it must have 32"),
             ("task_id", f'"{"A" * 43}="', "not unpadded base64url"),
             ("task_id", "7", "expected `str"),
             ("time_precision", "0", ">= 1"),
             ("min_batch_size", "0", ">= 1"),
             ("min_batch_size", str(2**63), "<= 9223372036854775807"),
             ("batch_mode", '"time_interval"', "invalid enum value"),
-            ("vdaf_verify_key", '"AAAA"', "it must be 32"),
+            ("vdaf_verify_key", '"AAAA"', "it must have 32"),
             ("verification_key_id", "256", "<= 255"),
             ("report_expiry_age", "0", ">= 1"),
             ("report_expiry_age", '"always"', "invalid enum value"),
@@ -411,14 +411,22 @@ class TestRefusals:
             ("aggregator_auth_token", '""', "visible ASCII"),
             ("collector_auth_token", '"é"', "visible ASCII"),
             ("collector_hpke_config", '"AAAA"', "not an encoded HpkeConfig"),
-            ("vdaf", '{ type = "median" }', "it must be one of"),
-            ("vdaf", "{ length = 3 }", "it must be one of"),
+            ("vdaf", '{ type = "median" }', "unknown type `median`; use one of count, sum, "),
+            ("vdaf", '{ type = "histogramm" }', r"`histogramm`; did you mean `histogram`\?"),
+            ("vdaf", "{ length = 3 }", "without type; use one of count"),
             ("vdaf", '{ type = "histogram", length = 10 }', "without chunk_length"),
             ("vdaf", '{ type = "histogram", length = 0, chunk_length = 1 }', "length"),
-            ("vdaf", '{ type = "count", length = 1 }', "length"),
+            (
+                "vdaf",
+                '{ type = "histogram", lenght = 10, chunk_length = 3 }',
+                r"vdaf: unknown key `lenght`; did you mean `length`\?",
+            ),
+            ("vdaf", '{ type = "count", length = 1 }', "`length`; count takes no parameters"),
+            ("vdaf", '{ type = "sum", bits = 8 }', "unknown key `bits`; sum takes max_measurement"),
             ("vdaf", '{ type = "sum", max_measurement = -1 }', "from 0 to 2.63-1"),
             ("vdaf", '{ type = "sum", max_measurement = "9" }', "from 0 to 2.63-1"),
-            ("verify_key", '"AA"', "unknown field `verify_key`"),
+            ("verify_key", '"AA"', r"unknown key `verify_key`; did you mean `vdaf_verify_key`\?"),
+            ("favourite", '"AA"', "unknown key `favourite`; docs/tasks.md explains every key"),
         ],
     )
     def test_a_wrong_value(
@@ -517,7 +525,7 @@ class TestExpiryAge:
 
     def test_a_helpers_age_that_leaves_its_leader_none_is_refused(self) -> None:
         """A day longer than nothing."""
-        with pytest.raises(UsageError, match=r"^report_expiry_age: 86400; .* above 86400"):
+        with pytest.raises(UsageError, match=r"^report_expiry_age: is 86400, .* above 86400"):
             new_task(_draft(role="helper", report_expiry_age=86_400))
 
     def test_an_aggregator_takes_the_age_of_its_file(

@@ -1,8 +1,7 @@
 """The daemon's configuration: frozen structs, each key with its range and its default.
 
-Durations are seconds, sizes bytes. Left out: how a file becomes it (``dapd.config.loading``), tasks
-(``dapd.taskfile``) and whatever only one task needs. ``config.example.toml`` says what each key is
-for.
+Durations are seconds, sizes bytes. ``config.example.toml`` describes each key. Reading a file is in
+``dapd.config.loading``; tasks and their settings are in ``dapd.taskfile``.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ DATABASE = Path("state/dapd.sqlite")
 
 HelperMode = Literal["sync", "async", "auto"]
 Scope = Literal["read", "operate"]
-"""What a token of the admin interface is for."""
+"""What a token of the admin interface allows."""
 
 _TOKEN_HASH_SIZE = 32
 
@@ -38,7 +37,7 @@ _Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[server]``. ``listen`` is ``host:port``; port 0 takes a free one.
 
-    With a certificate (a PEM file with its chain) and its key it is served over TLS.
+    A certificate (a PEM file with its chain) and its key switch TLS on.
     """
 
     listen: str = "127.0.0.1:8080"
@@ -50,19 +49,19 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host, without brackets, and port. Raises ``ValueError``."""
+        """The host, without brackets, and the port. Raises ``ValueError``."""
         return _address(self.listen)
 
 
 class Datastore(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[datastore]``. The first sealing key seals, all open (rule F2)."""
+    """``[datastore]``. The first sealing key seals, all of them open (rule F2)."""
 
     path: Path = DATABASE
     sealing_keys: Annotated[tuple[Path, ...], Meta(min_length=1)]
 
 
 class Helper(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[helper]``. ``max_running`` bounds the jobs that are verified or wait for it (rule A2)."""
+    """``[helper]``. ``max_running`` limits how many jobs run or wait for verification (A2)."""
 
     mode: HelperMode = "auto"
     auto_sync_seconds: _Short = 0.5
@@ -73,10 +72,10 @@ class Helper(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[leader]``. Job sizes count reports; ``slots`` 0 stands for the number of cores; the PEM
-    file ``peer_ca`` takes the place of the system's trust store.
+    """``[leader]``. Job sizes count reports; ``slots`` 0 means the number of cores; the PEM file
+    ``peer_ca`` replaces the system's trust store.
 
-    An upload group, what one transaction stores, takes requests until either cap is reached.
+    An upload group, which one transaction stores, takes requests until it reaches either limit.
     """
 
     min_job_size: _Count = 100
@@ -96,7 +95,7 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def computing_slots(self) -> int:
-        """How many steps may compute at once (rule E1)."""
+        """The number of steps that may compute at once (rule E1)."""
         return self.slots or len(os.sched_getaffinity(0))
 
 
@@ -111,10 +110,10 @@ class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[reports]``. ``early_leeway``: how far ahead of this clock a report may be.
+    """``[reports]``. ``early_leeway``: how far ahead of this clock a report's time may be.
 
-    ``max_replay_ids`` bounds the replay index, whose ids never go for tasks without an expiry age
-    (rule E4).
+    ``max_replay_ids`` limits the replay index, which keeps the ids of tasks without an expiry age
+    for ever (rule E4).
     """
 
     early_leeway: _Short = 300.0
@@ -122,16 +121,16 @@ class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Clock(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[clock]``. After a stop longer than ``longest_stop`` nothing expires until an operator has
-    confirmed the time with ``dapd clock accept`` (rule D6).
+    """``[clock]``. After a stop longer than ``longest_stop`` nothing expires until an operator
+    confirms the time with ``dapd clock accept`` (rule D6).
     """
 
     longest_stop: Annotated[int, Meta(ge=3600, le=366 * 86_400)] = 7 * 86_400
 
 
 class Gc(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[gc]``. A round of the garbage collector every ``interval``; a task is deleted as a whole
-    once its interval ended longer ago than ``ended_task_retention``.
+    """``[gc]``. The garbage collector runs every ``interval``; it deletes a task as a whole
+    ``ended_task_retention`` after the end of the task's interval.
     """
 
     interval: _Positive = 60.0
@@ -139,8 +138,8 @@ class Gc(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[keys]``. How long an HPKE key is ``pending`` before it is published, long enough to be in
-    two backups and in every cache, and how long it is ``active`` then.
+    """``[keys]``. How long an HPKE key is ``pending`` before it is published, which must be long
+    enough for it to be in two backups, and how long it is ``active`` after that.
     """
 
     pending: _Year = 2 * 86_400
@@ -149,11 +148,12 @@ class Keys(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[admin]``. ``socket`` is where commands reach the running daemon; ``None`` puts it beside
-    the database, or where systemd has made a directory for it.
+    the database, or into the directory that systemd made for it.
 
-    ``listen``, ``host:port``, is a second listener: for metrics and health on loopback, with the
-    ``page`` if wanted; for all, to whoever has a token, elsewhere. ``hosts`` are the names by which
-    it is called, ``tokens`` are ``read:HASH`` or ``operate:HASH`` (``dapd admin token``).
+    ``listen``, ``host:port``, is a second listener. On loopback it serves metrics and health, and
+    the ``page`` if that is set; beyond loopback it serves the whole interface to requests with a
+    token. ``hosts`` are the names under which it may be addressed; ``tokens`` are ``read:HASH`` or
+    ``operate:HASH`` (``dapd admin token``).
     """
 
     socket: Path | None = None
@@ -166,17 +166,20 @@ class Admin(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def address(self) -> tuple[str, int] | None:
-        """Host, without brackets, and port, if there is a listener. Raises ``ValueError``."""
+        """The host, without brackets, and the port; ``None`` without a listener.
+
+        Raises ``ValueError``.
+        """
         return None if self.listen is None else _address(self.listen)
 
     @property
     def is_remote(self) -> bool:
-        """Whether others than this machine reach the listener."""
+        """Whether other machines can reach the listener."""
         return self.address is not None and not is_loopback(self.address[0])
 
     @property
     def token_hashes(self) -> tuple[tuple[Scope, bytes], ...]:
-        """What each token may do, and its SHA-256. Raises ``ValueError``."""
+        """The scope and the SHA-256 of each token. Raises ``ValueError``."""
         return tuple(parse_token(each) for each in self.tokens)
 
 
@@ -187,10 +190,10 @@ class Disk(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[defaults]``: the local settings of a task that is added without its own.
+    """``[defaults]``: the local settings of tasks that are added without settings of their own.
 
-    ``helper_mode`` ``None`` follows ``[helper] mode``, ``batch_target_size`` ``None`` the task's
-    minimum batch size. That reports never expire is said by a flag, task by task.
+    ``helper_mode`` ``None`` means ``[helper] mode``, ``batch_target_size`` ``None`` the task's
+    minimum batch size. Reports that never expire are a task's own choice, never a default.
     """
 
     helper_mode: HelperMode | None = None
@@ -199,20 +202,20 @@ class Defaults(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Log(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[log]``. ``auto`` is human on a terminal, JSON lines elsewhere."""
+    """``[log]``. ``auto`` means human on a terminal, JSON lines elsewhere."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "human"] = "auto"
 
 
 class Shutdown(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``[shutdown]``. ``grace``: how long running work may take to end (invariant I8)."""
+    """``[shutdown]``. ``grace``: how long running work may take to finish (invariant I8)."""
 
     grace: _Short = 20.0
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The whole file. Only ``[datastore] sealing_keys`` has no default."""
+    """The whole configuration. Only ``[datastore] sealing_keys`` has no default."""
 
     datastore: Datastore
     server: Server = field(default_factory=Server)
@@ -231,13 +234,13 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def admin_socket(self) -> Path:
-        """Where the daemon's admin socket is."""
+        """The path of the daemon's admin socket."""
         path = self.datastore.path
         return self.admin.socket or path.with_name(f"{path.name}.admin")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine is called so; ``host`` is a name or an address."""
+    """Return whether ``host``, a name or an address, always means this machine."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -255,11 +258,11 @@ def _address(listen: str) -> tuple[str, int]:
 
 
 def parse_token(line: str) -> tuple[Scope, bytes]:
-    """What an entry of ``[admin] tokens`` is for, and its token's SHA-256; or ``ValueError``."""
+    """Split an entry of ``[admin] tokens`` into its scope and SHA-256. Raises ``ValueError``."""
     scope, _, text = line.partition(":")
     hashed = b64url_decode(text)
     match scope:
         case "read" | "operate" if len(hashed) == _TOKEN_HASH_SIZE:
             return scope, hashed
         case _:
-            raise ValueError("no scope and hash")
+            raise ValueError("not a scope and a hash")

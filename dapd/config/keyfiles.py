@@ -1,4 +1,4 @@
-"""The sealing keys' files: who may read them, and what is in them."""
+"""Read sealing key files and check their permissions."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ SEALING_KEY_SIZE = 32
 
 
 def read_sealing_keys(config: Config) -> list[bytes]:
-    """The 32-byte sealing keys in the file's order. Raises ``UsageError`` that names the file."""
+    """Read the configured sealing keys, 32 bytes each, in their order. Raises ``UsageError``."""
     return [read_sealing_key(path) for path in config.datastore.sealing_keys]
 
 
 def read_sealing_key(path: Path) -> bytes:
-    """One of them. Raises ``UsageError``."""
+    """Read one sealing key. Raises ``UsageError`` that names the file."""
     again = "restore it from its backup (without it the database can't be read)"
     path, forbidden = readable(path)
     try:
@@ -29,9 +29,9 @@ def read_sealing_key(path: Path) -> bytes:
             f"{path}: this sealing key is missing; {again}, or make a first one with `dapd init`"
         ) from None
     except OSError as error:
-        remedy = "run this as root, or let this user read it"
+        remedy = "run this as root, or let this user read the file"
         if "CREDENTIALS_DIRECTORY" in os.environ:
-            remedy = "put it there, then restart: systemd passes on what is there at the start"
+            remedy = "put it into the directory of the unit's LoadCredential= and restart dapd"
         raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
     except UnicodeDecodeError:
         text = ""
@@ -42,16 +42,16 @@ def read_sealing_key(path: Path) -> bytes:
     except ValueError:
         key = b""
     if len(key) != SEALING_KEY_SIZE:
-        raise UsageError(f"{path}: not 32 bytes as 43 characters of base64url; {again}")
+        raise UsageError(f"{path}: not a sealing key (43 characters of base64url); {again}")
     return key
 
 
 def readable(path: Path) -> tuple[Path, int]:
-    """The key file, and which bits of its mode are refused.
+    """Return the path to read a key from, and the mode bits that it must not have.
 
-    A file that only root may read reaches a service as the credential ``keys_NAME``, of systemd's
-    ``LoadCredential=keys:DIRECTORY``. That one may have a group bit: it is how an access list for
-    the service's user, which systemd gives it, shows in the mode.
+    A key file that only root may read reaches a service as systemd's credential ``keys_NAME``, by
+    ``LoadCredential=keys:DIRECTORY``. A credential's group bit is allowed: it stands for the access
+    list entry by which systemd lets the service's user read it.
     """
     passed = os.environ.get("CREDENTIALS_DIRECTORY")
     if passed and not os.access(path, os.R_OK):

@@ -1,4 +1,4 @@
-"""The configuration of a new Aggregator: what `dapd init` writes."""
+"""The configuration of a new Aggregator, as `dapd init` writes it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dapd.config import DATABASE, Server
 
 SEALING_KEY = Path("keys/sealing-1.key")
 METRICS_LISTEN = "127.0.0.1:9464"
-"""Where a service's metrics are: the port that OpenTelemetry's Prometheus exporter has."""
+"""The metrics address of a service, with the port of OpenTelemetry's Prometheus exporter."""
 
 
 def minimal_config(
@@ -23,7 +23,7 @@ def minimal_config(
     socket: Path | None = None,
     metrics: str | None = None,
 ) -> str:
-    """The smallest configuration of an Aggregator that is reached at ``url``."""
+    """Return the smallest configuration of an Aggregator whose base URL is ``url``."""
     lines = [
         f"# A DAP {role.capitalize()} at {url}",
         "[server]",
@@ -43,12 +43,12 @@ def minimal_config(
 
 
 def _quoted(value: str | Path) -> str:
-    """As a TOML string; a path of an operator's may hold anything."""
+    """Return a TOML string; an operator's path may contain any character."""
     return json.dumps(str(value), ensure_ascii=False)
 
 
 def _listen_for(url: str) -> str:
-    """A loopback URL is served where it points; any other one by a proxy in front of dapd."""
+    """Return the address in a loopback URL; any other URL belongs to a proxy in front of dapd."""
     parts = urlsplit(url)
     if parts.scheme == "http" and parts.hostname in {"localhost", "127.0.0.1", "::1"}:
         host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -1,11 +1,11 @@
-"""Task files, TOML <-> frozen dataclasses: what each of a task's four parties is told.
+"""Task files: the TOML file that each of a task's four parties gets, as a frozen dataclass.
 
-Section "Task Configuration"; rules B7 and C7. Left out: how an Aggregator stores a task
-(``dapd.datastore.tasks``). ``docs/tasks.md`` explains the files.
+Section "Task Configuration"; rules B7 and C7. ``docs/tasks.md`` explains the files;
+``dapd.datastore.tasks`` stores a task.
 
 - ``read_task_file`` reads one party's file, ``write_task_files`` writes all four;
-- a ``TaskDraft`` holds the keys that somebody chose; ``new_task`` makes the rest;
-- ``aggregator_task`` is what an Aggregator stores of its file.
+- a ``TaskDraft`` contains the keys that were chosen; ``new_task`` makes the rest;
+- ``aggregator_task`` turns an Aggregator's file into the task that it stores.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Task:
-    """The task as an Aggregator works on it, not stored yet (``task_pk`` 0)."""
+    """Return the task of an Aggregator's file, ready to be stored (``task_pk`` is 0)."""
     leads = isinstance(task, LeaderTask)
     token = task.aggregator_auth_token
     return Task(
@@ -74,7 +74,7 @@ def aggregator_task(task: LeaderTask | HelperTask, settings: TaskSettings) -> Ta
 
 
 def local_settings(task: LeaderTask | HelperTask, defaults: TaskSettings) -> TaskSettings:
-    """``defaults``, but for the expiry age if the file has one."""
+    """Return ``defaults``, with the expiry age from the file if that has one."""
     match task.report_expiry_age:
         case None:
             return defaults

@@ -1,4 +1,4 @@
-"""One party's task file, TOML <-> a frozen dataclass. Left out: making a task (``.making``)."""
+"""Read and write one party's task file. New tasks are made in ``.making``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _MODES = {"time-interval": BatchMode.TIME_INTERVAL, "leader-selected": BatchMode
 
 _Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Age = int | Literal["never"] | None
-"""``report_expiry_age`` of a file: seconds, never, or the Aggregator's default."""
+"""``report_expiry_age`` of a file: seconds, never, or (``None``) the Aggregator's default."""
 
 
 class TaskDraft(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """The keys of a task file as they stand there; ``None`` where a key is absent.
+    """The keys of a task file, with their values as in the file; ``None`` for an absent key.
 
     Bytes are unpadded base64url. ``vdaf`` is ``{"type": ..., parameter: ...}``; ``task_interval``
     is (start, duration) in seconds, or with a start in ISO 8601.
@@ -58,7 +58,7 @@ class TaskDraft(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, o
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientTask:
-    """``client.toml``: what everybody knows."""
+    """``client.toml``: the public part of a task, which every party knows."""
 
     task_id: bytes
     configuration: TaskConfiguration
@@ -66,7 +66,7 @@ class ClientTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaderTask(ClientTask):
-    """``leader.toml``."""
+    """``leader.toml``: the Leader's part of a task."""
 
     vdaf_verify_key: bytes = field(repr=False)
     verification_key_id: int = 0  # B4
@@ -78,7 +78,7 @@ class LeaderTask(ClientTask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HelperTask(ClientTask):
-    """``helper.toml``."""
+    """``helper.toml``: the Helper's part of a task."""
 
     vdaf_verify_key: bytes = field(repr=False)
     verification_key_id: int = 0  # B4
@@ -89,7 +89,7 @@ class HelperTask(ClientTask):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectorTask(ClientTask):
-    """``collector.toml``."""
+    """``collector.toml``: the Collector's part of a task."""
 
     collector_auth_token: str = field(repr=False)
     collector_hpke_config: HpkeConfig
@@ -128,7 +128,7 @@ _CONVERSIONS: Mapping[str, Callable[[str, str], object]] = {
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """One task, as each party gets it."""
+    """One task in four parts, one for each party."""
 
     leader: LeaderTask
     helper: HelperTask
@@ -137,11 +137,11 @@ class TaskFiles:
 
 
 def read_task_file(path: Path | str) -> TaskFile:
-    """One party's task. Raises ``UsageError``, one line that names file and key."""
+    """Read one party's task. Raises ``UsageError``, one line that names the file and the key."""
     path = Path(path)
     draft = read_task_draft(path)
     if draft.role is None:
-        raise UsageError(f'{path}: role: missing; write whose file it is, such as role = "helper"')
+        raise UsageError(f'{path}: role: missing; add the party\'s role, such as role = "helper"')
     try:
         return _task_of(draft, _BY_ROLE[draft.role])
     except Fault as fault:
@@ -149,21 +149,21 @@ def read_task_file(path: Path | str) -> TaskFile:
 
 
 def read_task_draft(path: Path) -> TaskDraft:
-    """A task file, complete or not, for ``new_task``. Raises ``UsageError``."""
+    """Read a task file, complete or not, for ``new_task``. Raises ``UsageError``."""
     if not path.exists():
         raise UsageError(f"{path}: no such file; make task files with `dapd task new`")
     return read_toml(path, TaskDraft, HINT)
 
 
 def write_task_files(directory: Path, files: TaskFiles) -> list[Path]:
-    """``leader.toml`` and so on in ``directory``, made if need be; overwrites nothing.
+    """Write the four task files into ``directory``, which is made if it is missing.
 
-    Raises ``UsageError``.
+    Overwrites nothing; raises ``UsageError`` if a file exists.
     """
     named = {directory / f"{role}.toml": getattr(files, role) for role in _BY_ROLE}
     for path in named:
         if path.exists():
-            raise UsageError(f"{path}: it exists already; give another directory, or move it away")
+            raise UsageError(f"{path}: exists already; give another directory, or move it away")
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,20 +174,23 @@ def write_task_files(directory: Path, files: TaskFiles) -> list[Path]:
 
 
 def write_task_file(path: Path, task: TaskFile) -> None:
-    """Write a new file that only this user can read. Raises ``UsageError``, also if it exists."""
+    """Write a task to a new file that only this user can read.
+
+    Raises ``UsageError``, also if the file exists.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; give another place") from error
+        raise UsageError(f"{path}: {error.strerror}; give another directory") from error
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(to_toml(task))
 
 
 def to_toml(task: TaskFile) -> str:
-    """The task file's text."""
+    """Return the text of a task file."""
     draft = msgspec.to_builtins(_draft_of(task))
     secret = "" if draft["role"] == "client" else " Keep it secret."
-    lines = [f"# A DAP-18 task, as its {draft['role']} gets it.{secret}"]
+    lines = [f"# A DAP-18 task: the {draft['role']}'s file.{secret}"]
     lines += [
         f"{key} = {values.to_toml(draft[key])}"
         for key in TaskDraft.__struct_fields__
@@ -201,14 +204,14 @@ def _own_keys(party: type[TaskFile]) -> list[str]:
 
 
 def narrowed(draft: TaskDraft, party: type[P]) -> P:
-    """The task of a draft that holds other parties' keys too."""
+    """Return one party's task from a draft that contains other parties' keys, too."""
     known = {*_SHARED, *_own_keys(party)}
     foreign = {key: None for key in TaskDraft.__struct_fields__ if key not in known}
     return _task_of(msgspec.structs.replace(draft, **foreign), party)
 
 
 def _task_of(draft: TaskDraft, party: type[P]) -> P:
-    """The one place where keys become a task. Raises ``Fault``."""
+    """Check and convert the keys of a draft into one party's task. Raises ``Fault``."""
     own: list[str] = _own_keys(party)
     _check_keys(draft, {*_SHARED, *own}, _role_of(party))
     given: dict[str, Any] = {key: getattr(draft, key) for key in own}
@@ -226,13 +229,13 @@ def _check_keys(draft: TaskDraft, known: set[str], role: str) -> None:
     for key in TaskDraft.__struct_fields__:
         present = getattr(draft, key) is not None
         if present and key not in known and key != "role":
-            raise Fault(key, f"it is not for the {role}; remove the line")
+            raise Fault(key, f"does not belong in the {role}'s file; remove the line")
         if not present and key in known - _OPTIONAL:
             raise missing(key)
 
 
 def _configuration(draft: TaskDraft) -> TaskConfiguration:
-    """All of ``_SHARED`` but ``task_interval`` is there."""
+    """Convert the ``_SHARED`` keys, all of which but ``task_interval`` must be present."""
     assert draft.task_info is not None
     assert draft.leader_aggregator_endpoint is not None
     assert draft.helper_aggregator_endpoint is not None
@@ -242,7 +245,7 @@ def _configuration(draft: TaskDraft) -> TaskConfiguration:
     assert draft.vdaf is not None
     task_info = values.bytes_of("task_info", draft.task_info)
     if not 1 <= len(task_info) <= 255:  # B7
-        raise Fault("task_info", f"{count(len(task_info), 'byte')}; it must have 1 to 255")
+        raise Fault("task_info", f"has {count(len(task_info), 'byte')}; it must have 1 to 255")
     leader, helper = draft.leader_aggregator_endpoint, draft.helper_aggregator_endpoint
     return TaskConfiguration(
         task_info=task_info,
@@ -288,5 +291,5 @@ def _role_of(party: type[TaskFile]) -> Any:
 
 
 def missing(key: str) -> Fault:
-    """A key that nobody has chosen and that can't be made."""
+    """Return the error for an absent key that can't be made."""
     return Fault(key, f"missing; {HINT}")

@@ -1,6 +1,6 @@
-"""A new task: what nobody has chosen is made, and each party gets its own part of it.
+"""Make a new task: fill in the keys that were not chosen, and split it between the parties.
 
-Left out: how the files are written (``.files``).
+The files are written by ``.files``.
 """
 
 from __future__ import annotations
@@ -35,8 +35,9 @@ from dapd.taskfile.files import (
 from dapd.taskfile.values import Fault
 
 HELPER_KEEPS_LONGER = 86_400
-"""Seconds. What the Leader still sends, the Helper must still take: else a report that expired
-between the two is counted by neither or by one. A day covers clocks and retries.
+"""Seconds. The Helper must still accept every report that the Leader still sends; otherwise a
+report that expires in between is counted by one Aggregator or by none. A day covers differing
+clocks and retries.
 """
 # DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM: what every party must support.
 _COLLECTOR_SUITE = (0x0020, 0x0001, 0x0001)
@@ -45,9 +46,9 @@ _COLLECTOR_SUITE = (0x0020, 0x0001, 0x0001)
 def new_task(
     draft: TaskDraft, *, allow_insecure_http: bool = False, allow_tiny_batches: bool = False
 ) -> TaskFiles:
-    """The task of ``draft``, with a fresh task id, verification key, tokens and Collector key pair
-    where it has none. Its ``report_expiry_age`` is the Leader's, unless ``role`` says that it comes
-    from a Helper's file. Raises ``UsageError`` that names the key.
+    """Make the task of ``draft``, with a new task id, verification key, tokens and Collector key
+    pair where it has none. Its ``report_expiry_age`` is the Leader's, unless its ``role`` is the
+    Helper. Raises ``UsageError`` that names the key.
     """
     try:
         full = _completed(_validated(draft))
@@ -73,23 +74,23 @@ def refuse_unsafe(
     allow_insecure_http: bool = False,
     allow_tiny_batches: bool = False,
 ) -> None:
-    """What needs a flag of its own (rule B7). Raises ``UsageError`` that names it."""
+    """Raise ``UsageError`` for whatever needs a flag of its own that is not given (rule B7)."""
     for key in ("leader_aggregator_endpoint", "helper_aggregator_endpoint"):
         url = getattr(configuration, key)
         if not allow_insecure_http and values.is_insecure(url):
             raise UsageError(
-                f"{key}: {url} sends tokens unencrypted over a network;"
+                f"{key}: with {url} tokens are sent unencrypted over a network;"
                 " use https://, or give --allow-insecure-http"
             )
     if not allow_tiny_batches and configuration.min_batch_size == 1:
         raise UsageError(
-            "min_batch_size: a batch of one report is one person's measurement;"
+            "min_batch_size: a batch of one report reveals one client's measurement;"
             " raise it, or give --allow-tiny-batches"
         )
 
 
 def _validated(draft: TaskDraft) -> TaskDraft:
-    """Msgspec checks what it reads, not what Python code puts together."""
+    """Check types and ranges: msgspec checks what it reads, but not what code constructs."""
     try:
         return msgspec.convert(msgspec.structs.asdict(draft), TaskDraft)
     except msgspec.ValidationError as error:
@@ -115,7 +116,7 @@ def _completed(draft: TaskDraft) -> TaskDraft:
     if len(pair) == 2:
         raise Fault(
             "collector_hpke_private_key",
-            "it and collector_hpke_config belong together; give both or neither",
+            "belongs together with collector_hpke_config; give both or neither",
         )
     if pair == {True}:
         keypair = HpkeKeypair.generate(secrets.randbelow(256), *_COLLECTOR_SUITE)
@@ -133,8 +134,8 @@ def _age_at_leader(draft: TaskDraft) -> Age:
     if age <= HELPER_KEEPS_LONGER:
         raise Fault(
             "report_expiry_age",
-            f"{age}; a Helper's is a day longer than its Leader's, "
-            f"so it must be above {HELPER_KEEPS_LONGER}",
+            f"is {age}, but a Helper's is a day longer than its Leader's; "
+            f"it must be above {HELPER_KEEPS_LONGER}",
         )
     return age - HELPER_KEEPS_LONGER
 
@@ -148,7 +149,7 @@ def _for_helper(draft: TaskDraft) -> TaskDraft:
 
 
 def _fresh_task_id() -> str:
-    """One that a shell does not take for an option."""
+    """Return a random id that a command can't mistake for an option."""
     while (text := b64url_encode(secrets.token_bytes(TASK_ID_SIZE))).startswith("-"):
         pass
     return text

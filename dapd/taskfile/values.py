@@ -1,10 +1,11 @@
-"""Single values of a task file, from TOML to what they mean and back.
+"""Convert single values of a task file, in both directions.
 
-Each function raises ``Fault``, which names the key, what is wrong with it and what to do.
+The functions raise ``Fault``, which names the key, what is wrong with it and what to do.
 """
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import json
 import re
@@ -14,53 +15,54 @@ from datetime import UTC, date, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
+from dapd.config.loading import unknown_key
 from dapd.crypto import HpkeKeypair, hpke_seal, hpke_supported
-from dapd.errors import DecodeError, UsageError
+from dapd.errors import DecodeError, UsageError, printable
 from dapd.messages.common import HpkeConfig, Interval, b64url_decode, b64url_encode
 from dapd.messages.task import VdafConfiguration
 from dapd.protocol.task import MAX_INTEGER
 from dapd.vdaf import KINDS, make_config
 from dapd.wording import count
 
-# What may stand in a header value, without blanks, which HTTP would trim.
+# The characters allowed in a header value, without spaces, which HTTP would trim.
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
 _URL = re.compile(r"[\x21-\x7e]{1,2000}")
 
 
 class Fault(Exception):
-    """What is wrong with which key, and what to do; becomes a ``UsageError``."""
+    """A bad value: the key, what is wrong and what to do. Callers turn it into ``UsageError``."""
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(f"{key}: {text}")
 
 
 def bytes_of(key: str, text: str, size: int | None = None) -> bytes:
-    """Unpadded base64url, of ``size`` bytes."""
+    """Decode unpadded base64url, and check that it has ``size`` bytes."""
     try:
         data = b64url_decode(text)
     except ValueError as error:
-        raise Fault(key, f"{error}; copy it without padding or blanks") from None
+        raise Fault(key, f"{error}; copy it without padding or spaces") from None
     if size is not None and len(data) != size:
-        raise Fault(key, f"{count(len(data), 'byte')}; it must be {size}, as unpadded base64url")
+        raise Fault(key, f"has {count(len(data), 'byte')}; it must have {size}, as unpadded base64url")
     return data
 
 
 def token_of(key: str, text: str) -> str:
-    """A token as it stands in the header."""
+    """Return the token if it can be sent in a header."""
     if not _TOKEN.fullmatch(text):
-        raise Fault(key, "not a token; it must be 1 to 1024 visible ASCII characters, no blanks")
+        raise Fault(key, "not a token; it must be 1 to 1024 visible ASCII characters, no spaces")
     return text
 
 
 def hpke_config_of(key: str, text: str) -> HpkeConfig:
-    """An encoded ``HpkeConfig`` that can be sealed to."""
+    """Decode an ``HpkeConfig`` and check that dapd can encrypt to it."""
     try:
         config = HpkeConfig.decode(bytes_of(key, text))
     except DecodeError as error:
         raise Fault(key, f"not an encoded HpkeConfig ({error}); copy it again") from None
     if not hpke_supported(config.kem_id, config.kdf_id, config.aead_id):
         suite = f"KEM {config.kem_id:#06x}, KDF {config.kdf_id:#06x}, AEAD {config.aead_id:#06x}"
-        raise Fault(key, f"{suite} is not supported; let the Collector use X25519 with AES-128-GCM")
+        raise Fault(key, f"{suite} is not supported; use X25519 with AES-128-GCM")
     try:
         hpke_seal(config.as_tuple, b"", b"", b"")
     except ValueError as error:
@@ -69,7 +71,7 @@ def hpke_config_of(key: str, text: str) -> HpkeConfig:
 
 
 def check_pair(config: HpkeConfig, private_key: bytes) -> None:
-    """The private key opens what the configuration seals."""
+    """Raise ``Fault`` unless the private key belongs to the configuration."""
     try:
         enc, payload = hpke_seal(config.as_tuple, b"", b"", b"pair")
         HpkeKeypair(*config.as_tuple, private_key).open(b"", b"", enc, payload)
@@ -80,12 +82,14 @@ def check_pair(config: HpkeConfig, private_key: bytes) -> None:
 
 
 def endpoint_of(key: str, url: str) -> str:
-    """An Aggregator's URL, byte for byte (rule B7)."""
+    """Return an Aggregator's URL, byte for byte, if it is a valid one (rule B7)."""
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise Fault(key, f"{url!r} is no URL ({error}); write it like https://a.example/") from None
+        raise Fault(
+            key, f"{url!r} is not a URL ({error}); use one like https://a.example/"
+        ) from None
     if (
         not _URL.fullmatch(url)
         or parts.scheme not in {"http", "https"}
@@ -93,13 +97,15 @@ def endpoint_of(key: str, url: str) -> str:
         or set("@?#") & set(url)
     ):
         raise Fault(
-            key, f"{url!r} must be like https://a.example/dap/, in ASCII, without user or query"
+            key,
+            f"{url!r} is not an Aggregator's URL; use one like https://a.example/dap/, in ASCII, "
+            "without user or query",
         )
     return url
 
 
 def is_insecure(url: str) -> bool:
-    """Whether the URL is http:// beyond this machine (rule B7)."""
+    """Return whether the URL is http:// to another machine (rule B7)."""
     parts = urlsplit(url)
     if parts.scheme != "http" or parts.hostname == "localhost":
         return False
@@ -110,42 +116,57 @@ def is_insecure(url: str) -> bool:
 
 
 def vdaf_of(table: Mapping[str, int | str], *, complete: bool) -> VdafConfiguration:
-    """``complete``: in a finished file nothing is left to each reader's own default."""
+    """Return the VDAF of a ``vdaf`` table.
+
+    ``complete`` requires every parameter, so that no reader of a finished file uses a default.
+    """
     kind = table.get("type")
+    if kind is None:
+        raise Fault("vdaf", f"without type; use one of {', '.join(KINDS)}")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise Fault("vdaf", f"type {kind!r} is unknown; it must be one of {', '.join(KINDS)}")
+        near = difflib.get_close_matches(str(kind), KINDS, n=1)
+        remedy = f"did you mean `{near[0]}`?" if near else f"use one of {', '.join(KINDS)}"
+        raise Fault("vdaf", f"unknown type `{printable(str(kind))}`; {remedy}")
+    known = [each.name for each in fields(KINDS[kind])]
     numbers: dict[str, int] = {}
     for name, value in table.items():
         if name == "type":
             continue
+        if name not in known:
+            raise Fault("vdaf", unknown_key(name, known, _parameters_of(kind, known)))
         if not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
             raise Fault("vdaf", f"{name} is {value!r}; it must be a number from 0 to 2^63-1")
         numbers[name] = value
-    absent = {each.name for each in fields(KINDS[kind])} - set(numbers)
-    if complete and absent:
-        raise Fault("vdaf", f"without {', '.join(sorted(absent))}; copy it from another party")
+    if complete and (absent := [name for name in known if name not in numbers]):
+        raise Fault("vdaf", f"without {absent[0]}; copy the line from another party's file")
     try:
         return make_config(kind, numbers)
     except ValueError as error:
         raise Fault("vdaf", str(error)) from None
 
 
+def _parameters_of(kind: str, names: list[str]) -> str:
+    return f"{kind} takes {', '.join(names)}" if names else f"{kind} takes no parameters"
+
+
 def vdaf_table(vdaf: VdafConfiguration) -> dict[str, int | str]:
-    """The inverse of ``vdaf_of``."""
+    """Return the ``vdaf`` table of a task file, the inverse of ``vdaf_of``."""
     return {"type": vdaf.kind, **{each.name: getattr(vdaf, each.name) for each in fields(vdaf)}}
 
 
 def parse_vdaf_spec(text: str) -> dict[str, int | str]:
-    """``histogram:length=10,chunk_length=4`` as the ``vdaf`` table of a task file.
+    """Parse a VDAF like ``histogram:length=10,chunk_length=4`` into the table of a task file.
 
-    Raises ``UsageError``; whether the parameters fit the VDAF is checked by ``new_task``.
+    Raises ``UsageError``; ``new_task`` checks whether the parameters fit the VDAF.
     """
     kind, _, rest = text.partition(":")
     table: dict[str, int | str] = {"type": kind.strip()}
     for part in filter(None, rest.split(",")):
         name, _, value = (each.strip() for each in part.partition("="))
         if not (name.isidentifier() and re.fullmatch(r"[0-9]{1,20}", value)):
-            raise UsageError(f"vdaf: {part!r} is no parameter; write it like histogram:length=10")
+            raise UsageError(
+                f"vdaf: {part!r} is not a parameter; write the VDAF like histogram:length=10"
+            )
         if name in table:
             raise UsageError(f"vdaf: {name} is given twice; give it once")
         table[name] = int(value)
@@ -153,7 +174,7 @@ def parse_vdaf_spec(text: str) -> dict[str, int | str]:
 
 
 def interval_of(value: tuple[Any, Any], precision: int) -> Interval:
-    """``task_interval`` of a file: (start, duration), as ``parse_interval`` takes them."""
+    """Convert a file's ``task_interval``: (start, duration), as ``parse_interval`` takes them."""
     try:
         return parse_interval(value[0], value[1], precision)
     except ValueError as error:
@@ -161,28 +182,31 @@ def interval_of(value: tuple[Any, Any], precision: int) -> Interval:
 
 
 def parse_interval(start: Any, duration: Any, precision: int) -> Interval:
-    """Files and commands speak seconds or ISO 8601, the wire time precisions (rule C7).
+    """Convert an interval of a file or command into time precisions, as on the wire (rule C7).
 
-    ``start`` is seconds since the Epoch, a date (its midnight in UTC), a time of day with a zone,
+    ``start`` is seconds since the Epoch, a date (its midnight in UTC), a date and time with a zone,
     or one of these as text; ``duration`` is seconds. Raises ``ValueError`` that says what to write.
     """
     try:
         start = seconds_of(start)
     except ValueError as error:
-        raise ValueError(f"its start {error}") from None
-    if isinstance(duration, str):  # as the command line gives it
+        raise ValueError(f"the start {error}") from None
+    if isinstance(duration, str):  # from the command line
         duration = _moment(duration)
     if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
-        raise ValueError("not an interval; write [start, duration], both in seconds")
+        raise ValueError("not an interval; give a start from 0 and a duration from 1, in seconds")
     if start + duration > MAX_INTEGER:
-        raise ValueError("it ends after 2^63-1 seconds; shorten it")
+        raise ValueError("the interval ends after 2^63-1 seconds; shorten it")
     if start % precision or duration % precision:
-        raise ValueError(f"{[start, duration]} must be multiples of time_precision, {precision}")
+        raise ValueError(
+            f"start {start} and duration {duration} must be multiples of time_precision, "
+            f"{precision}"
+        )
     return Interval(start // precision, duration // precision)
 
 
 def seconds_of(value: Any) -> int:
-    """A moment in seconds since the Epoch. Raises ``ValueError`` that says what it must be."""
+    """Convert a moment to seconds since the Epoch. Raises ``ValueError`` that names the forms."""
     match _moment(value) if isinstance(value, str) else value:
         case datetime() as moment if moment.tzinfo is not None and not moment.microsecond:
             return int(moment.timestamp())
@@ -206,7 +230,7 @@ def _moment(text: str) -> int | date | None:
 
 
 def text_of(value: Any) -> Any:
-    """A field of a task as it stands in its file."""
+    """Return a field of a task as its value in a file."""
     match value:
         case bytes():
             return b64url_encode(value)
@@ -217,7 +241,7 @@ def text_of(value: Any) -> Any:
 
 
 def to_toml(value: Any) -> str:
-    """A value of a task file. Its texts are ASCII, where JSON's strings are TOML's."""
+    """Return a value as TOML. A task file's strings are ASCII, where JSON and TOML agree."""
     match value:
         case dict():
             items = ", ".join(f"{key} = {to_toml(each)}" for key, each in value.items())

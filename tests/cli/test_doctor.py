@@ -157,7 +157,10 @@ def test_json_is_one_document_with_the_counts(config: Path, look: Look) -> None:
 
 @pytest.mark.parametrize(
     ("text", "detail"),
-    [("[server\n", "Expected ']'"), ("[servers]\nport = 1\n", "object contains unknown field")],
+    [
+        ("[server\n", "Expected ']'"),
+        ("[servers]\nport = 1\n", "unknown key `servers`"),
+    ],
 )
 def test_a_configuration_that_does_not_load_is_a_finding(
     config: Path, look: Look, text: str, detail: str

@@ -101,6 +101,14 @@ def test_a_task_made_from_a_helpers_file_gets_a_leader_that_keeps_less(
     assert "not both" in refusal(run("new", "--out", tmp_path / "x", *both))
 
 
+def test_new_names_the_options_that_are_missing(run: Run, tmp_path: Path) -> None:
+    """All of them at once; a file may have some."""
+    chosen = tmp_path / "what-they-chose.toml"
+    chosen.write_text('batch_mode = "time-interval"\ntime_precision = 60\n')
+    arguments = ("--from", chosen, "--vdaf", "count", "--min-batch-size", 2, "--out", tmp_path)
+    assert "missing: --leader, --helper; " in refusal(run("new", *arguments))
+
+
 def test_a_tasks_life_as_the_commands_tell_it(new: Callable[..., Path], run: Run) -> None:
     """Each line says what is now; `list` hides what is gone, but never what still has rows."""
     file = new() / "leader.toml"

@@ -236,7 +236,7 @@ async def test_a_service_reads_its_keys_as_credentials(
         refused = await trio.run_process(
             command, capture_stderr=True, check=False, user=NOBODY, group=NOBODY, extra_groups=[]
         )
-        assert "Permission denied; put it there, then restart" in refused.stderr.decode()
+        assert "Permission denied; put it into the directory of the unit" in refused.stderr.decode()
         monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credential.parent))
         process = await trio.lowlevel.open_process(
             command, stdout=PIPE, stderr=STDOUT, user=NOBODY, group=NOBODY, extra_groups=[]

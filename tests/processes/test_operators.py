@@ -162,7 +162,7 @@ async def test_a_missing_config_says_how_to_make_one(tmp_path: Path) -> None:
 
 async def test_a_config_that_is_no_file_is_refused_like_any_other(tmp_path: Path) -> None:
     """With the status that keeps a service manager from trying again."""
-    assert await refusal(tmp_path) == f"dapd: {tmp_path}: a directory; name the file in it"
+    assert await refusal(tmp_path) == f"dapd: {tmp_path}: is a directory; name the file in it"
 
 
 async def test_a_socket_in_a_place_that_can_not_be_is_named(config: Path) -> None:

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from dapd.taskfile import HelperTask, LeaderTask, TaskDraft
 
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_NEEDED = {
+    "vdaf": "--vdaf",
+    "batch_mode": "--batch-mode",
+    "time_precision": "--time-precision",
+    "min_batch_size": "--min-batch-size",
+    "leader_aggregator_endpoint": "--leader",
+    "helper_aggregator_endpoint": "--helper",
+}
+"""The keys of a task that `task new` can't make, with their options."""
 _ALLOW_INSECURE_HTTP = click.option(
     "--allow-insecure-http", is_flag=True, help="Allow http:// URLs beyond this machine."
 )
@@ -112,6 +121,8 @@ def new(
         refuse_both(given["report_expiry_age"])
         given["report_expiry_age"] = "never"
     draft = _draft(source, given)
+    if absent := [option for key, option in _NEEDED.items() if getattr(draft, key) is None]:
+        raise UsageError(f"missing: {', '.join(absent)}; `dapd task new --help` describes them")
     files = new_task(
         draft, allow_insecure_http=allow_insecure_http, allow_tiny_batches=allow_tiny_batches
     )
