@@ -43,7 +43,7 @@ from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
 from dapd.process import notify, reload
 from dapd.process.notify import Notifier, status_line
-from dapd.process.owner import become_owner, provide
+from dapd.process.owner import become_owner, make_socket_directory
 from dapd.protocol.task import Instant
 from dapd.runtime.certificates import Certificates, read_certificates
 from dapd.runtime.clock import Clock, SafeClock, SystemClock
@@ -121,7 +121,7 @@ async def run_daemon(
     with trio.CancelScope() as grace:
         async with (
             _context(config, clock or SystemClock(), notifier) as context,
-            notifier.beating(),
+            notifier.feeding_watchdog(),
             listening(config.server.address, "server") as public,
             listening(config.admin.address, "admin") as admin,
         ):
@@ -205,10 +205,12 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
     """Open everything that servers and loops share; close it in reverse, the datastore last."""
     sealing_keys = read_sealing_keys(config)
     sealer = make_sealer(sealing_keys)
-    provide(config.admin_socket.parent, config.datastore.path.parent)
+    make_socket_directory(config.admin_socket.parent, config.datastore.path.parent)
     become_owner(config.datastore.path.parent)
     certificates = _certificates(config, clock)  # as the owner, which must read them again later
-    with notifier.taking_long("opening the database: migrating it, building the replay index"):
+    with notifier.extending_timeout(
+        "opening the database: migrating it, building the replay index"
+    ):
         opened = open_for_daemon(
             config.datastore.path,
             holder=f"dapd, process {os.getpid()}, listening on {config.server.listen}",
@@ -232,7 +234,7 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
         at = Instant(clock.now(), safe.now())
         await datastore.run(_take_over, sealer, held, at)
         if opened.behind:
-            with notifier.taking_long("quarantining a restored database"):
+            with notifier.extending_timeout("quarantining a restored database"):
                 await _quarantine(config, opened, at)
         async with (
             DapHttp(

@@ -5,11 +5,11 @@
     for rejection in result.rejected:
         print(rejection.index, rejection.reason)
 
-or, where no Trio runs, ``upload_sync("client.toml", [3, 7, 1])``.
+or, without Trio, ``upload_sync("client.toml", [3, 7, 1])``.
 
-A report that the Leader rejects is a value in the result; that the Leader can't be reached, or
-refuses the request as a whole, is an ``UploadFailed``. Left out: client authentication and report
-extensions.
+Reports that the Leader rejects are listed in the result; if the Leader can't be reached, or refuses
+a request as a whole, ``UploadFailed`` is raised. Client authentication and report extensions are
+not supported.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ from dapd.reports import (
 from dapd.taskfile import ClientTask, read_task_file
 from dapd.vdaf import Measurement, make_vdaf
 
-# For an Aggregator that gives no Cache-Control.
+# Seconds, for an Aggregator that sends no Cache-Control.
 _DEFAULT_MAX_AGE = 3600
 
 
 class UploadFailed(PeerError):
-    """An Aggregator can't be reached, or refuses the request as a whole.
+    """An Aggregator can't be reached, or refuses a request as a whole.
 
-    ``type`` is the draft's error token, if it gave one; ``delivered`` is what had been accepted
-    or rejected before.
+    ``type`` is the draft's error token, if the answer has one; ``delivered`` is the result of the
+    batches before.
     """
 
     def __init__(self, message: str, *, type: str | None = None) -> None:
@@ -69,7 +69,7 @@ class UploadFailed(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """The measurement at ``index`` was not accepted; ``error`` is the draft's ReportError code."""
+    """A report that the Leader rejected: the measurement's index and the draft's ReportError."""
 
     index: int
     error: int
@@ -82,7 +82,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Uploaded:
-    """How many reports the Leader has, and which it rejected, in order."""
+    """The result of an upload: the number of accepted reports, and the rejections in order."""
 
     accepted: int
     rejected: tuple[Rejection, ...]
@@ -99,16 +99,18 @@ class _Keys:
 
 
 class Client:
-    """Uploads the measurements of one task; an async context manager, free to share between tasks.
+    """Uploads measurements for one task.
+
+    It is an async context manager, and several Trio tasks may use it at once.
 
     Args:
-        task: a task file's path, or what ``read_task_file`` made of it.
-        batch_size: reports in one request.
-        patience: how long the Aggregators may be out of reach.
-        http: connections to share with others; the client's own if not given.
-        ca: a PEM file with the authorities that the Aggregators' certificates are from, in place of
-            the system's, for connections of its own.
-        clock: seconds since the Epoch, for reports without a time.
+        task: the path of a ``client.toml``, or the result of ``read_task_file``.
+        batch_size: reports per request.
+        patience: how long to keep trying while an Aggregator can't be reached.
+        http: connections to share with others; by default the client opens its own.
+        ca: a PEM file with certificate authorities to trust instead of the system's; only without
+            ``http``.
+        clock: returns seconds since the Epoch, for reports without a time.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class Client:
         clock: Callable[[], float] = time.time,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}, which is no number of reports")
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not isinstance(task, ClientTask):
             task = read_task_file(task)
         self._task = task
@@ -157,14 +159,14 @@ class Client:
         time: float | datetime | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Uploaded:
-        """Upload any number of measurements, taken from the iterable a batch at a time.
+        """Upload any number of measurements, one batch at a time.
 
-        ``time`` is when they were made: seconds since the Epoch or a datetime with a zone; now, if
-        not given. ``progress`` is told how many more are done after each batch.
+        ``time`` is when they were made: seconds since the Epoch or a datetime with a zone; by
+        default, now. ``progress`` is called after each batch with the number of its reports.
 
         Raises:
             ValueError: the VDAF can't encode a measurement; its batch was not sent.
-            UploadFailed: an Aggregator can't be reached or refuses.
+            UploadFailed: an Aggregator can't be reached, or refuses a request.
         """
         total = Uploaded(0, ())
         for index, batch in _batches(measurements, self._batch_size):
@@ -185,7 +187,7 @@ class Client:
         errors = await self._send(keys, first, range(len(batch)), batch, when)
         outdated = [i for i, error in errors.items() if error == ReportError.OUTDATED_CONFIG]
         if outdated:
-            # Once more, with the keys of now and as new reports (D7); then it is final.
+            # Try once more, with the current keys and as new reports (D7); then it is final.
             if self._keys is keys:
                 self._keys = None
             keys = await self._current_keys()
@@ -202,7 +204,7 @@ class Client:
         batch: Sequence[Measurement],
         when: int,
     ) -> dict[int, int]:
-        """One request: the ReportError of each place in the batch that was rejected."""
+        """Send one request; return the ReportError of each place in the batch that was rejected."""
         ids = os.urandom(REPORT_ID_SIZE * len(batch))
         try:
             reports = await trio.to_thread.run_sync(self._reports, keys, ids, batch, when)
@@ -218,14 +220,16 @@ class Client:
         try:
             statuses = parse_upload_errors(outcome.body)
         except DecodeError as error:
-            raise UploadFailed(f"{self._url}: the Leader's UploadErrors: {error}") from None
+            raise UploadFailed(
+                f"{self._url}: the Leader's UploadErrors are invalid: {error}"
+            ) from None
         place_of = dict(zip(split_ids(ids), places, strict=True))
         if not all(report_id in place_of for report_id, _ in statuses):
-            raise UploadFailed(f"{self._url}: the Leader rejects reports that it was not sent")
+            raise UploadFailed(f"{self._url}: the Leader rejects reports that were not sent")
         return {
             place_of[report_id]: error
             for report_id, error in statuses
-            # D7: what a lost answer had accepted comes back as a replay.
+            # D7: a report that was accepted in a lost answer comes back as a replay.
             if not (error == ReportError.REPORT_REPLAYED and sends > 1)
         }
 
@@ -233,7 +237,7 @@ class Client:
         self, keys: _Keys, ids: bytes, batch: Sequence[Measurement], when: int
     ) -> list[bytes]:
         task_id = self._task.task_id
-        measurements = cast(Sequence[int], batch)  # or all of them lists, as the VDAF has it
+        measurements = cast(Sequence[int], batch)  # or sequences of lists, depending on the VDAF
         public, leader, helper = shard(self._vdaf, task_id, measurements, ids)
         return seal_reports(
             task_id,
@@ -248,17 +252,17 @@ class Client:
         )
 
     def _time(self, given: float | datetime | None) -> int:
-        """In the task's time precision, which hides when exactly a measurement was made."""
+        """Return a report's time in the task's time precision, which hides the exact time."""
         if given is None:
             given = self._clock()
         elif isinstance(given, datetime):
             if given.tzinfo is None:
-                raise ValueError(f"time {given} has no time zone")
+                raise ValueError(f"time {given} has no time zone; add one, such as UTC")
             given = given.timestamp()
         return int(given) // self._configuration.time_precision
 
     async def _current_keys(self) -> _Keys:
-        async with self._keys_lock:  # one fetch, however many uploads wait for it
+        async with self._keys_lock:  # fetch once, even if many uploads wait
             keys = self._keys
             if keys is None or trio.current_time() >= keys.stale_at:
                 keys = self._keys = await self._fetch_keys()
@@ -274,7 +278,7 @@ class Client:
         return _Keys(leader, helper, trio.current_time() + min(leader_age, helper_age))
 
     async def _fetch_key(self, who: str, endpoint: str) -> tuple[HpkeConfig, int]:
-        """The first configuration that is supported here, and how long it may be used."""
+        """Return the first HPKE configuration that dapd supports, and how long to use it (s)."""
         url = resource_url(endpoint, "hpke_config")
         outcome, _ = await until_known(
             lambda: self._http.get(url, MediaType.HPKE_CONFIG_LIST), self._patience
@@ -284,12 +288,12 @@ class Client:
         try:
             configs = HpkeConfigList.decode(outcome.body).configs
         except DecodeError as error:
-            raise UploadFailed(f"{url}: {who}'s HpkeConfigList: {error}") from None
+            raise UploadFailed(f"{url}: {who}'s HpkeConfigList is invalid: {error}") from None
         for config in configs:
             if hpke_supported(config.kem_id, config.kdf_id, config.aead_id):
                 age = _DEFAULT_MAX_AGE if outcome.max_age is None else outcome.max_age
                 return config, age
-        raise UploadFailed(f"{url}: none of {who}'s {len(configs)} HPKE suites is supported here")
+        raise UploadFailed(f"{url}: dapd supports none of {who}'s {len(configs)} HPKE suites")
 
 
 def upload_sync(
@@ -300,9 +304,9 @@ def upload_sync(
     progress: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Uploaded:
-    """``Client(task, **options).upload(...)`` for programs without Trio.
+    """Upload measurements from a program without Trio; see ``Client`` and ``Client.upload``.
 
-    result = upload_sync(read_task_file("client.toml"), [3, 7, 1])
+    result = upload_sync("client.toml", [3, 7, 1])
     """
 
     async def run() -> Uploaded:
@@ -326,17 +330,19 @@ def _batches(
 def _failed(outcome: Refused | Unknown, who: str, url: str) -> UploadFailed:
     match outcome:
         case Unknown(reason):
-            return UploadFailed(f"{who} does not serve: {reason}; try again later")
+            return UploadFailed(f"{who} can't be reached: {reason}; try again later")
         case Refused(413):
-            return UploadFailed(f"{url}: too large for {who}; use a smaller batch_size")
+            return UploadFailed(f"{url}: request too large for {who}; use a smaller batch size")
         case Refused(type="unrecognizedTask"):
             return UploadFailed(
-                f"{url}: {who} doesn't know the task; ask its operator to add it, or for a newer"
-                " task file",
+                f"{url}: {who} doesn't know the task; ask its operator to add it, or to send you"
+                " the current client.toml",
                 type="unrecognizedTask",
             )
         case Refused(status, type_, detail):
             what = " ".join(part for part in (type_, detail) if part)
-            return UploadFailed(f"{url}: {who} refuses with {status} {what}".rstrip(), type=type_)
+            return UploadFailed(
+                f"{url}: {who} refuses the request with {status} {what}".rstrip(), type=type_
+            )
         case _:
             assert_never(outcome)

@@ -4,14 +4,14 @@
         async with collector.collect(Query.interval("2026-01-01T00:00Z", 3600)) as result:
             print(result.value, result.report_count)
 
-or, where no Trio runs, ``collect_sync("collector.toml", Query.next_batch(), print)``.
+or, without Trio, ``collect_sync("collector.toml", Query.next_batch(), print)``.
 
-In the leader-selected batch mode the same query gives the same batch until the Leader is told
-that it has arrived, which happens when the ``async with`` block ends without an exception, or when
-the callback has returned. So a program that dies in between gets the same batch again.
+In the leader-selected batch mode, the same query returns the same batch until the collector
+confirms it to the Leader. It does so when the ``async with`` block ends without an exception, or
+when the callback has returned. So a program that dies in between gets the same batch again.
 
-What goes wrong is a ``CollectionFailed`` with the draft's error type and what to do about it.
-Left out: aggregation parameters, which Prio3 has none of, and collection job extensions.
+Failures raise ``CollectionFailed``, with the draft's error type and a remedy. Not supported:
+aggregation parameters, which Prio3 doesn't have, and collection job extensions.
 """
 
 from __future__ import annotations
@@ -52,28 +52,28 @@ from dapd.messages.task import TaskConfiguration
 from dapd.taskfile import CollectorTask, read_task_file
 from dapd.taskfile.values import parse_interval
 from dapd.vdaf import make_vdaf, unshard
-from dapd.wording import count
 
 T = TypeVar("T")
 
 _INFO = b"dap-18 aggregate share"
 _FASTEST_POLL = 0.1
-# Where the Leader gives no Retry-After: from one to the other, doubling.
+# Seconds between polls if the Leader sends no Retry-After: from the first to the slowest, doubling.
 _FIRST_POLL, _SLOWEST_POLL = 0.5, 15.0
 _MAX_RETRY_AFTER = 300.0
 
 _REMEDIES = {
     "unrecognizedTask": "the Leader doesn't know the task; ask its operator to add it",
-    "batchInvalid": "ask for an interval inside the task's that is not yet expired",
+    "batchInvalid": "ask for an interval within the task's interval that has not expired",
     "batchOverlap": "the batch, or a part of it, was collected before; ask for another interval",
-    "invalidBatchSize": "too few reports so far; ask again later",
-    "batchMismatch": "the Aggregators disagree on the batch; tell both operators",
-    "invalidMessage": "does the task file agree with the Leader's? Compare both operators' hashes",
+    "invalidBatchSize": "there are too few reports so far; ask again later",
+    "batchMismatch": "the Aggregators disagree on the batch; inform both operators",
+    "invalidMessage": "the task file may differ from the Leader's; compare the hashes that "
+    "`dapd task show` prints",
 }
 
 
 class CollectionFailed(PeerError):
-    """No result. ``type`` is the draft's error token, if the Leader gave one."""
+    """A batch could not be collected. ``type`` is the draft's error token, if there is one."""
 
     def __init__(self, message: str, *, type: str | None = None) -> None:
         super().__init__(message)
@@ -82,13 +82,13 @@ class CollectionFailed(PeerError):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which batch: (start, duration), or (``None``) the next one that the Leader selects."""
+    """The batch to collect: (start, duration), or ``None`` for the next leader-selected one."""
 
     times: tuple[int | str | date, int | str] | None
 
     @classmethod
     def interval(cls, start: int | str | date, duration: int | str) -> Self:
-        """Reports made in the ``duration`` seconds from ``start`` on.
+        """Query the reports of ``duration`` seconds from ``start`` on.
 
         ``start`` is seconds since the Epoch, a datetime with a zone, a date (its midnight in UTC),
         or one of these as text, in ISO 8601. Both must be multiples of the task's time precision.
@@ -97,17 +97,20 @@ class Query:
 
     @classmethod
     def next_batch(cls) -> Self:
-        """The next batch that the Leader has selected."""
+        """Query the next batch that the Leader has selected."""
         return cls(None)
 
     def request(self, configuration: TaskConfiguration) -> CollectionJobReq:
-        """This query as the task's time precision counts. Raises ``ValueError`` (rule C7)."""
+        """Return the query's request, in the task's time precision (rule C7).
+
+        Raises ``ValueError`` if the query doesn't fit the task.
+        """
         by_time = configuration.batch_mode is BatchMode.TIME_INTERVAL
         if by_time != (self.times is not None):
             raise ValueError(
-                "the task's batches are time intervals: ask for one"
+                "the task's batches are time intervals; query an interval"
                 if by_time
-                else "the task's batches are selected by the Leader: ask for the next one"
+                else "the task's batches are selected by the Leader; query the next batch"
             )
         if self.times is None:
             return CollectionJobReq(collection.Query(None))
@@ -117,10 +120,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The aggregate of one batch.
+    """The aggregate result of one batch.
 
-    ``value`` is a number for Count and Sum, a list of numbers for the others. All reports' times
-    are in the ``duration`` seconds from ``start``, seconds since the Epoch, on.
+    ``value`` is a number for Count and Sum, and a list of numbers for the other VDAFs. All reports
+    are from the ``duration`` seconds that begin at ``start``, in seconds since the Epoch.
     """
 
     value: int | list[int]
@@ -133,11 +136,11 @@ class Collector:
     """Collects the batches of one task; an async context manager.
 
     Args:
-        task: the path of a ``collector.toml``, or what ``read_task_file`` made of it.
-        patience: how long the Leader may be out of reach.
-        http: connections to share with others; the collector's own if not given.
-        ca: a PEM file with the authorities that the Leader's certificate is from, in place of the
-            system's, for connections of its own.
+        task: the path of a ``collector.toml``, or the result of ``read_task_file``.
+        patience: how long to keep trying while the Leader can't be reached.
+        http: connections to share with others; by default the collector opens its own.
+        ca: a PEM file with certificate authorities to trust instead of the system's; only without
+            ``http``.
     """
 
     def __init__(
@@ -177,11 +180,11 @@ class Collector:
 
     @asynccontextmanager
     async def collect(self, query: Query) -> AsyncIterator[Result]:
-        """Wait for the batch and give its result; however long that takes, so bound it yourself.
+        """Wait for the batch and yield its result. There is no time limit; set one yourself.
 
         Raises:
             ValueError: the query doesn't fit the task.
-            CollectionFailed: the Leader refuses, can't be reached, or answers what can't be true.
+            CollectionFailed: the Leader refuses, can't be reached, or gives an invalid answer.
         """
         request = query.request(self._configuration)
         ready = await self._wait(request.encode())
@@ -222,18 +225,18 @@ class Collector:
                 return
             case Refused() | Unknown():
                 raise CollectionFailed(
-                    f"the result is complete, but the Leader can't be told so ({_what(outcome)}):"
-                    " the next query will give the same batch again"
+                    "the result is complete, but confirming it to the Leader failed"
+                    f" ({_what(outcome)}): the next query will return the same batch again"
                 )
             case _:
                 assert_never(outcome)
 
     def _open(self, request: CollectionJobReq, body: bytes) -> Result:
-        """Check what the Leader says, decrypt both shares, and put them together."""
+        """Check the Leader's answer, decrypt both aggregate shares, and combine them."""
         try:
             response = CollectionJobResp.decode(body)
         except DecodeError as error:
-            raise CollectionFailed(f"the Leader's CollectionJobResp: {error}") from None
+            raise CollectionFailed(f"the Leader's CollectionJobResp is invalid: {error}") from None
         self._check(request, response)
         aad = AggregateShareAad(self._task.task_id, self._configuration, request).encode()
         leader = self._open_share(Role.LEADER, response.leader_encrypted_agg_share, aad)
@@ -252,15 +255,15 @@ class Collector:
         reports, minimum = response.report_count, self._configuration.min_batch_size
         if reports < minimum:
             raise CollectionFailed(
-                f"the Leader made a batch of {count(reports, 'report')}, fewer than the task's"
-                f" {minimum}: it breaks the protocol, don't use its result"
+                f"the Leader's batch has fewer reports ({reports}) than the task's minimum"
+                f" ({minimum}): it breaks the protocol, don't use its result"
             )
         interval, asked = response.interval, request.query.batch_interval
         outside = asked is not None and (interval.start < asked.start or interval.end > asked.end)
         if interval.duration < 1 or outside:
             raise CollectionFailed(
-                f"the Leader's batch spans {interval}, which is outside the query:"
-                " it breaks the protocol, don't use its result"
+                f"the Leader's batch spans {interval}, which is outside the query: it breaks the"
+                " protocol, don't use its result"
             )
 
     def _open_share(self, role: Role, share: HpkeCiphertext, aad: bytes) -> bytes:
@@ -268,14 +271,14 @@ class Collector:
         whose = f"the {role.name.capitalize()}'s aggregate share"
         if share.config_id != own:
             raise CollectionFailed(
-                f"{whose} is encrypted to the HPKE config {share.config_id}, not to {own}:"
-                " that Aggregator's task file names another Collector"
+                f"{whose} is encrypted to HPKE config {share.config_id}, not to {own}: that"
+                " Aggregator has another Collector's key; send it the current task file"
             )
         try:
             return self._keypair.open(_INFO + bytes([role, 0]), aad, share.enc, share.payload)
         except ValueError:
             raise CollectionFailed(
-                f"{whose} does not open: its task differs from the one in this task file;"
+                f"{whose} can't be decrypted: that Aggregator's task differs from this task file;"
                 " compare the hashes that `dapd task show` prints"
             ) from None
 
@@ -283,10 +286,10 @@ class Collector:
 def collect_sync(
     task: CollectorTask | Path | str, query: Query, use: Callable[[Result], T], **options: Any
 ) -> T:
-    """``Collector(task, **options).collect(query)`` for programs without Trio.
+    """Collect a batch from a program without Trio; see ``Collector`` and ``Collector.collect``.
 
-    ``use`` gets the result, and what it returns is returned; the Leader is told that a batch has
-    arrived only after it has.
+    Calls ``use`` with the result and returns what it returns; confirms a leader-selected batch to
+    the Leader only after that.
 
         total = collect_sync("collector.toml", Query.next_batch(), lambda result: result.value)
     """
@@ -299,10 +302,10 @@ def collect_sync(
 
 
 def read_collector_task(path: Path | str) -> CollectorTask:
-    """A ``collector.toml``. Raises ``UsageError``, also for another party's file."""
+    """Read a ``collector.toml``. Raises ``UsageError``, also for another party's file."""
     task = read_task_file(path)
     if not isinstance(task, CollectorTask):
-        raise UsageError(f"{path}: this is not the Collector's file; use collector.toml")
+        raise UsageError(f"{path}: not the Collector's file; use collector.toml")
     return task
 
 
@@ -310,12 +313,13 @@ def _failed(outcome: Refused | Unknown, url: str) -> CollectionFailed:
     match outcome:
         case Unknown(reason):
             return CollectionFailed(
-                f"no answer from the Leader: {reason}; run the same query again later, it finds"
-                " the job that it may have started"
+                f"no answer from the Leader: {reason}; run the same query again later; it finds"
+                " the job that this one may have started"
             )
         case Refused(status=401 | 403):
             return CollectionFailed(
-                f"{url}: the Leader doesn't accept collector_auth_token ({_what(outcome)})"
+                f"{url}: the Leader doesn't accept collector_auth_token ({_what(outcome)}); ask its"
+                " operator for the current one"
             )
         case Refused(type=type_):
             remedy = _REMEDIES.get(type_ or "")

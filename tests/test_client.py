@@ -140,7 +140,7 @@ async def test_a_leader_out_of_reach_is_one_clear_error(nursery: trio.Nursery) -
 @pytest.mark.parametrize(
     ("reply", "message", "type_"),
     [
-        (answer(413), "too large for the Leader; use a smaller batch_size", None),
+        (answer(413), "request too large for the Leader; use a smaller batch size", None),
         (
             answer(400, f'{{"type": "{URN}unrecognizedTask"}}'.encode()),
             "the Leader doesn't know the task",
@@ -148,12 +148,12 @@ async def test_a_leader_out_of_reach_is_one_clear_error(nursery: trio.Nursery) -
         ),
         (
             answer(400, f'{{"type": "{URN}invalidMessage", "detail": "at byte 3"}}'.encode()),
-            "refuses with 400 invalidMessage at byte 3",
+            "refuses the request with 400 invalidMessage at byte 3",
             "invalidMessage",
         ),
         (
             answer(200, bytes(17), Content_Type=MediaType.UPLOAD_ERRORS),
-            "rejects reports that it was not sent",
+            "rejects reports that were not sent",
             None,
         ),
         (

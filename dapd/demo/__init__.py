@@ -1,9 +1,8 @@
-"""``dapd demo``: two daemons, their tasks, many clients and a collector, all real, on one machine.
+"""``dapd demo``: two real daemons, their tasks, many clients and a collector on one machine.
 
-Two questions are put to the same people: a histogram in the time-interval batch mode with an
-asynchronous Helper, then a sum in the leader-selected mode with a synchronous one. The collected
-results must equal the truth, which only the demo knows. Left out: what a person sees of it
-(``dapd.cli.demo``).
+The clients answer two questions: a histogram in the time-interval batch mode with an asynchronous
+Helper, then a sum in the leader-selected mode with a synchronous one. The collected results must
+equal the truth, which only the demo knows. ``dapd.cli.demo`` prints what happens.
 """
 
 from __future__ import annotations
@@ -33,18 +32,20 @@ from dapd.taskfile import read_task_file
 _PRECISION = 3600
 _MIN_BATCH_SIZE = 100
 _UPLOADS_AT_ONCE = 50
-# Two processes' lines are told in the order of their timestamps, this many seconds late.
-_TOLD_LATER = 0.2
+# Log lines are shown this many seconds late, to sort those of both processes by their timestamps.
+_SHOW_DELAY = 0.2
 
 
 class Demo:
-    """One run, with all its files in ``directory``. ``daemons`` has their logs, also afterwards.
+    """One run of the demo, with all its files in ``directory``.
+
+    ``daemons`` contains the daemons' logs, also after the run.
 
     Args:
-        directory: an empty one.
-        clients: how many people are asked.
-        seed: of the distributions that answers are drawn from.
-        view: who is told what happens.
+        directory: an empty directory.
+        clients: the number of clients.
+        seed: the seed of the random answers.
+        view: displays what happens.
     """
 
     def __init__(self, directory: Path, clients: int, seed: int, view: View) -> None:
@@ -53,15 +54,15 @@ class Demo:
         self._random = random.Random(seed)  # noqa: S311 - the same truth again for the same seed
         self._view = view
         ports = _free_ports(2)
-        self.leader = Daemon("leader", directory, ports[0], view, self._hear)
-        self.helper = Daemon("helper", directory, ports[1], view, self._hear)
+        self.leader = Daemon("leader", directory, ports[0], view, self._queue_line)
+        self.helper = Daemon("helper", directory, ports[1], view, self._queue_line)
         self.daemons = (self.leader, self.helper)
-        self._heard: list[tuple[float, Role, dict[str, Any]]] = []
+        self._queued: list[tuple[float, Role, dict[str, Any]]] = []
         self.task_ids: dict[str, str] = {}
-        """Of each question by its name, as base64url."""
+        """The task id of each question, as base64url, by the question's name."""
 
     def run(self) -> list[Outcome]:
-        """Raises ``DemoFailed`` for whatever is not as promised."""
+        """Run the demo. Raises ``DemoFailed`` if anything is not as promised."""
         try:
             return trio.run(self._run)
         except (BaseExceptionGroup, PeerError) as error:
@@ -70,20 +71,20 @@ class Demo:
                 raise DemoFailed(str(cause)) from error
             raise cause from None
         finally:
-            self._tell(0)
+            self._show_lines(0)
 
     async def _run(self) -> list[Outcome]:
         view, begun = self._view, trio.current_time()
         view.setting_up()
         await self._set_up()
         async with trio.open_nursery() as watch:
-            watch.start_soon(self._tell_on)
-            watch.start_soon(_heed_sigterm)
+            watch.start_soon(self._keep_showing_lines)
+            watch.start_soon(_fail_on_sigterm)
             async with trio.open_nursery() as nursery:
                 async with trio.open_nursery() as starting:
                     for daemon in self.daemons:
                         starting.start_soon(daemon.start, nursery)
-                self._tell(0)
+                self._show_lines(0)
                 view.ready(trio.current_time() - begun)
                 outcomes = [await self._ask(question) for question in QUESTIONS]
                 begun = trio.current_time()
@@ -93,24 +94,24 @@ class Demo:
         view.stopped(trio.current_time() - begun)
         return outcomes
 
-    def _hear(self, role: Role, line: dict[str, Any]) -> None:
-        self._heard.append((time.monotonic(), role, line))
+    def _queue_line(self, role: Role, line: dict[str, Any]) -> None:
+        self._queued.append((time.monotonic(), role, line))
 
-    def _tell(self, age: float) -> None:
-        """Tell the view what was heard at least ``age`` seconds ago."""
+    def _show_lines(self, age: float) -> None:
+        """Pass the log lines that were queued at least ``age`` seconds ago to the view."""
         until = time.monotonic() - age
-        due = [each for each in self._heard if each[0] <= until]
-        self._heard = [each for each in self._heard if each[0] > until]
+        due = [each for each in self._queued if each[0] <= until]
+        self._queued = [each for each in self._queued if each[0] > until]
         for _, role, line in sorted(due, key=lambda each: each[2]["timestamp"]):
             self._view.log(role, line)
 
-    async def _tell_on(self) -> None:
+    async def _keep_showing_lines(self) -> None:
         while True:
-            await trio.sleep(_TOLD_LATER / 2)
-            self._tell(_TOLD_LATER)
+            await trio.sleep(_SHOW_DELAY / 2)
+            self._show_lines(_SHOW_DELAY)
 
     async def _set_up(self) -> None:
-        """Tasks, then both Aggregators, by the commands that an operator types."""
+        """Make the tasks, then both Aggregators, with the commands that an operator types."""
         async with trio.open_nursery() as nursery:
             for question in QUESTIONS:
                 nursery.start_soon(self._make_task, question)
@@ -174,8 +175,8 @@ class Demo:
         ended = clock()
         truth = question.truth(answers)
         outcome = Outcome(question, truth, result, uploaded - begun, ended - uploaded)
-        await trio.sleep(_TOLD_LATER)
-        self._tell(0)
+        await trio.sleep(_SHOW_DELAY)
+        self._show_lines(0)
         self._view.outcome(outcome)
         if difference := outcome.difference(self._clients):
             raise DemoFailed(f"{question.name}: {difference}")
@@ -184,7 +185,7 @@ class Demo:
     async def _upload(
         self, question: Question, answers: list[int], now: int, advance: Callable[[], None]
     ) -> None:
-        """A request for each person's one report, many at once."""
+        """Upload each answer in a request of its own, many at once."""
         remaining: Iterator[int] = iter(answers)
 
         async def upload_some() -> None:
@@ -206,7 +207,7 @@ class Demo:
             if question.batch_mode == "time-interval"
             else Query.next_batch()
         )
-        # Far above what it takes: a demo that hangs says so.
+        # Far more than it takes, so that a demo that hangs fails.
         limit = 60 + self._clients / 100
         file = self._directory / question.name / "collector.toml"
         try:
@@ -228,15 +229,15 @@ def _free_ports(count: int) -> list[int]:
             each.close()
 
 
-async def _heed_sigterm() -> None:
-    """Else the daemons would outlive the demo."""
+async def _fail_on_sigterm() -> None:
+    """End the demo on SIGTERM; otherwise the daemons would outlive it."""
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async for _ in signals:
-            raise DemoFailed("it was told to end (SIGTERM)")
+            raise DemoFailed("it received SIGTERM")
 
 
 def _cause(error: BaseException) -> BaseException:
-    """The first failure, out of the groups that nurseries wrap it in; Ctrl-C before all."""
+    """Return the first failure in the groups that nurseries wrap it in; Ctrl-C takes precedence."""
     if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
         return KeyboardInterrupt()
     while isinstance(error, BaseExceptionGroup):

@@ -1,4 +1,4 @@
-"""One of the demo's two Aggregators: a process that is started, listened to and stopped."""
+"""One of the demo's two Aggregators, as a process."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _TAIL_LINES = 20
 
 @dataclass
 class Daemon:
-    """An Aggregator with its files below ``directory``; ``tell`` hears each of its log lines."""
+    """An Aggregator with its files below ``directory``; ``on_line`` gets each of its log lines."""
 
     role: Role
     directory: Path
     port: int
     view: View
-    tell: Callable[[Role, dict[str, Any]], None]
+    on_line: Callable[[Role, dict[str, Any]], None]
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_TAIL_LINES))
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """How many log lines there were of a (task id, event)."""
+    """The number of log lines by (task id, event)."""
     _process: trio.Process | None = None
     _listening: trio.Event = field(default_factory=trio.Event)
     _stopping: bool = False
@@ -42,11 +42,11 @@ class Daemon:
 
     @property
     def config(self) -> str:
-        """Its configuration, below the directory."""
+        """The path of its configuration below the directory."""
         return f"{self.role}/dapd.toml"
 
     async def start(self, nursery: trio.Nursery) -> None:
-        """Return once it serves."""
+        """Start the process and wait until it listens."""
         self.view.command(f"dapd --config {self.config} &")
         self._process = await nursery.start(
             partial(
@@ -65,7 +65,7 @@ class Daemon:
             raise DemoFailed(f"the {self.role} does not listen after {_START_SECONDS:.0f} s")
 
     async def stop(self) -> None:
-        """SIGTERM, and see that it stops as it should (exit status 0)."""
+        """Stop the process with SIGTERM. Raises ``DemoFailed`` unless it exits with 0."""
         assert self._process is not None
         self._stopping = True
         self._process.terminate()
@@ -83,12 +83,12 @@ class Daemon:
                 file.flush()
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
-                    self._take(line)
+                    self._read_line(line)
         if not self._stopping:
             status = await self._process.wait()
             raise DemoFailed(f"the {self.role} ended by itself, with exit status {status}")
 
-    def _take(self, text: bytes) -> None:
+    def _read_line(self, text: bytes) -> None:
         self.tail.append(text.decode(errors="replace"))
         try:
             line = json.loads(text)
@@ -98,4 +98,4 @@ class Daemon:
         self.counts[line.get("task_id", ""), event] += 1
         if event == "listening":
             self._listening.set()
-        self.tell(self.role, line)
+        self.on_line(self.role, line)

@@ -1,4 +1,4 @@
-"""What is asked, and whether what was collected is the truth."""
+"""The demo's questions, and the check that the collected results are true."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dapd.wording import count
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What everybody is asked. ``draw`` gives one person's answer, an integer measurement."""
+    """A question to every client. ``draw`` returns one client's answer, an integer measurement."""
 
     name: str
     text: str
@@ -25,12 +25,12 @@ class Question:
 
     @property
     def buckets(self) -> int | None:
-        """How many buckets a histogram has; ``None`` for a sum."""
+        """The number of buckets of a histogram; ``None`` for a sum."""
         kind, _, parameter = self.vdaf.partition(":length=")
         return int(parameter) if kind == "histogram" else None
 
     def truth(self, answers: list[int]) -> int | list[int]:
-        """What must be collected."""
+        """Return the result that must be collected."""
         if self.buckets is None:
             return sum(answers)
         return [answers.count(bucket) for bucket in range(self.buckets)]
@@ -60,7 +60,7 @@ QUESTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a question ended; times are seconds."""
+    """The result of a question; times are seconds."""
 
     question: Question
     truth: int | list[int]
@@ -69,7 +69,7 @@ class Outcome:
     collect_seconds: float
 
     def difference(self, clients: int) -> str | None:
-        """What the collected result has wrong, if anything."""
+        """Return what is wrong with the collected result; ``None`` if it is right."""
         if self.result.report_count != clients:
             return f"{count(self.result.report_count, 'report')} collected, {clients} uploaded"
         if self.result.value != self.truth:

@@ -1,4 +1,4 @@
-"""What the demo tells whoever watches; and, by an exception, whoever ran it."""
+"""The demo's interface to its display, and its exception."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Role = Literal["leader", "helper"]
 
 
 class DemoFailed(Exception):
-    """Something did not go as promised; the message says what."""
+    """The demo did not go as promised; the message says what went wrong."""
 
 
 class View(Protocol):
-    """What the demo tells whoever watches."""
+    """A display of what happens in the demo."""
 
     def setting_up(self) -> None: ...
 
@@ -27,10 +27,10 @@ class View(Protocol):
     def asking(self, question: Question) -> None: ...
 
     def log(self, role: Role, line: dict[str, Any]) -> None:
-        """One of the daemon's log lines, as it was parsed from JSON."""
+        """Show one of a daemon's log lines, parsed from JSON."""
 
     def progress(self, what: str, total: int | None) -> AbstractContextManager[Callable[[], None]]:
-        """Something that takes a while; its function is called ``total`` times, if given."""
+        """Show progress while the block runs; the demo calls the function ``total`` times."""
 
     def outcome(self, outcome: Outcome) -> None: ...
 

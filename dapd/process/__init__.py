@@ -1,1 +1,1 @@
-"""The daemon as a process of its machine: its user, its service manager, its configuration file."""
+"""The daemon as an operating system process: its user, its service manager, its configuration."""

@@ -1,7 +1,7 @@
-"""What the service manager is told: ready, how it goes, more time please, alive, stopping.
+"""Notify the service manager of the daemon's state: ready, status, more time, watchdog, stopping.
 
-systemd's notification protocol (sd_notify(3)): datagrams to the socket that ``NOTIFY_SOCKET``
-names. Without one, nothing happens. Left out: the unit (``packaging/dapd.service``).
+This is systemd's notification protocol (sd_notify(3)): datagrams to the socket in
+``NOTIFY_SOCKET``. Without that variable nothing is sent. The unit is ``packaging/dapd.service``.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from dapd.runtime.context import Context
 
 _STATUS_EVERY = 60.0
 _EXTENSION_SECONDS = 30
-_WATCHDOG_BEATS = 3
-"""Beats in the time after which the service manager gives the daemon up."""
+_MESSAGES_PER_WATCHDOG = 3
+"""Watchdog messages per watchdog period, after which systemd would kill the daemon."""
 
 
 class Notifier:
-    """Says things to the service manager; never fails, because nobody may be listening."""
+    """Sends messages to the service manager; never fails, because there may be none."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
@@ -35,20 +35,20 @@ class Notifier:
         self._watchdog = _watchdog_seconds(environment)
 
     def ready(self, status: str) -> None:
-        """The daemon serves."""
+        """Notify that the daemon is ready."""
         self._send("READY=1", f"STATUS={status}")
 
     def status(self, status: str) -> None:
-        """One line for ``systemctl status``."""
+        """Set the status line of ``systemctl status``."""
         self._send(f"STATUS={status}")
 
     def stopping(self, status: str, seconds: float) -> None:
-        """The daemon ends, within so many seconds."""
+        """Notify that the daemon is stopping, and will take up to ``seconds``."""
         self._send("STOPPING=1", f"STATUS={status}", _extension(seconds))
 
     @contextmanager
-    def taking_long(self, status: str) -> Iterator[None]:
-        """Ask for more time as long as the block runs, also if it blocks this thread."""
+    def extending_timeout(self, status: str) -> Iterator[None]:
+        """Keep asking for more time while the block runs, even if it blocks this thread."""
         done = threading.Event()
 
         def ask() -> None:
@@ -66,20 +66,20 @@ class Notifier:
             thread.join()
 
     @asynccontextmanager
-    async def beating(self) -> AsyncIterator[None]:
-        """The watchdog is fed while the block runs."""
+    async def feeding_watchdog(self) -> AsyncIterator[None]:
+        """Send watchdog messages while the block runs."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.beat)
+            nursery.start_soon(self.feed_watchdog)
             yield
             nursery.cancel_scope.cancel()
 
-    async def beat(self) -> None:
-        """Show for as long as the event loop runs that it does."""
+    async def feed_watchdog(self) -> None:
+        """Send a watchdog message regularly; it stops if the event loop does."""
         if self._watchdog is None:
             return
         while True:
             self._send("WATCHDOG=1")
-            await trio.sleep(self._watchdog / _WATCHDOG_BEATS)
+            await trio.sleep(self._watchdog / _MESSAGES_PER_WATCHDOG)
 
     def _send(self, *lines: str) -> None:
         if not self._address:
@@ -93,7 +93,7 @@ class Notifier:
 
 
 async def run(context: Context) -> None:
-    """Until draining: the line of ``systemctl status``, once a minute."""
+    """Update the line of ``systemctl status`` once a minute, until the daemon drains."""
     notifier = Notifier()
     while True:
         with trio.move_on_after(_STATUS_EVERY):
@@ -105,7 +105,7 @@ async def run(context: Context) -> None:
 
 
 async def status_line(context: Context) -> str:
-    """The tasks that are served, and what waits."""
+    """Return a line with the number of served tasks, unfinished jobs and waiting reports."""
     tasks = Counter(task.role.name.capitalize() for task in context.tasks.all())
     served = ", ".join(f"{tasks[role]} as {role}" for role in sorted(tasks)) or "none yet"
     try:
@@ -122,7 +122,7 @@ def _extension(seconds: float) -> str:
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float | None:
-    """How long the loop may be silent; ``None`` if nobody watches this process."""
+    """Return the watchdog period; ``None`` if systemd doesn't watch this process."""
     period = environment.get("WATCHDOG_USEC", "")
     watched = environment.get("WATCHDOG_PID", str(os.getpid()))
     if not period.isdecimal() or watched != str(os.getpid()):

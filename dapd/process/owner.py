@@ -1,7 +1,7 @@
-"""Root becomes the owner of a daemon's state before it touches it, and stays that.
+"""Drop root privileges: root becomes the owner of a daemon's state before touching it, for good.
 
-A root-owned file in the state directory, be it SQLite's ``-wal``, would stop the daemon, which runs
-as a user of its own. What only root may read, such as sealing keys, has to be read before.
+A root-owned file in the state directory, such as SQLite's ``-wal``, would stop the daemon, which
+runs as a user of its own. Files that only root can read, such as sealing keys, must be read before.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dapd.errors import UsageError
 
 
 def become_owner(directory: Path) -> None:
-    """Give up root for the user and the groups of the owner of ``directory``, for good.
+    """Switch from root to the owner of ``directory``, with that user's groups, for good.
 
-    Nothing happens if this user is not root, if the directory is root's, or if there is none yet.
-    Raises ``UsageError`` if this root is none that may become another user.
+    Does nothing if this user is not root, or if the directory belongs to root or doesn't exist.
+    Raises ``UsageError`` if this root can't become another user, as in some containers.
     """
     if os.geteuid() != 0 or not directory.is_dir():
         return
@@ -30,21 +30,21 @@ def become_owner(directory: Path) -> None:
         os.setresuid(status.st_uid, status.st_uid, status.st_uid)
     except OSError as error:
         raise UsageError(
-            f"{directory}: belongs to user {owner_name(directory)}, and this root may not become "
-            f"that user ({error.strerror}); run this as that user"
+            f"{directory}: belongs to user {owner_name(directory)}, and this root can't become "
+            f"that user ({error.strerror}); run dapd as that user"
         ) from error
     if not os.access(__file__, os.R_OK) or not os.access(os.__file__, os.R_OK):
         raise UsageError(
-            f"{directory}: belongs to user {owner_name(directory)}, who can't read this dapd or "
-            "its Python; install it where that user can, such as in /opt/dapd"
+            f"{directory}: belongs to user {owner_name(directory)}, which can't read this dapd or "
+            "its Python; install dapd where that user can read it, such as in /opt/dapd"
         )
 
 
-def provide(directory: Path, state: Path) -> None:
-    """As root, make ``directory`` if it is missing, for the owner of ``state`` and its group.
+def make_socket_directory(directory: Path, state: Path) -> None:
+    """As root, make ``directory`` if it is missing, for the owner and the group of ``state``.
 
-    ``/run/dapd`` is gone after each boot, and systemd makes it for its service alone. Raises
-    ``UsageError`` if it can't be made.
+    ``/run/dapd`` disappears at boot, and systemd makes it only when it starts the service. Raises
+    ``UsageError`` if the directory can't be made.
     """
     if os.geteuid() != 0 or directory.exists() or not directory.parent.is_dir():
         return
@@ -60,7 +60,7 @@ def provide(directory: Path, state: Path) -> None:
 
 
 def owner_name(path: Path) -> str:
-    """Whose a file or directory is: a name, or a number without one."""
+    """Return the name of the user that owns a file or directory, or the uid if it has no name."""
     uid = path.stat().st_uid
     try:
         return pwd.getpwuid(uid).pw_name

@@ -1,10 +1,9 @@
-"""The configuration read again while the daemon runs: all of it is applied, or nothing.
+"""Reload the configuration while the daemon runs: a file with an error changes nothing.
 
-Each key is either live or needs a restart, as the two tables say; a file with both is applied as
-far as it is live, and what waits is told. Whatever reads ``context.config`` when it needs it
-follows by itself; the rest is in ``_apply``. On SIGHUP, on ``dapd reload``, and once an hour for
-certificates that were renewed. Nothing under way is interrupted: a connection keeps the certificate
-that it began with.
+Each key is either live or needs a restart, as the two tables below say. A reload applies the live
+keys and reports the others. Code that reads ``context.config`` each time needs no help; ``_apply``
+does the rest. A reload happens on SIGHUP and on ``dapd reload``; once an hour the daemon looks for
+renewed certificates. Nothing is interrupted: a connection keeps the certificate it began with.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ RESTART = frozenset(
         "admin.page",
     }
 )
-"""What is held open, or sized once."""
+"""Keys that need a restart: resources that are opened, or sized, only at start."""
 
 LIVE = frozenset(
     {
@@ -93,14 +92,14 @@ LIVE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """The keys that have changed, as ``table.key``: those in force now, and those that wait."""
+    """The changed keys, as ``table.key``: those in force now, and those that need a restart."""
 
     applied: tuple[str, ...]
     restart: tuple[str, ...]
 
 
 async def run(context: Context) -> None:
-    """Until draining: SIGHUP, and the hourly look at the certificates."""
+    """Handle SIGHUP, and check for renewed certificates each hour, until the daemon drains."""
     async with trio.open_nursery() as nursery:
         if context.config_path is not None:  # the daemon's own process: the signal is for it
             nursery.start_soon(_on_hangup, context)
@@ -113,11 +112,13 @@ async def run(context: Context) -> None:
 
 
 async def reload(context: Context) -> Reloaded:
-    """Read the file again and apply it. Raises ``UsageError`` if it is refused as a whole."""
+    """Read the file again and apply it. Raises ``UsageError`` if the file has an error."""
     try:
         wanted, certificates = _read(context)
     except UsageError as error:
-        _log.error("reload_refused", error=str(error), remedy="mend that, then `dapd reload`")
+        _log.error(
+            "reload_refused", error=str(error), remedy="fix the error, then run `dapd reload`"
+        )
         raise
     running = context.config
     renewed = {key for key in certificates.stamps if _differs(context, certificates, key)}
@@ -130,8 +131,8 @@ async def reload(context: Context) -> Reloaded:
 
 
 async def renew(context: Context) -> None:
-    """Use certificate files that were replaced since they were read; if they are no good, the old
-    ones go on, and the next look tries again.
+    """Load certificate files that were replaced since they were read; if they are not valid, keep
+    the old ones, and try again the next time.
     """
     changed = context.certificates.changed(context.config)
     if not changed:
@@ -142,8 +143,8 @@ async def renew(context: Context) -> None:
         _log.error(
             "certificate_refused",
             error=str(error),
-            effect="the one before goes on",
-            remedy="put a good one there, then `dapd reload`",
+            effect="the previous certificate stays in use",
+            remedy="install a valid certificate, then run `dapd reload`",
         )
         return
     await _apply(context, context.config, certificates)
@@ -151,14 +152,14 @@ async def renew(context: Context) -> None:
 
 
 def keys_of(config: Config) -> Iterator[str]:
-    """Every key, as ``table.key``."""
+    """Yield every key, as ``table.key``."""
     for table in config.__struct_fields__:
         for key in getattr(config, table).__struct_fields__:
             yield f"{table}.{key}"
 
 
 def value_of(config: Config, key: str) -> object:
-    """The value of a ``table.key``."""
+    """Return the value of a ``table.key``."""
     table, _, name = key.partition(".")
     value: object = getattr(getattr(config, table), name)
     return value
@@ -172,7 +173,7 @@ def _read(context: Context) -> tuple[Config, Certificates]:
 
 
 def _valid(config: Config, now: int) -> Certificates:
-    """The files' certificates, if a peer would accept them at this time (ms)."""
+    """Read the certificates. Raises ``UsageError`` if one is not valid at the time ``now`` (ms)."""
     certificates = read_certificates(config)
     for problem in certificates.invalid_at(now):
         raise UsageError(problem)
@@ -180,7 +181,7 @@ def _valid(config: Config, now: int) -> Certificates:
 
 
 def _merged(running: Config, wanted: Config) -> Config:
-    """``wanted`` with what only a restart changes as it is now."""
+    """Return ``wanted``, with the values of ``running`` for keys that need a restart."""
     kept: dict[str, dict[str, object]] = {}
     for key in RESTART:
         table, _, name = key.partition(".")
@@ -193,7 +194,9 @@ def _merged(running: Config, wanted: Config) -> Config:
 
 
 async def _apply(context: Context, config: Config, certificates: Certificates) -> None:
-    """Nothing here can fail or be seen half done: the only wait is for idle connections' end."""
+    """Apply a configuration. Nothing here can fail, and no other task can see it half applied: it
+    awaits only the closing of idle connections, at the end.
+    """
     before, context.config = context.config, config
     trust_changed = _differs(context, certificates, "leader.peer_ca")
     context.certificates = certificates

@@ -1,1 +1,1 @@
-"""Structured logs with their context, and the registry of metrics."""
+"""Structured logs with their context, and metrics."""

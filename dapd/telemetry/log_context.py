@@ -1,8 +1,8 @@
-"""Whence a line comes: the request, the task and the job that its code works for.
+"""The context of log lines: the request, the task and the job that the code works for.
 
-Bound where such work begins, and merged into every line written within: ``request_id`` here,
-``task_id``, ``job_id`` and ``kind`` by structlog's context variables. Trio gives each task a copy
-of its parent's, so that work which a request has started keeps its id, and nothing leaks back.
+It is bound where such work begins and merged into every line logged within: ``request_id`` here,
+``task_id``, ``job_id`` and ``kind`` by structlog's context variables. Each Trio task gets a copy of
+its parent's context, so work that a request starts keeps the request's id, and nothing leaks back.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from structlog.typing import EventDict
 
 @dataclass(slots=True)
 class _Request:
-    """Uploads come in tens of thousands a second, and hardly one needs its id."""
+    """A request whose id is made on first use: of tens of thousands of uploads a second, hardly one
+    needs its id.
+    """
 
     id: str = field(default="", repr=False)
 
@@ -25,12 +27,12 @@ _request: ContextVar[_Request | None] = ContextVar("request", default=None)
 
 
 def begin_request() -> None:
-    """From here on this Trio task serves another HTTP request."""
+    """Mark that this Trio task serves a new HTTP request from here on."""
     _request.set(_Request())
 
 
 def request_id() -> str | None:
-    """The id of the request that is served; ours, never the peer's. ``None`` outside one."""
+    """Return dapd's own id of the current request, never the peer's; ``None`` outside a request."""
     request = _request.get()
     if request is None:
         return None
@@ -39,6 +41,6 @@ def request_id() -> str | None:
 
 
 def add_request_id(_logger: object, _method: str, event: EventDict) -> EventDict:
-    """A processor of structlog's."""
+    """Add the request's id to a log line; a structlog processor."""
     found = request_id()
     return event if found is None else {"request_id": found, **event}

@@ -1,8 +1,8 @@
-"""Log lines: one event a line, JSON or, on a terminal, for people. No secret, no report, ever.
+"""Logging: one event per line, as JSON or in a form for terminals; never a secret or a report.
 
-Whatever is said, by dapd, by libraries, by Python's warnings or by an uncaught exception, goes
-through one renderer. An event that comes in floods is written a few times a minute, then counted.
-What is not printable is escaped: a line may quote a peer, and never drives a terminal.
+All output goes through one renderer: dapd's events, libraries' logs, Python's warnings and uncaught
+exceptions. An event that floods the log is written a few times a minute, then counted. Unprintable
+characters are escaped, because a line may quote a peer, and must not control a terminal.
 ``docs/logs.md`` lists the events.
 """
 
@@ -27,16 +27,19 @@ from dapd.errors import describe, printable
 from dapd.telemetry.log_context import add_request_id
 
 _log = structlog.get_logger()
-_REPORT = "report this line: it is a fault of the program"
+_REPORT = "report this line: it is a bug in dapd"
 _FLOOD_SECONDS = 60.0
 _FLOOD_LINES = 20
-"""Lines of one warning or error, before the rest of its minute is only counted."""
+"""Lines of one warning or error that are written per minute; more are only counted."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""syslog's, which the journal reads from a line's head (sd-daemon(3))."""
+"""syslog's priorities, which the journal reads from the beginning of a line (sd-daemon(3))."""
 
 
 def configure(level: str, form: str) -> None:
-    """``form`` is "json", "human" or "auto": for people where standard output is a terminal."""
+    """Configure logging for the process.
+
+    ``form`` is "json", "human" or "auto"; "auto" is "human" if standard output is a terminal.
+    """
     terminal = sys.stdout.isatty()
     human = form == "human" or (form == "auto" and terminal)
     shared: list[structlog.typing.Processor] = [
@@ -46,8 +49,8 @@ def configure(level: str, form: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _describe_exception,
         _note_error,
-        Dam(time.monotonic),
-        structlog.processors.format_exc_info,  # plain: rich ones print local variables, keys (I9)
+        FloodFilter(time.monotonic),
+        structlog.processors.format_exc_info,  # rich tracebacks would print variables: keys (I9)
     ]
     renderer: list[structlog.typing.Processor] = (
         [
@@ -65,7 +68,7 @@ def configure(level: str, form: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=False,
     )
-    # What libraries log goes the same way, warnings and worse only.
+    # Libraries' warnings and errors go the same way.
     handler = _Forward()
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.captureWarnings(capture=True)
@@ -75,18 +78,18 @@ def configure(level: str, form: str) -> None:
 
 
 def set_level(level: str) -> None:
-    """From now on lines below ``level`` are not written; all else stays as configured."""
+    """Change the lowest level that is written, and nothing else."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(level))
 
 
 def level() -> str:
-    """The lowest level that is written now."""
+    """Return the lowest level that is written."""
     return str(logging.getLevelName(structlog.get_logger().get_effective_level())).lower()
 
 
 @dataclass(frozen=True, slots=True)
 class LoggedError:
-    """An error's line, as far as a person reads it elsewhere; ``at`` is in RFC 3339."""
+    """The parts of an error's log line that other commands show; ``at`` is in RFC 3339."""
 
     at: str
     event: str
@@ -98,20 +101,18 @@ _last_error: list[LoggedError] = []
 
 
 def last_error() -> LoggedError | None:
-    """The last error that this process has logged, or held back in a flood."""
+    """Return the last error that this process has logged, or suppressed in a flood."""
     return _last_error[-1] if _last_error else None
 
 
 def complain(problem: object) -> None:
-    """Say on standard error why this process ends, or what it did not do; the journal takes it for
-    an error.
-    """
+    """Print to standard error why this command or daemon fails; in the journal, as an error."""
     priority = f"<{_PRIORITIES['error']}>" if goes_to_journal(sys.stderr) else ""
-    print(f"{priority}dapd: {problem}", file=sys.stderr)  # noqa: T201 - no event: a person's line
+    print(f"{priority}dapd: {problem}", file=sys.stderr)  # noqa: T201 - for a person, not an event
 
 
 def goes_to_journal(stream: TextIO) -> bool:
-    """Whether ``stream`` is the journal itself, and not a pipe made since (sd-daemon(3))."""
+    """Return whether ``stream`` is the journal itself, not redirected since (sd-daemon(3))."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     try:
         found = os.fstat(stream.fileno())
@@ -121,13 +122,13 @@ def goes_to_journal(stream: TextIO) -> bool:
 
 
 class Seldom:
-    """Says whether a line that may come often is due again."""
+    """Limits how often a line is logged."""
 
     def __init__(self) -> None:
         self._last: dict[str, float] = {}
 
     def due(self, name: str, seconds: float) -> bool:
-        """Whether ``name`` was not due in the last so many seconds. Within Trio."""
+        """Return whether ``name`` was not due in the last ``seconds``. Call it within Trio."""
         now = trio.current_time()
         if now - self._last.get(name, -math.inf) < seconds:
             return False
@@ -135,10 +136,10 @@ class Seldom:
         return True
 
 
-class Dam:
-    """Keeps floods back: the same warning or error many times a minute is counted, not written.
+class FloodFilter:
+    """Suppresses floods: only the first lines of a warning or error are written each minute.
 
-    The first line of the next minute says how many there were as ``suppressed``.
+    The first line of the next minute contains the number of the others as ``suppressed``.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -207,7 +208,7 @@ def _log_uncaught(
 
 
 def _log_unraisable(unraisable: Any) -> None:
-    # Not its object: a repr may hold what was worked on.
+    # Not its object, whose repr may contain a secret or a report.
     _log.error("unraisable", exc_info=unraisable.exc_value, remedy=_REPORT)
 
 
@@ -218,7 +219,7 @@ def _log_thread(arguments: threading.ExceptHookArgs) -> None:
 def _make_printable(
     _logger: object, _method: str, event: structlog.typing.EventDict
 ) -> structlog.typing.EventDict:
-    return {  # what is no text is written as its repr
+    return {  # values other than strings are written as their repr
         name: printable(value, keep="\n") if isinstance(value, str) else value
         for name, value in event.items()
     }

@@ -5,9 +5,8 @@
         await task.upload([0, 1, 1])
         result = await task.collect()
 
-Both serve over loopback sockets and keep SQLite files in the directory given. Installed with dapd,
-pytest finds the fixture ``dap_pair``, which gives the same to tests without Trio
-(``docs/testing-your-client.md``).
+Both serve over loopback sockets and keep SQLite files in the given directory. Tests without Trio
+use the pytest fixture ``dap_pair``, which is installed with dapd (``docs/testing-your-client.md``).
 """
 
 from dapd.testing.pair import Pair, PairTask, running_pair

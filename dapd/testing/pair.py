@@ -1,6 +1,6 @@
-"""The pair itself: two daemons as ``dapd.app`` runs them, tasks, a client and a collector.
+"""Two daemons as ``dapd.app`` runs them, with tasks, a client and a collector.
 
-Left out: processes of their own (``dapd demo`` starts those) and TLS.
+They run in this process and without TLS; ``dapd demo`` starts real processes.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _QUICK: dict[str, dict[str, Any]] = {
     "leader": {"retry_min": 0.05, "retry_max": 1.0, "max_wait": 0.05},
     "disk": {"min_free_bytes": 0},
 }
-"""What differs from a daemon's defaults: a test waits for nothing that it need not wait for."""
+"""Settings that differ from a daemon's defaults, so that tests don't wait longer than needed."""
 
 
 @dataclass
 class Aggregator:
-    """One of the two, which can be stopped and started again on the same file and port."""
+    """A Leader or Helper that can be stopped and started again on the same database and port."""
 
     directory: Path
     port: int
@@ -61,22 +61,22 @@ class Aggregator:
 
     @property
     def url(self) -> str:
-        """Its base URL."""
+        """The base URL."""
         return f"http://127.0.0.1:{self.port}/"
 
     @property
     def context(self) -> Context:
-        """What its server and loops share, such as its database: for tests that look inside."""
+        """The daemon's internals, such as its database, for tests that inspect them."""
         assert self.daemon is not None, "the Aggregator runs"
         return self.daemon.context
 
     async def start(self) -> None:
-        """Serve; returns once it listens."""
+        """Start the daemon and return once it listens."""
         self._stop, self._stopped = trio.Event(), trio.Event()
         self.daemon = await self.nursery.start(self._serve)
 
     async def stop(self) -> None:
-        """Stop in order, as on SIGTERM; returns when its datastore is closed."""
+        """Stop the daemon as SIGTERM does, and return once its datastore is closed."""
         self._stop.set()
         await self._stopped.wait()
         self.daemon = None
@@ -107,27 +107,27 @@ class Aggregator:
 
 @dataclass(frozen=True)
 class PairTask:
-    """One task that both Aggregators have, with what its other parties need."""
+    """A task that both Aggregators serve, with the files of its four parties."""
 
     files: TaskFiles
     pair: Pair
 
     @property
     def task_id(self) -> bytes:
-        """32 bytes."""
+        """The task id, 32 bytes."""
         return self.files.client.task_id
 
     async def upload(
         self, measurements: Sequence[Measurement], *, time: float | None = None
     ) -> Uploaded:
-        """Upload as dapd's own client does. ``time`` is seconds since the Epoch, or now."""
+        """Upload with dapd's client. ``time`` is seconds since the Epoch; by default, now."""
         async with Client(self.files.client, clock=self.pair.seconds) as client:
             return await client.upload(measurements, time=time)
 
     async def collect(self, query: Query | None = None) -> Result:
-        """Collect as dapd's own collector does; without a query, all that was made so far.
+        """Collect with dapd's collector; without a query, collect all reports so far.
 
-        That is the next batch, or every interval up to the current one.
+        That is the next batch, or the interval up to the current time.
         """
         asked = query or self.everything()
         async with (
@@ -137,7 +137,7 @@ class PairTask:
             return result
 
     def everything(self) -> Query:
-        """The query for all reports so far."""
+        """Return the query for all reports so far."""
         configuration = self.files.client.configuration
         if configuration.batch_mode is BatchMode.LEADER_SELECTED:
             return Query.next_batch()
@@ -145,19 +145,19 @@ class PairTask:
         return Query.interval(0, (int(self.pair.seconds()) // precision + 1) * precision)
 
     def write_files(self, directory: Path) -> list[Path]:
-        """``leader.toml``, ``helper.toml``, ``collector.toml`` and ``client.toml``."""
+        """Write ``leader.toml``, ``helper.toml``, ``collector.toml`` and ``client.toml``."""
         return write_task_files(directory, self.files)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A Leader and a Helper that know each other."""
+    """A running Leader and Helper."""
 
     leader: Aggregator
     helper: Aggregator
 
     def seconds(self) -> float:
-        """The time by the pair's clock, since the Epoch."""
+        """Return the time by the pair's clock, in seconds since the Epoch."""
         clock = self.leader.clock
         return time.time() if clock is None else clock.now() / 1000
 
@@ -172,10 +172,11 @@ class Pair:
         helper_settings: TaskSettings | None = None,
         **agreed: Any,
     ) -> PairTask:
-        """Make a task and give it to both. ``vdaf`` is as in ``dapd task new --vdaf``.
+        """Make a task and add it to both. ``vdaf`` is as in ``dapd task new --vdaf``.
 
-        ``settings`` are local to each side, the Helper's ``helper_settings`` if given; ``agreed``
-        are more keys of a task file, such as the endpoint of a proxy between the two.
+        ``settings`` are the local settings of both sides, ``helper_settings`` those of the Helper
+        if they differ; ``agreed`` are more keys of a task file, such as the endpoint of a proxy
+        between the two.
         """
         agreed.setdefault("leader_aggregator_endpoint", self.leader.url)
         agreed.setdefault("helper_aggregator_endpoint", self.helper.url)
@@ -202,8 +203,8 @@ class Pair:
 
 
 def _log_to_standard_error() -> None:
-    """As structlog does, but without a traceback's local variables: they hold keys, and to draw
-    them takes seconds, in which requests time out.
+    """Log as structlog does, but without the local variables in tracebacks: they contain keys, and
+    rendering them takes seconds, in which requests time out.
     """
     *processors, _ = structlog.get_config()["processors"]
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
@@ -220,11 +221,11 @@ async def running_pair(
     helper: dict[str, dict[str, Any]] | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[Pair]:
-    """A running pair with its files below ``directory``.
+    """Run a Leader and a Helper with their files below ``directory``.
 
-    ``leader`` and ``helper`` are tables of a configuration, such as
-    ``{"helper": {"mode": "sync"}}``; what they leave out has a daemon's defaults, but for shorter
-    waits. Both log to standard error unless the program has configured structlog.
+    ``leader`` and ``helper`` are tables of their configurations, such as
+    ``{"helper": {"mode": "sync"}}``; other keys have a daemon's defaults, except for shorter waits.
+    Both log to standard error unless the program has configured structlog.
     """
     if not structlog.is_configured():
         _log_to_standard_error()

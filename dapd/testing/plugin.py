@@ -1,4 +1,4 @@
-"""The pytest fixture ``dap_pair``: the pair in a thread, for tests without Trio."""
+"""The pytest fixture ``dap_pair``: a Leader and a Helper in a thread, for tests without Trio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 class BlockingPair:
-    """``Pair`` for tests that don't use Trio. Every call waits for its end."""
+    """``Pair`` for tests without Trio: every call blocks until it is done."""
 
     def __init__(self, pair: Pair, token: trio.lowlevel.TrioToken) -> None:
         self._pair = pair
@@ -40,37 +40,37 @@ class BlockingPair:
         return self._pair.helper.url
 
     def new_task(self, vdaf: str = "count", **options: Any) -> BlockingTask:
-        """As ``Pair.new_task``."""
+        """Make a task and add it to both; see ``Pair.new_task``."""
         return BlockingTask(self, self.call(partial(self._pair.new_task, vdaf, **options)))
 
     def call(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Run something in the pair's own thread and wait for its result."""
+        """Run an async function in the pair's thread and wait for its result."""
         return trio.from_thread.run(function, trio_token=self._token)
 
 
 @dataclass(frozen=True)
 class BlockingTask:
-    """``PairTask`` for tests that don't use Trio."""
+    """``PairTask`` for tests without Trio."""
 
     pair: BlockingPair
     task: PairTask
 
     def upload(self, measurements: Sequence[Measurement], *, time: float | None = None) -> Uploaded:
-        """As ``PairTask.upload``."""
+        """Upload measurements; see ``PairTask.upload``."""
         return self.pair.call(lambda: self.task.upload(measurements, time=time))
 
     def collect(self, query: Query | None = None) -> Result:
-        """As ``PairTask.collect``."""
+        """Collect a batch; see ``PairTask.collect``."""
         return self.pair.call(lambda: self.task.collect(query))
 
     def write_files(self, directory: Path) -> list[Path]:
-        """As ``PairTask.write_files``."""
+        """Write the four task files; see ``PairTask.write_files``."""
         return self.task.write_files(directory)
 
 
 @pytest.fixture
 def dap_pair(tmp_path: Path) -> Iterator[BlockingPair]:
-    """A real Leader and a real Helper, for the length of one test."""
+    """Run a real Leader and a real Helper for the duration of one test."""
     from dapd.testing.pair import running_pair
 
     started: queue.SimpleQueue[BlockingPair | BaseException] = queue.SimpleQueue()

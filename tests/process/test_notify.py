@@ -57,7 +57,7 @@ def test_a_manager_hears_each_state(manager: Manager) -> None:
 def test_long_work_asks_for_time_before_it_blocks(manager: Manager) -> None:
     """A migration must not be killed as a start that hangs."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.address})
-    with notifier.taking_long("migrating"):
+    with notifier.extending_timeout("migrating"):
         assert manager.heard() == ["STATUS=migrating", "EXTEND_TIMEOUT_USEC=30000000"]
     assert manager.silent()
 
@@ -68,7 +68,7 @@ async def test_the_watchdog_is_fed_by_the_event_loop(
     """Three times in the period; a loop that stands feeds nothing."""
     notifier = Notifier({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "30000000"})
     with trio.move_on_after(25):
-        await notifier.beat()
+        await notifier.feed_watchdog()
     assert [manager.heard() for _ in range(3)] == [["WATCHDOG=1"]] * 3
     assert manager.silent()
 
@@ -76,7 +76,7 @@ async def test_the_watchdog_is_fed_by_the_event_loop(
 async def test_another_process_watchdog_is_not_fed(manager: Manager) -> None:
     """A child that inherits the environment must not speak for its parent."""
     other = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
-    await Notifier(other).beat()
+    await Notifier(other).feed_watchdog()
     assert manager.silent()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import structlog
 
-from dapd.telemetry.logs import Dam
+from dapd.telemetry.logs import FloodFilter
 
 PROLOGUE = """
 import logging, sys, threading, warnings
@@ -142,11 +142,11 @@ def test_the_journal_is_told_priorities() -> None:
 def test_a_flood_is_counted_not_written() -> None:
     """The same warning twenty times a minute; then how many there were. What informs is kept."""
     now = 0.0
-    dam = Dam(lambda: now)
+    flood = FloodFilter(lambda: now)
 
     def passes(event: str, level: str = "error") -> structlog.typing.EventDict | None:
         try:
-            return dict(dam(None, level, {"event": event, "level": level}))
+            return dict(flood(None, level, {"event": event, "level": level}))
         except structlog.DropEvent:
             return None
 
