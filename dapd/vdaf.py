@@ -98,7 +98,8 @@ def expected_measurement(config: VdafConfiguration) -> str:
         case Prio3Histogram(length):
             return f"0 to {length - 1}"
         case Prio3MultihotCountVec(length, _, max_weight):
-            return f"{count(length, 'number')} 0 or 1, separated by commas, whose sum is at most {max_weight}"
+            numbers = count(length, "number")
+            return f"{numbers} 0 or 1, separated by commas, whose sum is at most {max_weight}"
         case _:
             assert_never(config)
 

@@ -43,7 +43,8 @@ def bytes_of(key: str, text: str, size: int | None = None) -> bytes:
     except ValueError as error:
         raise Fault(key, f"{error}; copy it without padding or spaces") from None
     if size is not None and len(data) != size:
-        raise Fault(key, f"has {count(len(data), 'byte')}; it must have {size}, as unpadded base64url")
+        found = count(len(data), "byte")
+        raise Fault(key, f"has {found}; it must have {size}, as unpadded base64url")
     return data
 
 
