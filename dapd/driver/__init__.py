@@ -1,1 +1,1 @@
-"""What steps jobs: the dispatcher, the creator, and one module per kind of job."""
+"""Make and step jobs: the creator, the dispatcher, and one module for each kind of job."""

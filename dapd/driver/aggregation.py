@@ -1,4 +1,4 @@
-"""One step of a Leader's aggregation job: start it, or exchange with the Helper and commit.
+"""Step a Leader's aggregation job: start it, or exchange with the Helper and commit.
 
 Sections "Leader Initialization" and "Asynchronous Request Handling"; rules A5, A7, B5,
 B6, D4, D5, E1. A start computes and commits in a slot; an exchange runs outside, under the peer's
@@ -44,7 +44,7 @@ _log = structlog.get_logger()
 
 
 async def run(context: Context, step: Step) -> None:
-    """Step one leased job; its commit ends or releases the lease."""
+    """Take one leased job a step further; the step's commit ends or releases the lease."""
     try:
         match step.lease.due.state:
             case LeaderJobState.ASSIGNED:
@@ -61,7 +61,7 @@ async def run(context: Context, step: Step) -> None:
 
 
 async def _start(context: Context, step: Step) -> None:
-    """Compute the request and store it (I3); go on under the same lease if a permit is free."""
+    """Compute and store the request (I3), and send it under the same lease if a permit is free."""
     lease, task = step.lease, step.task
     async with step.slots:
         job, held = await context.read(_load, lease)
@@ -95,7 +95,7 @@ async def _start(context: Context, step: Step) -> None:
 
 
 async def _send(context: Context, step: Step) -> None:
-    """Send the stored bytes, once more or for the first time (I3, I4)."""
+    """Send the stored bytes, for the first time or again (I3, I4)."""
     at = context.instant()
     now, mark = at.now, step.task.expired_before_at(at)
     job = await context.run(count_send, step.lease, mark, now)
@@ -106,7 +106,7 @@ async def _send(context: Context, step: Step) -> None:
 
 
 async def _poll(context: Context, step: Step) -> None:
-    """Ask for the result at the Location (section "Asynchronous Request Handling")."""
+    """Ask the Helper for the result (section "Asynchronous Request Handling")."""
     at = context.instant()
     now, mark = at.now, step.task.expired_before_at(at)
     job = await context.read(load_to_poll, step.lease, mark)
@@ -126,6 +126,7 @@ async def _poll(context: Context, step: Step) -> None:
 
 
 async def _exchange(context: Context, step: Step, job: Job) -> None:
+    """Send the job's request to the Helper, and act on the answer."""
     assert job.request is not None
     _log.debug("job_sent", reports=job.n, sends=job.sends)
     endpoint = step.task.configuration.helper_aggregator_endpoint
@@ -140,12 +141,12 @@ async def _exchange(context: Context, step: Step, job: Job) -> None:
 
 
 async def _judge(context: Context, step: Step, job: Job, outcome: Outcome | Unusable) -> None:
-    """Commit what comes next; the job's request is not in memory any more."""
+    """Act on the outcome of an exchange; the caller has dropped the request, to free its memory."""
     accepted = context.tasks.by_pk(job.task_pk).peer_accepted
     standing = job.standing(step.lease, accepted=accepted)
     match step.judge(context, standing, outcome):
         case Ready(body, location):
-            await _take(context, step, replace(job, location=location or job.location), body)
+            await _complete(context, step, replace(job, location=location or job.location), body)
         case Refused() as refused:
             await _halve(context, step, job, refused.reason)
         case Later() as later:
@@ -155,25 +156,28 @@ async def _judge(context: Context, step: Step, job: Job, outcome: Outcome | Unus
             assert_never(unexpected)
 
 
-async def _take(context: Context, step: Step, job: Job, response: bytes) -> None:
-    """Finish with the Helper's response, then tell it that it may forget the job (A7)."""
+async def _complete(context: Context, step: Step, job: Job, response: bytes) -> None:
+    """Finish the job with the Helper's response, then delete the job at the Helper (A7)."""
     try:
         async with step.slots:
             await _finish(context, step, job, response)
     except DecodeError as error:
-        # B5, D4: what the Helper has stored stays unknown, so the same bytes go out again.
+        # B5, D4: we can't know what the Helper has stored, so the same bytes are sent again.
         unusable = Unusable(f"an AggregationJobResp that can't be used: {error}")
         await _judge(context, step, job, unusable)
         return
     if job.location is not None:
-        gone = await context.http.delete(job.location, _token(step))
-        if not isinstance(gone, Ready):
-            reason = gone.reason
-            _log.warning("delete_failed", status=gone.status, error=reason)
+        deletion = await context.http.delete(job.location, _token(step))
+        if not isinstance(deletion, Ready):
+            _log.warning("delete_failed", status=deletion.status, error=deletion.reason)
 
 
 async def _finish(context: Context, step: Step, job: Job, response: bytes) -> None:
-    """Compute and commit. Raises ``DecodeError`` for a response that can't be used."""
+    """Compute and commit the outcome of every report.
+
+    An empty ``response`` is for a job whose reports the Leader has all rejected itself. Raises
+    ``DecodeError`` for a response that can't be used.
+    """
     task = step.task
     assert job.leader_state is not None
     finished = await context.compute(
@@ -196,7 +200,7 @@ async def _finish(context: Context, step: Step, job: Job, response: bytes) -> No
 
 
 async def _halve(context: Context, step: Step, job: Job, reason: str) -> None:
-    """Put the reports of a job that was refused for good into two of half its size (D5)."""
+    """Split a job that the Helper has refused for good into two of half its size (D5)."""
     _log.warning("job_refused", reports=job.n, error=reason)
     ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
     halves = Halves(ids, moment(context).backoff)
@@ -209,7 +213,9 @@ def _load(tx: Tx, lease: Lease) -> tuple[Job, list[StoredChunk]]:
 
 
 def _ring(context: Context) -> None:
-    """Collections may be ready; rows that come again and batches with room are the creator's."""
+    """Wake the dispatcher, as collections may be ready now, and the creator, as reports may wait
+    for another job and batches may have room.
+    """
     context.jobs.ring()
     context.chunks.ring()
 
@@ -223,6 +229,6 @@ def _warn_expired() -> None:
     _log.error(
         "job_expired",
         effect="its reports expired before they were aggregated",
-        remedy="see what `job_waits` said of it; a Helper that is away for long needs a longer "
+        remedy="see this job's `job_waits` lines; if the Helper can be away for long, set a longer "
         "report_expiry_age",
     )

@@ -1,8 +1,8 @@
-"""The step of a Leader's collection job: wait for the batch, freeze it, ask the Helper, finish.
+"""Step a Leader's collection job: wait for the batch, freeze it, ask the Helper, finish.
 
-A waiting job is moved on by what it waits for: uploads and finished jobs touch it, its own
-``run_at`` is a fallback. Exchanges hold a permit of the peer and no slot (I5); the stored bytes are
-sent until the answer is final (I4, rule D4). Section "Obtaining Aggregate Shares".
+Uploads and finished aggregation jobs make the collections that wait for them due; a waiting job's
+own ``run_at`` is only a fallback. Exchanges hold a permit of the peer and no slot (I5); the stored
+bytes are sent until the answer is final (I4, rule D4). Section "Obtaining Aggregate Shares".
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _LOOK_AGAIN_MS = 60_000
 
 
 async def run(context: Context, step: Step) -> None:
-    """Step a collection job once, and on to its exchange if the peer has a permit free."""
+    """Take one leased job a step further, and on to its exchange if the peer has a permit free."""
     if step.lease.due.state is not CollectionState.WAITING:
         await _exchange(context, step)
     elif await _advance(context, step):
@@ -59,7 +59,7 @@ async def run(context: Context, step: Step) -> None:
 
 
 async def _advance(context: Context, step: Step) -> bool:
-    """Make the next move of a waiting job; whether it is frozen now, and still leased."""
+    """Make the next move of a waiting job. Return whether it is frozen now and still leased."""
     async with step.slots:
         at = context.instant()
         look_again = at.now + _LOOK_AGAIN_MS
@@ -68,7 +68,7 @@ async def _advance(context: Context, step: Step) -> bool:
             case None | Wait():
                 return False
             case FixCut():
-                context.chunks.ring()  # the creator flushes what stands up to the cut (C3, C6)
+                context.chunks.ring()  # the creator packs all chunks up to the cut (C3, C6)
                 return False
             case Failed(job_id):
                 context.job_ended(("collection", job_id))
@@ -80,8 +80,9 @@ async def _advance(context: Context, step: Step) -> bool:
 
 
 async def _freeze(context: Context, step: Step, batch: BucketRange) -> bool:
+    """Sum and freeze the batch. Return whether that is done and the job is still leased."""
     lease, task = step.lease, step.task
-    # Summed in a reader, so that the writer goes on; the freeze sees that nothing was added since.
+    # Summed outside the writer's transaction; the freeze checks that nothing was added since.
     total = await context.read(batch_total, task, context.sealer, batch)
     job = await context.read(collections.by_pk, lease.pk)
     frozen = frozen_batch(task, context.sealer, job, batch, total)
@@ -100,13 +101,16 @@ async def _freeze(context: Context, step: Step, batch: BucketRange) -> bool:
 def frozen_batch(
     task: Task, sealer: Sealer, job: CollectionJob, batch: BucketRange, total: BatchTotal
 ) -> FrozenBatch:
-    """The exact AggregateShareReq (I3), and the Leader's share sealed for the disk (rule F3)."""
+    """Build what a freeze stores: the exact AggregateShareReq (I3) and the Leader's sealed share
+    (rule F3).
+    """
     share_request = aggregate_share_req(job.request, batch, total).encode()
     sealed = sealer.seal(collection_share_aad(task.task_id, job.id), total.share)
     return FrozenBatch(*batch, share_request, sealed, total.n, total.time_min, total.time_max)
 
 
 async def _exchange(context: Context, step: Step) -> None:
+    """Poll the Helper's share, or send the request for it, and act on the answer."""
     lease, task = step.lease, step.task
     job = await context.read(collections.by_pk, lease.pk)
     assert task.aggregator_token is not None
@@ -135,7 +139,7 @@ async def _exchange(context: Context, step: Step) -> None:
 async def _judge(
     context: Context, step: Step, job: CollectionJob, outcome: Outcome | Unusable
 ) -> None:
-    """Commit what comes next."""
+    """Act on the outcome of an exchange."""
     standing = Standing("collection", job.location, step.lease.due.attempts, job.sends)
     match step.judge(context, standing, outcome):
         case Ready(body):
@@ -149,7 +153,7 @@ async def _judge(
 
 
 async def _fail(context: Context, step: Step, job: CollectionJob, refused: Refused) -> None:
-    """End the job with the Helper's error, which the Collector is told (D4)."""
+    """End the job with the Helper's error, which the Collector then gets (D4)."""
     assert refused.type is not None, "only an error type of the draft is final"
     async with step.slots:
         await context.run(refuse_collection, step.lease, step.task, refused.type, refused.detail)
@@ -158,16 +162,18 @@ async def _fail(context: Context, step: Step, job: CollectionJob, refused: Refus
         "collection_refused",
         error=refused.type,
         detail=refused.detail,
-        remedy="the Collector is told; compare `dapd task counters` with the Helper's operator",
+        remedy="the Collector gets this error; compare `dapd task counters` with the Helper's "
+        "operator",
     )
     _ended(context, job)
 
 
 async def _finish(context: Context, step: Step, job: CollectionJob, body: bytes) -> None:
+    """Store the Collector's answer, made of both shares."""
     try:
         helper_share = AggregateShare.decode(body).encrypted_aggregate_share
     except DecodeError as error:
-        unusable = Unusable(f"the answer is no AggregateShare: {error}")
+        unusable = Unusable(f"an AggregateShare that can't be used: {error}")
         await _judge(context, step, job, unusable)
         return
     async with step.slots:
@@ -185,7 +191,7 @@ async def _finish(context: Context, step: Step, job: CollectionJob, body: bytes)
 def collection_response(
     task: Task, sealer: Sealer, job: CollectionJob, helper_share: HpkeCiphertext
 ) -> bytes:
-    """The encoded CollectionJobResp, with the Leader's share sealed to the Collector."""
+    """Encode the CollectionJobResp, with the Leader's share encrypted to the Collector."""
     assert job.leader_share is not None
     assert job.n is not None
     assert job.time_min is not None
@@ -197,4 +203,4 @@ def collection_response(
 
 def _ended(context: Context, job: CollectionJob) -> None:
     context.job_ended(("collection", job.id))
-    context.chunks.ring()  # its batch is collected or open again: later chunks move on (C2)
+    context.chunks.ring()  # the batch is collected or open again: later chunks can go on (C2)

@@ -1,7 +1,7 @@
-"""The aggregation job creator: waiting chunks become jobs, task by task.
+"""The creator: pack waiting chunks of reports into aggregation jobs, task by task.
 
-Woken by uploads, by collections that ask for their batch, and when a report has waited long
-enough. Left out: which chunks go together (``dapd.protocol.packing``).
+Uploads and collections that ask for their batch wake it; otherwise it wakes when a report has
+waited long enough. Left out: which chunks go together (``dapd.protocol.packing``).
 """
 
 from __future__ import annotations
@@ -19,24 +19,27 @@ from dapd.runtime.context import Context
 _log = structlog.get_logger()
 _FALLBACK_POLL = 5.0
 _PAUSE = 0.02
-"""Between two rounds, so that a stream of uploads is not answered by a transaction each."""
+"""Seconds between two rounds, so that each one serves many uploads of a stream."""
 
 
 async def run(context: Context) -> None:
-    """Until draining."""
+    """Create jobs whenever some are due, until the daemon drains."""
     while not context.draining.is_set():
         wait = _FALLBACK_POLL
         try:
             wait = await create_due(context)
         except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-            _log.exception("creator_failed", remedy="retried; if it stays, check the database")
+            _log.exception(
+                "creator_failed",
+                remedy="dapd tries again; if this repeats, run `dapd datastore check`",
+            )
         await context.chunks.wait(wait)
         if not context.draining.is_set():
             await trio.sleep(_PAUSE)
 
 
 async def create_due(context: Context) -> float:
-    """Make every job that is ripe; the seconds until the next may be."""
+    """Create every job that is due. Return in how many seconds the next may be."""
     at = context.instant()
     now = at.now
     latest = now + int(1000 * context.config.leader.retry_max)

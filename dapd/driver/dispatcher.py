@@ -1,7 +1,7 @@
-"""What to work on next: leases the jobs that can start now, and gives each a task in the nursery.
+"""The dispatcher: lease the jobs that can start now, and run a step of each in its own Trio task.
 
-Woken by events or the next ``run_at``. A job whose state says that it computes needs a slot, one
-that exchanges needs a permit of its peer; no slot ever sleeps (I5). Left out: what a step does.
+Events wake it, or the next ``run_at``. A step that computes needs a slot, one that exchanges needs
+a permit of its peer; no slot ever sleeps (I5). Left out: what a step does.
 """
 
 from __future__ import annotations
@@ -32,13 +32,16 @@ from dapd.runtime.peers import Peer
 
 _log = structlog.get_logger()
 _FALLBACK_POLL = 5.0
-_SET_BACK_MS = 1000
-"""By so much the machine's clock must have been set back since the last round to be noticed."""
-_LEASED_AHEAD = 2  # per slot, so that a slot never waits for the leasing commit
+_CLOCK_SET_BACK_MS = 1000
+"""The dispatcher notices that the machine's clock was set back since the last round by so much."""
+_LEASED_PER_SLOT = 2  # so that a slot never waits for the leasing commit
 
 
 class Dispatcher:
-    """``steps`` says which step works on (kind, role), such as ("aggregation", "leader")."""
+    """Leases due jobs and steps them, as many at once as slots and permits allow.
+
+    ``steps`` has the step for each (kind, role), such as ("aggregation", "leader").
+    """
 
     def __init__(
         self, context: Context, steps: Mapping[tuple[str, str], RunStep], slots: int
@@ -50,7 +53,7 @@ class Dispatcher:
         self._clock_offset: int | None = None
 
     async def run(self) -> None:
-        """Until draining, then until the steps under way have ended."""
+        """Dispatch until the daemon drains, then wait for the steps under way."""
         async with trio.open_nursery() as keeper:
             keeper.start_soon(self._keep_leases)
             async with trio.open_nursery() as nursery:
@@ -64,11 +67,16 @@ class Dispatcher:
             try:
                 wait = await self.dispatch(nursery)
             except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-                _log.exception("dispatch_failed", remedy="retried; if it stays, check the database")
+                _log.exception(
+                    "dispatch_failed",
+                    remedy="dapd tries again; if this repeats, run `dapd datastore check`",
+                )
             await context.jobs.wait(wait)
 
     async def dispatch(self, nursery: trio.Nursery) -> float:
-        """Start a step in ``nursery`` for each job that can start now; the seconds to wait then."""
+        """Start a step in ``nursery`` for each job that can start now. Return in how many seconds
+        to look again.
+        """
         context = self._context
         peers = self._peers_by_task()
         chooser = _Chooser(peers, self._free_slots(), list(self._held.values()))
@@ -79,7 +87,7 @@ class Dispatcher:
         leased, next_run_at = await context.run(
             leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait(now)
         )
-        for reason, jobs in chooser.left_alone.items():
+        for reason, jobs in chooser.passed_over.items():
             context.metrics.not_stepped.labels(reason).inc(jobs)
         for lease in leased:
             step = self._held[lease.token] = self._step_of(lease)
@@ -89,23 +97,26 @@ class Dispatcher:
         return min([_FALLBACK_POLL, *((at - now) / 1000 for at in upcoming)])
 
     def _longest_wait(self, now: int) -> int:
-        """No job waits longer, in ms (E2). A peer may ask for a day; what waits for longer than the
-        configuration says is due once after a start, and after the clock was set back.
+        """Return how far ahead (ms) a ``run_at`` may be; a job with a later one counts as due (E2).
+
+        Usually it is the longest wait that a peer can ask for, a day. In the first round, and after
+        the machine's clock was set back, it is the longest that the configuration allows: no job
+        waits for the wrong clock to return, and one that waits for its peer is stepped once more.
         """
         offset = now - self._context.clock.elapsed()
         before, self._clock_offset = self._clock_offset, offset
-        if before is not None and offset > before - _SET_BACK_MS:
+        if before is not None and offset > before - _CLOCK_SET_BACK_MS:
             return LONGEST_WAIT_MS
         limits = self._context.config.leader
         return max(int(1000 * max(limits.retry_max, limits.poll_max)), LONGEST_CRASH_WAIT_MS)
 
     def _free_slots(self) -> int:
-        """Not what was leased to compute, but what computes or is about to: a step that has gone on
-        to its exchange needs no slot any more (I5).
+        """Return how many more computing jobs to lease. Only steps that compute or wait to compute
+        count: one that has gone on to its exchange needs no slot any more (I5).
         """
         now = self._slots.statistics()
-        leased_ahead = int(now.total_tokens) * _LEASED_AHEAD
-        return leased_ahead - now.borrowed_tokens - now.tasks_waiting
+        most = int(now.total_tokens) * _LEASED_PER_SLOT
+        return most - now.borrowed_tokens - now.tasks_waiting
 
     def _peers_by_task(self) -> dict[int, Peer]:
         return {task.task_pk: self._peer(task.task_pk) for task in self._context.tasks.all()}
@@ -119,6 +130,7 @@ class Dispatcher:
         return Step(lease, self._context.tasks.by_pk(task_pk), self._slots, self._peer(task_pk))
 
     async def _run(self, step: Step) -> None:
+        """Run a leased job's step, and give back what it holds."""
         context, lease, task = self._context, step.lease, step.task
         due = lease.due
         run = self._steps[due.kind, "leader" if task.is_leader else "helper"]
@@ -129,15 +141,15 @@ class Dispatcher:
                 if due.state in EXCHANGING and not step.try_permit():
                     await context.run(leases.release, lease, context.now())
                     return
-                await self._guarded(run, step)
+                await self._run_guarded(run, step)
         finally:
             if step.has_permit:
                 step.peer.release()
             del self._held[lease.token]
             context.jobs.ring()
 
-    async def _guarded(self, run: RunStep, step: Step) -> None:
-        """The one edge at which a step's failure becomes a log line and a back-off."""
+    async def _run_guarded(self, run: RunStep, step: Step) -> None:
+        """Run a step; if it fails, log the error and let the job back off."""
         context, lease = self._context, step.lease
         begun = time.perf_counter()
         try:
@@ -147,7 +159,8 @@ class Dispatcher:
             _log.exception(
                 "step_failed",
                 state=lease.due.state.value,
-                remedy="retried; if it stays, see `dapd jobs show`, and report this line",
+                remedy="dapd tries again; if this repeats, see `dapd jobs show` and report this "
+                "line",
             )
             limits = context.config.leader
             wait = backoff_ms(
@@ -155,7 +168,7 @@ class Dispatcher:
             )
             await context.run(leases.release, lease, context.now() + wait, error=describe(error))
         except trio.Cancelled:
-            # Grace is over (I8): the job is due at once for whoever comes next.
+            # The grace period is over (I8): the job is due at once for the next process.
             with trio.CancelScope(shield=True):
                 await context.run(leases.release, lease, context.now())
             raise
@@ -166,7 +179,7 @@ class Dispatcher:
             )
 
     async def _keep_leases(self) -> None:
-        """Renew what is held, well before it ends."""
+        """Renew the leases of all steps under way, well before they end."""
         context = self._context
         while True:
             await trio.sleep(LEASE_MS / 3000)
@@ -176,11 +189,12 @@ class Dispatcher:
 
 
 class _Chooser:
-    """Picks among due jobs, oldest first, without more than the slots and permits at hand.
+    """Chooses among the due jobs, oldest first, those for which there is a slot or a permit.
 
     A *suspect* is a job that may have killed the process twice. It runs alone (rule E2): once it is
     the oldest job that could start, nothing else starts until it has run. It waits for the steps
-    that are ``held``, but not for their exchanges with other peers, which may last for long.
+    that are ``held``, but not for their exchanges with other peers, which may take long.
+    ``passed_over`` counts the jobs that were not chosen, by reason.
     """
 
     def __init__(self, peers: Mapping[int, Peer], slots: int, held: Collection[Step] = ()) -> None:
@@ -189,41 +203,41 @@ class _Chooser:
         self._held = held
         self._free = {id(peer): peer.free for peer in peers.values()}
         self._taken: Counter[int] = Counter()
-        self.left_alone: Counter[str] = Counter()
+        self.passed_over: Counter[str] = Counter()
 
     def choose(self, due: Sequence[Due]) -> list[Due]:
         if any(_is_suspect(step.lease.due) for step in self._held):
-            self.left_alone["runs_alone"] += len(due)
+            self.passed_over["runs_alone"] += len(due)
             return []
         chosen: list[Due] = []
         for job in due:
             if job.task_pk not in self._peers:
-                self.left_alone["task_not_served"] += 1
+                self.passed_over["task_not_served"] += 1
             elif _is_suspect(job):
-                if not chosen and not self._is_hindered(job) and self._take_means(job):
+                if not chosen and not self._is_hindered(job) and self._reserve(job):
                     return [job]
-                self.left_alone["runs_alone"] += 1
+                self.passed_over["runs_alone"] += 1
                 break
-            elif self._take_means(job):
+            elif self._reserve(job):
                 chosen.append(job)
         return chosen
 
     def _is_hindered(self, suspect: Due) -> bool:
-        """Whether a step is under way beside which the suspect must not run."""
+        """Return whether the suspect must wait for a step under way."""
         peer = self._peers[suspect.task_pk]
         return any(not step.has_permit or step.peer is peer for step in self._held)
 
-    def _take_means(self, job: Due) -> bool:
+    def _reserve(self, job: Due) -> bool:
         """Take the slot or the permit that the job's next step needs, if one is free."""
         if job.state in COMPUTING:
             if self._slots <= 0:
-                self.left_alone["no_slot"] += 1
+                self.passed_over["no_slot"] += 1
                 return False
             self._slots -= 1
             return True
         key = id(self._peers[job.task_pk])
         if self._taken[key] >= self._free[key]:
-            self.left_alone["no_permit"] += 1
+            self.passed_over["no_permit"] += 1
             return False
         self._taken[key] += 1
         return True

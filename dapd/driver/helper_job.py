@@ -1,4 +1,4 @@
-"""A Helper's aggregation job: create, verify, commit, look up.
+"""A Helper's aggregation jobs: create, verify, commit, look up.
 
 Sections "Helper Initialization" and "Asynchronous Request Handling". The HTTP handlers call
 ``create``, ``poll`` and ``find``; the dispatcher calls ``run`` for a job that was stored to be
@@ -48,7 +48,7 @@ _REPLAYED_WHERE_KNOWN = bytes([0, ReportError.REPORT_REPLAYED]) + bytes(254)
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """A job that is not stored yet; ``identity`` is that of its work in this process."""
+    """A job that is not stored yet; ``identity`` names its work in ``Context.work``."""
 
     task: Task
     key: JobKey
@@ -58,9 +58,10 @@ class NewJob:
 
 
 async def create(context: Context, task: Task, body: bytes) -> StoredJob:
-    """The job that this ``AggregationJobInitReq`` makes, or made before; finished or received.
+    """Create the job of this ``AggregationJobInitReq``, or return the one that an identical request
+    created before. Whether it is finished depends on the Helper's mode and load.
 
-    Raises ``Abort``: the request is at fault, or there is no room for new work.
+    Raises ``Abort`` if the request is at fault, or if there is no room for new work.
     """
     expired_before = task.expired_before_at(context.instant())
     digest, found = await context.read(_examine, task, body, expired_before)
@@ -79,7 +80,7 @@ async def create(context: Context, task: Task, body: bytes) -> StoredJob:
 
 
 async def poll(context: Context, task: Task, job_id: bytes | None, step: str | None) -> StoredJob:
-    """The job once it is finished, or as it is after ``poll_hold``. Raises ``Abort``."""
+    """Return the job once it is finished, or as it is after ``poll_hold``. Raises ``Abort``."""
 
     async def checked() -> StoredJob:
         job = await find(context, task, job_id)
@@ -96,7 +97,7 @@ async def poll(context: Context, task: Task, job_id: bytes | None, step: str | N
 
 
 async def find(context: Context, task: Task, job_id: bytes | None) -> StoredJob:
-    """Raises ``Abort``: the job is unknown, or was deleted (rule A6)."""
+    """Return the job. Raises ``Abort`` if it is unknown or was deleted (rule A6)."""
     job = None
     if job_id is not None:
         expired_before = task.expired_before_at(context.instant())
@@ -107,12 +108,12 @@ async def find(context: Context, task: Task, job_id: bytes | None) -> StoredJob:
 
 
 def retry_after(context: Context) -> float:
-    """Seconds after which a job that waits or runs is likely to be finished."""
+    """Return after how many seconds a job that waits or runs is likely to be finished."""
     return min(context.rates.ahead, context.config.helper.retry_after_max)
 
 
 async def run(context: Context, step: Step) -> None:
-    """Verify and commit a stored job, holding a slot (rule E1); the commit ends the lease."""
+    """Verify and commit a stored job, in a slot (rule E1); the commit ends the lease."""
     task, lease = step.task, step.lease
     async with step.slots:
         request = context.judged.get(lease.due.id)
@@ -134,9 +135,10 @@ async def run(context: Context, step: Step) -> None:
 async def verify_and_commit(
     context: Context, task: Task, key: JobKey, request: InitRequest, *, stored: bool
 ) -> StoredJob:
-    """Until a transaction agrees with what was verified; ``stored`` as in ``commit_job``.
+    """Verify the job's reports and commit the outcome; ``stored`` as in ``commit_job``.
 
-    Raises ``Abort`` if the job was deleted meanwhile.
+    Verify again if the transaction finds that the replay index, the closed batches or the task's
+    mark have changed too much meanwhile. Raises ``Abort`` if the job was deleted.
     """
     context.rates.begin(key.id, task, key.n)
     try:
@@ -144,14 +146,14 @@ async def verify_and_commit(
         known = None
         while True:
             verified = await context.compute(_verify, context, task, key, request, keyring, known)
-            if verified.seconds_per_report:  # else every report was known, and nothing measured
+            if verified.seconds_per_report:  # 0: all reports were left out, nothing was measured
                 context.rates.note(task, verified.seconds_per_report)
             try:
                 job = await context.run(commit_job, key, verified, context.now(), stored=stored)
             except VerifyAgainError as disagreement:  # E3
                 known = disagreement.known
                 await context.tasks.refresh()
-                task = context.tasks.by_pk(task.task_pk)  # its mark may be what disagreed (D6)
+                task = context.tasks.by_pk(task.task_pk)  # its mark may have risen (D6)
             else:
                 context.metrics.succeeded("aggregation")
                 _log.debug("job_verified", reports=key.n, at_once=not stored)
@@ -163,7 +165,10 @@ async def verify_and_commit(
 def _examine(
     tx: Tx, task: Task, body: bytes, expired_before: int
 ) -> tuple[bytes, StoredJob | InitRequest]:
-    """In one hop off the event loop: the identity (A1), then the whole-request checks (A3)."""
+    """Look for the job of an identical request (A1), else check the request as a whole (A3).
+
+    Both happen in one hop off the event loop. Returns the request's digest, and what was found.
+    """
     digest = hashlib.sha256(body).digest()
     existing = helper_jobs.by_identity(tx, task.task_pk, digest, expired_before)
     return digest, existing or judge_init(task, body)
@@ -181,7 +186,7 @@ def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) 
         n=request.rows.count,
         bucket=request.batch_id or b"",
         lease_token=secrets.token_bytes(16),
-        # A task that was added again may have its mark ahead of the clock.
+        # The mark of a task that was deleted and added again may be ahead of the clock.
         newest=max(min(request.rows.time_max, latest), expired_before),
         expired_before=expired_before,
     )
@@ -198,7 +203,7 @@ def _runs_at_once(context: Context, job: NewJob) -> bool:
 
 
 async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
-    """The async path: ``run`` verifies it."""
+    """Store the job and answer (async); ``run`` verifies it later."""
     bind_contextvars(job_id=b64url_encode(job.key.id))
     stored = await context.run(store_job, job.key, job.body, context.now())
     if stored.id == job.key.id:
@@ -210,7 +215,7 @@ async def _store_for_later(context: Context, job: NewJob) -> StoredJob:
 
 
 async def _verify_now(context: Context, job: NewJob) -> StoredJob:
-    """The sync path; those who wait are answered after ``sync_wait`` at the latest (rule A2)."""
+    """Verify the job before answering (sync), or answer after ``sync_wait`` and go on (rule A2)."""
     bind_contextvars(job_id=b64url_encode(job.key.id))
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -218,10 +223,10 @@ async def _verify_now(context: Context, job: NewJob) -> StoredJob:
         try:
             return await verify_and_commit(context, job.task, job.key, job.request, stored=False)
         except trio.Cancelled:
-            with trio.CancelScope(shield=True):  # I8: if it is stored, it is due for the successor
+            with trio.CancelScope(shield=True):  # I8: if stored, it is due for the next process
                 await context.run(helper_jobs.let_go, job.key, context.now())
             raise
-        except Exception as error:  # noqa: BLE001 - out of the nursery as itself, not in a group
+        except Exception as error:  # noqa: BLE001 - raised below: a nursery would wrap it in a group
             failure = error
         finally:
             nursery.cancel_scope.cancel()
@@ -231,7 +236,10 @@ async def _verify_now(context: Context, job: NewJob) -> StoredJob:
 
 
 async def _answer_late(context: Context, job: NewJob) -> None:
-    """Store the job as the async path would, under a lease for as long as the work runs."""
+    """After ``sync_wait``, store the job and answer "processing"; then keep the job leased.
+
+    The task that verifies the job cancels this one when it is done.
+    """
     await trio.sleep(context.config.helper.sync_wait)
     until = context.now() + LEASE_MS
     stored = await context.run(store_job, job.key, job.body, context.now(), lease_until=until)
@@ -249,8 +257,8 @@ def _verify(
     keyring: Keyring,
     known: bytes | None,
 ) -> HelperVerified:
-    """Sections "Input Share Decryption" and "Input Share Validation", on all cores."""
-    if known is None:  # E3: what is replayed for all we know is left out
+    """Verify the reports on all cores; "Input Share Decryption", "Input Share Validation"."""
+    if known is None:  # E3: leave out what the replay index would reject as it is now
         replayed = context.datastore.replay.peek(task.task_pk, request.rows.ids)
         known = replayed.translate(_REPLAYED_WHERE_KNOWN)
     return request.rows.verify(

@@ -1,4 +1,4 @@
-"""Hold a GET or POST until its job ends, so that a near answer takes one request (ADR 0012)."""
+"""Hold a GET or POST until its job ends, which saves a poll if that is soon (ADR 0012)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ async def hold(
     has_ended: Callable[[Job], bool],
     seconds: float,
 ) -> Job:
-    """The job once it has ended; as it is after ``seconds``, or when the daemon drains (I8).
-
-    Raises what ``find`` raises.
+    """Return the job once it has ended, or as it is after ``seconds`` or when the daemon drains
+    (I8). Raises what ``find`` raises.
     """
-    ended = context.finished.listen(name)  # before the first look, which may miss the end
+    ended = context.finished.listen(name)  # before ``find``: the job may end right after it
     try:
         job = await find()
         if has_ended(job) or context.draining.is_set():

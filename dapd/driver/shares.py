@@ -1,7 +1,7 @@
-"""A Helper's aggregate share: found by its request, or served at once as work of the daemon.
+"""A Helper's aggregate shares: create one, or find the one that an identical request created.
 
 Section "Obtaining Aggregate Shares"; rules A1, A2, A4. Once a request is read, its batch is
-collected and its response stored, whatever becomes of the connection. Left out: HTTP
+collected and its response stored, even if the connection breaks. Left out: HTTP
 (``dapd.server.aggregate_shares``) and the transaction (``dapd.commits.aggregate_share``).
 """
 
@@ -27,9 +27,11 @@ _log = structlog.get_logger()
 
 
 async def create(context: Context, task: Task, body: bytes) -> StoredShare:
-    """The share that this ``AggregateShareReq`` makes, or made before. Raises ``Abort``."""
+    """Create the share for this ``AggregateShareReq``, or return the one that an identical request
+    created before. Raises ``Abort``.
+    """
     digest = hashlib.sha256(body).digest()
-    # A1: before admission, and before the checks, which need not hold any more.
+    # A1: before admission, and before checks that an earlier request passed but this one may not.
     expired_ms = task.mark_at(context.instant()).ms
     if existing := await context.read(share_jobs.by_identity, task.task_pk, digest, expired_ms):
         return existing
@@ -49,7 +51,7 @@ async def create(context: Context, task: Task, body: bytes) -> StoredShare:
 
 
 async def find(context: Context, task: Task, share_id: bytes | None) -> StoredShare | None:
-    """The share as it was served first, unless it was deleted or has expired."""
+    """Return the share as it was first served; ``None`` if it was deleted or has expired."""
     if share_id is None:
         return None
     expired_ms = task.mark_at(context.instant()).ms

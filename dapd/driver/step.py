@@ -1,4 +1,4 @@
-"""One step of one leased job: its lease, the computing slots, its peer's permit (rule E1)."""
+"""What a step of a leased job holds: its lease, the computing slots, its peer's permit (E1)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _log = structlog.get_logger()
 class Step:
     """A leased job and what its step needs.
 
-    Computing and committing happen inside ``async with step.slots``, exchanges outside, under a
-    permit: the dispatcher has taken one for a job whose state needs it, a step that goes on to its
-    exchange takes one with ``try_permit``. The dispatcher gives it back when the step ends.
+    A step computes and commits inside ``async with step.slots``, and exchanges outside, under a
+    permit. The dispatcher takes the permit for a job whose state needs one; a step that goes on to
+    its exchange takes it with ``try_permit``. The dispatcher gives it back when the step ends.
     """
 
     lease: Lease
@@ -35,34 +35,35 @@ class Step:
     has_permit: bool = False
 
     def try_permit(self) -> bool:
+        """Take a permit unless the step has one. Return whether it has one now."""
         self.has_permit = self.has_permit or self.peer.try_acquire()
         return self.has_permit
 
     def judge(
         self, context: Context, standing: Standing, outcome: Outcome | Unusable
     ) -> Ready | Refused | Later:
-        """What comes next for the job; its peer's state and the log follow the outcome."""
+        """Return what comes next for the job; update its peer's state, and log a wait."""
         if not isinstance(outcome, Unusable):
             self._note_peer(context, outcome)
-        following = judge(standing, outcome, moment(context))
-        if isinstance(following, Later):
-            _log_wait(standing, outcome, following)
-        return following
+        verdict = judge(standing, outcome, moment(context))
+        if isinstance(verdict, Later):
+            _log_wait(standing, outcome, verdict)
+        return verdict
 
     def _note_peer(self, context: Context, outcome: Outcome) -> None:
-        """Leave a peer alone as a whole that can't be reached (rule E1)."""
+        """Count the outcome. Let a peer that can't be reached back off as a whole (rule E1)."""
         endpoint = self.task.configuration.helper_aggregator_endpoint
-        called = _called(outcome)
-        context.metrics.peer_requests.labels(endpoint, called).inc()
-        if called == "unreachable":
+        label = _label(outcome)
+        context.metrics.peer_requests.labels(endpoint, label).inc()
+        if label == "unreachable":
             limits = context.config.leader
             self.peer.unreachable(limits.retry_min, limits.retry_max)
         else:
-            self.peer.answered(serves=called != "unserved")
+            self.peer.answered(serves=label != "unserved")
 
 
 def moment(context: Context) -> Moment:
-    """Now, and the configured waits."""
+    """Return the present time with the configured waits."""
     limits = context.config.leader
     return Moment(
         now=context.now(),
@@ -86,14 +87,15 @@ def _log_wait(standing: Standing, outcome: Outcome | Unusable, later: Later) -> 
             sends=standing.sends,
             error=later.error,
             likely_cause=likely_cause(status, type_),
-            remedy="fix that with the Helper's operator, then `dapd jobs retry`; nothing is lost",
+            remedy="fix this with the Helper's operator, then run `dapd jobs retry`; no report is "
+            "lost meanwhile",
         )
     elif isinstance(outcome, Unknown):
         _log.warning("exchange_failed", status=outcome.status, error=outcome.reason)
 
 
-def _called(outcome: Outcome) -> str:
-    """The metrics' name of the outcome."""
+def _label(outcome: Outcome) -> str:
+    """Return the metric's label for the outcome."""
     match outcome:
         case Unknown(status=None):
             return "unreachable"
@@ -104,4 +106,4 @@ def _called(outcome: Outcome) -> str:
 
 
 RunStep = Callable[[Context, Step], Awaitable[None]]
-"""Take a leased job one step further and commit it; the commit ends or releases the lease."""
+"""Takes a leased job a step further; the step's commit ends or releases the lease."""

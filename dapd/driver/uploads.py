@@ -1,7 +1,7 @@
-"""The upload loop: open and store together whatever queued while the last commit ran.
+"""The upload loop: open and store, as one group, all requests that arrived during the last commit.
 
-Section "Upload Request". Two stages: the next group is opened while the last one waits for the
-disk. A thread hop or a commit per request would cost more than its cryptography. Left out: HTTP
+Section "Upload Request". A thread hop or a commit for each request would cost more than its
+cryptography. The next group is opened while the last one waits for the disk. Left out: HTTP
 (``dapd.server.reports``) and the transaction (``dapd.commits.uploads``).
 """
 
@@ -25,8 +25,8 @@ _Groups = tuple[list[QueuedUpload], OpenedUploads]
 
 
 async def run(context: Context) -> None:
-    """Open and store groups until the queue is closed and empty."""
-    # Without a buffer: while a group waits here for the last commit, the next one gathers.
+    """Open and store groups of upload requests until the queue is closed and empty."""
+    # Without a buffer: while a group waits here for the last commit, the queue gathers the next.
     send, receive = trio.open_memory_channel[_Groups](0)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_store_all, context, receive)
@@ -34,7 +34,7 @@ async def run(context: Context) -> None:
             while group := await context.uploads.next_group():
                 try:
                     opened = await _open(context, group)
-                except Exception as error:  # noqa: BLE001 - its requests' answer
+                except Exception as error:  # noqa: BLE001 - the answer to the group's requests
                     _fail(group, error)
                 else:
                     await send.send((group, opened))
@@ -45,7 +45,7 @@ async def _store_all(context: Context, groups: trio.MemoryReceiveChannel[_Groups
     async for group, opened in groups:
         try:
             answers = await context.run(store_uploads, opened, max_rows, context.now())
-        except Exception as error:  # noqa: BLE001 - its requests' answer
+        except Exception as error:  # noqa: BLE001 - the answer to the group's requests
             _fail(group, error)
             continue
         context.metrics.succeeded("upload")
@@ -56,7 +56,7 @@ async def _store_all(context: Context, groups: trio.MemoryReceiveChannel[_Groups
 
 
 async def _open(context: Context, group: Sequence[QueuedUpload]) -> OpenedUploads:
-    """Parse, check, open and seal a group; an unknown config id reloads the keyring first (F1)."""
+    """Parse, check, open and seal a group; reload the keyring if it lacks a config id (F1)."""
     at = context.instant()
     rules = {request.task.task_pk: request.task.upload_rules_at(at) for request in group}
     inputs = [
@@ -77,12 +77,12 @@ async def _open(context: Context, group: Sequence[QueuedUpload]) -> OpenedUpload
 
 
 def _fail(group: Sequence[QueuedUpload], error: Exception) -> None:
-    """The one edge at which a group's failure becomes its requests' answers: nothing was stored."""
+    """Log a group's failure and answer its requests with 503: nothing was stored."""
     _log.error(
         "upload_group_failed",
         requests=len(group),
         exc_info=error,
-        remedy="clients are told to try again; if it stays, check the database",
+        remedy="clients are told to try again; if this repeats, run `dapd datastore check`",
     )
     for request in group:
         refusal = Abort(

@@ -1,18 +1,19 @@
-"""Judge what a peer answered to a job's exchange: finish the job, end it, or try again, and when.
+"""Decide what a job does after the peer's answer: finish, end, or try again and when.
 
-One pure function, for aggregation jobs and collections alike. Sections "Leader Initialization",
-"Obtaining Aggregate Shares", "Asynchronous Request Handling"; rules A5, B5, D4, D5, E1, I4.
+One pure function, ``judge``, serves aggregation jobs and collections alike. Sections "Leader
+Initialization", "Obtaining Aggregate Shares", "Asynchronous Request Handling"; rules A5, B5, D4,
+D5, E1, I4.
 
 An exchange either sends a job's stored bytes or polls its Location. To *repeat* it is to do the
-same again; to *send* is to drop the Location and send the stored bytes, which find what an earlier
-send made by their identity (rule A1).
+same again; to *send* is to drop the Location and send the stored bytes: if an earlier send has
+created the resource, the peer finds it by these bytes (rule A1).
 
 ============================================= ========= ============================== =========
 the answer                                    next      when                           attempts
 ============================================= ========= ============================== =========
 Ready                                         finish    now
 Processing with Retry-After                   poll      as told, after poll_min        0
-Processing without                            poll      back-off, within poll_max      1 a poll
+Processing without Retry-After                poll      back-off, within poll_max      polls
 Refused, and final (D4)                       end       now
 Refused, final, never accepted a job (D5)     send [1]_ long back-off; alarm           + 1
 Refused otherwise                             send      as told or long back-off;      + 1
@@ -23,11 +24,12 @@ Unknown: no answer, 408, 425, other 5xx       repeat    as told or back-off     
 Unknown otherwise: 3xx, a wrong media type    send      as told or back-off            + 1
 ============================================= ========= ============================== =========
 
-.. [1] As a first send: the peer has stored none of the sends before.
+.. [1] As a first send: the peer has stored none of the earlier ones.
 
 *As told* is the answer's Retry-After, at least ``retry_min`` and at most a day. *Back-off* doubles
-with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, where trying
-again soon would not help because a configuration must change first.
+with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, for what trying
+again soon won't fix, because a configuration must change first. *polls*: how many in a row the peer
+has answered without Retry-After.
 """
 
 from __future__ import annotations
@@ -49,18 +51,18 @@ FINAL_COLLECTION_REFUSALS = frozenset(
         "batchMismatch",
     }
 )
-"""Errors that end an AggregateShareReq at any send; it is sent again after all others (D4)."""
+"""The errors that end a collection at any send; after any other it sends again (D4)."""
 _LONG = 4
-"""Doublings by which a long back-off is ahead."""
+"""How many doublings a long back-off starts ahead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A job before its exchange.
+    """Where a job was before the exchange.
 
-    ``location`` was polled; ``None``: the stored bytes were sent, for the ``sends``-th time.
-    ``attempts`` failed since the last success, or were polls in a row without a Retry-After.
-    ``accepted`` says whether the peer has ever accepted a job of this task.
+    ``location`` was polled; if it is ``None``, the stored bytes were sent, for the ``sends``-th
+    time. ``attempts`` counts the failures since the last success, or the polls in a row that were
+    answered without Retry-After. ``accepted``: the peer has accepted some job of this task before.
     """
 
     kind: Literal["aggregation", "collection"]
@@ -72,7 +74,7 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The time (ms), and the configured waits (s); ``jitter`` is in [0, 1)."""
+    """The present time (ms) and the configured waits (s); ``jitter`` is in [0, 1)."""
 
     now: int
     retry_min: float
@@ -82,26 +84,26 @@ class Moment:
     jitter: float
 
     def backoff(self, attempt: int) -> int:
-        """When (ms) to try again after so many failed attempts."""
+        """Return when (ms) to try again after ``attempt`` failures."""
         return self.now + backoff_ms(attempt, self.retry_min, self.retry_max, self.jitter)
 
     def as_told(self, retry_after: float, shortest: float) -> int:
-        """When (ms) to try again after a Retry-After of so many seconds."""
+        """Return when (ms) to try again after a Retry-After of ``retry_after`` seconds."""
         return self.now + int(1000 * min(max(retry_after, shortest), LONGEST_RETRY_AFTER))
 
 
 @dataclass(frozen=True, slots=True)
 class Unusable:
-    """A representation that can't be decoded, or doesn't answer what was asked (B5)."""
+    """A response that can't be decoded, or doesn't fit the request (B5)."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Later:
-    """The job's next exchange at ``run_at`` (ms): poll ``location``, or send if it is ``None``.
+    """The job's next exchange, at ``run_at`` (ms): poll ``location``, or send if it is ``None``.
 
-    ``sends`` are those whose outcome is not settled. ``alarm`` says that it takes an operator.
+    ``sends`` counts the sends whose outcome is unknown. ``alarm``: only an operator can fix this.
     """
 
     location: str | None
@@ -115,7 +117,7 @@ class Later:
 def judge(
     standing: Standing, outcome: Outcome | Unusable, moment: Moment
 ) -> Ready | Refused | Later:
-    """What comes next: finish the job with ``Ready``, end it by ``Refused``, or go on ``Later``."""
+    """Return ``Ready`` to finish the job, ``Refused`` to end it, ``Later`` to try again."""
     match outcome:
         case Ready():
             return outcome
@@ -146,12 +148,12 @@ def _refused(standing: Standing, answer: Refused, moment: Moment) -> Refused | L
         return _send_much_later(standing, answer.reason, moment, told=told)
     if standing.accepted:
         return answer
-    # D5: the fault may be the pair's configuration, so the job waits. The peer has not stored it.
+    # D5: the two configurations may not match, so the job waits. The peer has not stored it.
     return _send_much_later(standing, answer.reason, moment, sends=0)
 
 
 def _is_final(standing: Standing, answer: Refused) -> bool:
-    """Whether the peer has judged these bytes, and can't have stored them before (rule D4)."""
+    """Return whether the peer has judged these bytes and can't have stored them before (D4)."""
     match standing.kind:
         case "aggregation":
             return standing.sends == 1 and (answer.status == 413 or answer.type == "invalidMessage")
