@@ -1,1 +1,1 @@
-"""DAP's resources over HTTP: one module per resource of the draft's appendix."""
+"""Serve DAP over HTTP: listeners, routing, authentication, and one module for each resource."""

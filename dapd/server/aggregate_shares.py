@@ -1,4 +1,4 @@
-"""``{helper}/tasks/{task-id}/aggregate_shares``: POST, GET, DELETE for the Leader.
+"""Serve ``{helper}/tasks/{task-id}/aggregate_shares`` to the Leader: POST, GET and DELETE.
 
 Sections "Obtaining Aggregate Shares" and "Aggregate Share Deletion"; rules A4, A6.
 """
@@ -18,19 +18,19 @@ from dapd.server.requests import body_of, done, ready, resource_id, task_of
 
 
 def blueprint(context: Context) -> Blueprint:
-    """Creation, representation and deletion of aggregate shares."""
+    """Return the routes that create, return and delete aggregate shares."""
     routes = Blueprint("aggregate_shares", __name__)
 
     @routes.post("/tasks/<_task>/aggregate_shares")
     async def create(_task: str) -> Response:
-        """Serve the share of a batch and collect it, or repeat an identical request's answer."""
+        """Collect a batch and return its share, or repeat the answer to an identical request."""
         task = task_of(request)
         body = await body_of(request, MediaType.AGGREGATE_SHARE_REQ)
         return _share(task, await shares.create(context, task, body))
 
     @routes.get("/tasks/<_task>/aggregate_shares/<share>")
     async def state(_task: str, share: str) -> Response:
-        """The share as it was served first; a ``step`` has no meaning here (rule A4)."""
+        """Return the share as it was first served; a ``step`` has no meaning here (rule A4)."""
         task = task_of(request)
         found = await shares.find(context, task, resource_id(share))
         if found is None:
@@ -39,7 +39,7 @@ def blueprint(context: Context) -> Blueprint:
 
     @routes.delete("/tasks/<_task>/aggregate_shares/<share>")
     async def forget(_task: str, share: str) -> Response:
-        """Forget the share; its batch stays collected (rule A6)."""
+        """Delete the share; its batch stays collected (rule A6)."""
         task, share_id = task_of(request), resource_id(share)
         if share_id is None or not await context.run(
             delete_aggregate_share, task.task_pk, share_id
@@ -57,5 +57,5 @@ def _share(task: Task, share: StoredShare) -> Response:
 
 def _unknown() -> Abort:
     return Abort(
-        None, "no aggregate share with this ID is here; it may have been deleted", status=404
+        None, "there is no aggregate share with this ID; it may have been deleted", status=404
     )

@@ -1,7 +1,7 @@
-"""``{helper}/tasks/{task-id}/aggregation_jobs``: section "Verifying and Aggregating Reports".
+"""Serve ``{helper}/tasks/{task-id}/aggregation_jobs`` to the Leader: POST, GET and DELETE.
 
-The Helper's side of "Helper Initialization", "Helper Continuation", and "Aggregation Job
-Abandonment and Deletion".
+Section "Verifying and Aggregating Reports": the Helper's side of "Helper Initialization", "Helper
+Continuation", and "Aggregation Job Abandonment and Deletion".
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from dapd.server.requests import body_of, done, processing, ready, resource_id, 
 
 
 def blueprint(context: Context) -> Blueprint:
-    """Creation, state, continuation and deletion of aggregation jobs."""
+    """Return the routes that create, poll, continue and delete aggregation jobs."""
     routes = Blueprint("aggregation_jobs", __name__)
 
     @routes.post("/tasks/<_task>/aggregation_jobs")
     async def create(_task: str) -> Response:
-        """Create the job, or indicate the one that an identical request created."""
+        """Create a job, or return the state of the one that an identical request created."""
         task = task_of(request)
         body = await body_of(request, MediaType.AGGREGATION_JOB_INIT_REQ)
         return _state(context, task, await helper_job.create(context, task, body))
 
     @routes.get("/tasks/<_task>/aggregation_jobs/<job>")
     async def state(_task: str, job: str) -> Response:
-        """The job's current state; ``step`` says where the Leader believes it to be."""
+        """Return the job's state; ``step`` is the one at which the Leader believes it to be."""
         task = task_of(request)
         step = request.args.get("step")
         return _state(context, task, await helper_job.poll(context, task, resource_id(job), step))
 
     @routes.post("/tasks/<_task>/aggregation_jobs/<job>")
     async def proceed(_task: str, job: str) -> Response:
-        """Continue a job: of a VDAF of one round, none can be (rule A11)."""
+        """Refuse to continue a job: no VDAF here has a second round (rule A11)."""
         body = await body_of(request, MediaType.AGGREGATION_JOB_CONTINUE_REQ)
         await helper_job.find(context, task_of(request), resource_id(job))
         judge_continue(body)
 
     @routes.delete("/tasks/<_task>/aggregation_jobs/<job>")
     async def forget(_task: str, job: str) -> Response:
-        """Forget the job, but not what it admitted (rule A6)."""
+        """Delete the job, but keep the ids that it admitted (rule A6)."""
         task, job_id = task_of(request), resource_id(job)
         if job_id is None or not await context.run(delete_aggregation_job, task.task_pk, job_id):
             raise unknown_job()
@@ -56,7 +56,7 @@ def blueprint(context: Context) -> Blueprint:
 
 
 def _state(context: Context, task: Task, job: StoredJob) -> Response:
-    """The representation where it is ready, else where and when to ask again (rule A4)."""
+    """Return the job's result if it is ready, else where and when to ask again (rule A4)."""
     location = task.url_path(f"aggregation_jobs/{b64url_encode(job.id)}")
     if job.response is None:
         return processing(f"{location}?step=0", helper_job.retry_after(context))

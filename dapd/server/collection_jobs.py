@@ -1,7 +1,7 @@
-"""``{leader}/tasks/{task-id}/collection_jobs``: POST, GET, DELETE for the Collector.
+"""Serve ``{leader}/tasks/{task-id}/collection_jobs`` to the Collector: POST, GET and DELETE.
 
 Sections "Collection Job Initialization" and "Collection Job Deletion"; rules A1, A4, A6, A8. A POST
-or GET is held for a short while, so that a result that is nearly there is answered at once.
+or GET is held for a short while, which saves the Collector a poll if the result comes soon.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _ENDED = frozenset({CollectionState.FINISHED, CollectionState.FAILED, Collection
 
 
 def blueprint(context: Context) -> Blueprint:
-    """The routes."""
+    """Return the routes that create, poll and delete collection jobs."""
     routes = Blueprint("collection_jobs", __name__)
 
     @routes.post("/tasks/<task_id>/collection_jobs")
     async def create(task_id: str) -> Response:  # noqa: ARG001 - the front has found the task
-        """Make a collection job, or find the one an identical request made."""
+        """Create a job, or return the state of the one that an identical request created."""
         task = task_of(request)
         body = await body_of(request, MediaType.COLLECTION_JOB_REQ)
         job = await context.run(
@@ -44,19 +44,19 @@ def blueprint(context: Context) -> Blueprint:
             int(context.config.collection.leader_selected_keep * 1000),
         )
         context.jobs.ring()
-        context.chunks.ring()  # a waiting collection flushes small jobs (C3)
+        context.chunks.ring()  # a waiting collection needs its reports in jobs, however small (C3)
         return await _current(context, task, job, created=True)
 
     @routes.get("/tasks/<task_id>/collection_jobs/<job_id>")
     async def poll(task_id: str, job_id: str) -> Response:  # noqa: ARG001
-        """The result, the problem document of a failed job, or "not ready"."""
+        """Return the result, the problem document of a failed job, or "not ready"."""
         task = task_of(request)
         job = await _find(context, task, resource_id(job_id))
         return await _current(context, task, job, created=False)
 
     @routes.delete("/tasks/<task_id>/collection_jobs/<job_id>")
     async def delete(task_id: str, job_id: str) -> Response:  # noqa: ARG001
-        """The Collector needs the job no more; its batch stays collected (rule A6)."""
+        """Delete the job; its batch stays collected (rule A6)."""
         wanted = resource_id(job_id)
         task, at = task_of(request), context.instant()
         if wanted is None or not await context.run(delete_collection, task, wanted, at):
@@ -69,7 +69,7 @@ def blueprint(context: Context) -> Blueprint:
 
 
 async def _current(context: Context, task: Task, job: CollectionJob, *, created: bool) -> Response:
-    """The job's state as its answer, alike for POST and GET (rule A4)."""
+    """Hold the request, then answer with the job's state, alike for POST and GET (rule A4)."""
     job = await hold(
         context,
         ("collection", job.id),

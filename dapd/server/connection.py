@@ -1,7 +1,7 @@
-"""One HTTP/1.1 connection: hypercorn's, where its own would hang, leak or destroy an answer.
+"""Serve one HTTP/1.1 connection: hypercorn's, corrected where it hangs, leaks or loses a response.
 
 Left out: accepting connections and TLS (``dapd.server.listener``), and HTTP/2, which a proxy in
-front adds.
+front can add.
 """
 
 from __future__ import annotations
@@ -23,27 +23,28 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import ConnectionState
 from hypercorn.utils import parse_socket_addr
 
-_PIECE = 1 << 16
-"""Bytes of an answer that a peer must accept within ``read_timeout``."""
+_SEND_SIZE = 1 << 16
+"""Bytes of a response that a peer must accept within ``read_timeout``."""
 
 
 class _Http1(H11Protocol):
-    """No switch to HTTP/2 in clear text: what follows such a switch may leave a task of hypercorn's
-    waiting for ever, to whoever can connect.
+    """hypercorn's HTTP/1.1, which never switches to HTTP/2 in clear text: after such a switch any
+    client could leave a task of hypercorn's waiting for ever.
     """
 
     _discarded: trio.Event | None = None
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        """An upgrade that a server doesn't want is ignored (RFC 9110, section 7.8)."""
+        """Ignore an upgrade, as a server may (RFC 9110, section 7.8)."""
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """An answer before the request's end is the connection's last, and says so."""
+        """Send; a response before the request's end says that it is the connection's last one."""
         if isinstance(event, Response) and self.connection.their_state is h11.SEND_BODY:
             event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
 
     async def handle(self, event: Event) -> None:
+        """Handle what arrives; once ``discard_body`` is called, only wait for the body's end."""
         if self._discarded is None:
             await super().handle(event)
         elif isinstance(event, RawData):
@@ -53,7 +54,7 @@ class _Http1(H11Protocol):
             self._discarded.set()
 
     async def discard_body(self) -> None:
-        """Until its end, or that of the connection."""
+        """Discard the rest of the request, until it ends or the connection does."""
         self._discarded = trio.Event()
         self._discard(self._discarded)
         await self._discarded.wait()
@@ -101,12 +102,14 @@ class _Tasks(TaskGroup):
 
 
 class Connection(TCPServer):
-    """hypercorn's, without the choice of a protocol, and without waiting for the next request of a
-    peer that has gone until the keep-alive time is over; but not closed on who still sends a body
-    that was refused, as a reset would take the answer from its hands (RFC 9112, section 9.6).
+    """A connection of hypercorn's that speaks HTTP/1.1 alone.
+
+    Unlike hypercorn's it ends when the peer has closed it, not after the keep-alive time. It drains
+    a refused body before closing; otherwise a reset destroys our response (RFC 9112, section 9.6).
     """
 
     async def run(self) -> None:
+        """Serve requests until either end closes the connection."""
         secure = isinstance(self.stream, trio.SSLStream)
         sock = self.stream.transport_stream.socket if secure else self.stream.socket
         try:
@@ -125,15 +128,15 @@ class Connection(TCPServer):
                 await self.protocol.initiate()
                 await self.idle_task.restart(self._task_group, self._idle_timeout)
                 await self._read_data()
-                await self.idle_task.stop()  # the other end has closed: nothing more can come
+                await self.idle_task.stop()  # the peer has closed: no request can follow
         except OSError:
-            pass  # it has gone
+            pass  # the peer has gone
         finally:
             await self._close()
 
     async def protocol_send(self, event: Event) -> None:
-        """Before a connection is closed on a refused body, the rest of that is read, if that takes
-        no longer than a body may keep the connection waiting.
+        """Send; before closing on a refused body, discard what is left of it, for at most
+        ``read_timeout``.
         """
         assert isinstance(self.protocol, _Http1)
         if isinstance(event, RawData):
@@ -141,22 +144,22 @@ class Connection(TCPServer):
             return
         if isinstance(event, Closed) and self.protocol.connection.their_state is h11.SEND_BODY:
             with trio.move_on_after(self.config.read_timeout or 0):
-                with suppress(AttributeError, trio.BrokenResourceError):  # TLS has no half a close
+                with suppress(AttributeError, trio.BrokenResourceError):  # TLS can't close one half
                     await self.stream.send_eof()
                 await self.protocol.discard_body()
         await super().protocol_send(event)
 
     async def _send(self, data: bytes) -> None:
-        """Unlike hypercorn's, it gives up a peer that doesn't read, at the latest with the grace
-        period (I8).
+        """Send, but unlike hypercorn give up a peer that doesn't read, at the latest when the grace
+        period ends (I8).
         """
         async with self.send_lock:
             try:
-                for start in range(0, len(data), _PIECE):
+                for start in range(0, len(data), _SEND_SIZE):
                     with trio.fail_after(self.config.read_timeout or 0):
-                        await self.stream.send_all(data[start : start + _PIECE])
+                        await self.stream.send_all(data[start : start + _SEND_SIZE])
             except trio.Cancelled:
-                await trio.aclose_forcefully(self.stream)  # after half an answer nothing may follow
+                await trio.aclose_forcefully(self.stream)  # nothing may follow half a response
                 raise
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 await trio.aclose_forcefully(self.stream)

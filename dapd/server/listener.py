@@ -1,10 +1,9 @@
-"""Accept connections and serve an ASGI application on each, one apart from another.
+"""Accept connections and serve an ASGI application on each; one that fails affects no other.
 
 hypercorn's own ``serve`` ends as a whole when a connection raises what it did not expect (its
-#225: one websocket upgrade with trailing bytes). Here each connection is an island: the listener
-logs what it raises, and ends that connection alone. Left out: the connection itself
-(``dapd.server.connection``), the sockets (``dapd.server.sockets``) and the certificate
-(``dapd.runtime.certificates``).
+#225: one websocket upgrade with trailing bytes). This listener logs the exception and ends that
+connection alone. Left out: the connection itself (``dapd.server.connection``), the sockets
+(``dapd.server.sockets``) and the certificate (``dapd.runtime.certificates``).
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ Tls = Callable[[], ssl.SSLContext | None]
 
 
 def clear_text() -> None:
-    """No certificate."""
+    """Serve without TLS: a ``Tls`` that returns no context."""
 
 
 class Server:
-    """Accepts until ``close_listeners``, then lets the connections under way end.
+    """Accepts connections until ``close_listeners``, then lets those under way end.
 
-    ``read_timeout`` and ``tls`` are asked anew for each connection: what they say may change, and
-    what is under way goes on as it began.
+    It calls ``read_timeout`` and ``tls`` for each connection, as a reload may change both; a
+    connection under way keeps its TLS context.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Server:
         self._accepting = trio.CancelScope()
 
     async def run(self) -> None:
-        """Until the listeners are closed and every connection has ended."""
+        """Serve until the listeners are closed and every connection has ended."""
         async with trio.open_nursery() as connections:
             with self._accepting:
                 await trio.serve_listeners(
@@ -71,26 +70,28 @@ class Server:
                 )
 
     async def close_listeners(self) -> None:
-        """Accept no more; idle connections are closed, busy ones after their answer."""
+        """Accept no more, close idle connections, and close busy ones after their response."""
         self._accepting.cancel()
         for listener in self._listeners:
             await listener.aclose()
         await self._context.terminated.set()
 
     async def _connection(self, stream: trio.SocketStream) -> None:
+        """Serve one connection; log what it raises."""
         state = ConnectionState(_caller(stream.socket))
         tls = self._tls()
         top = stream if tls is None else _over_tls(stream, tls)
         server = Connection(self._app, self._config, self._context, state, top)  # type: ignore[arg-type]
         try:
-            if await self._secured(top):
+            if await self._complete_handshake(top):
                 await server.run()
-        except* Exception as group:  # noqa: BLE001 - the edge that makes a connection an island
+        except* Exception as group:  # noqa: BLE001 - a connection that fails ends alone
             _log.warning("connection_failed", error=describe(group))
 
-    async def _secured(self, stream: trio.SocketStream | _TlsStream) -> bool:
-        """Whether the connection can be used. Whoever can connect can fail a handshake, so that
-        nothing is logged of it.
+    async def _complete_handshake(self, stream: trio.SocketStream | _TlsStream) -> bool:
+        """Complete the TLS handshake, if there is one. Return whether the connection can be used.
+
+        A failure is not logged: anyone can cause any number of them.
         """
         if isinstance(stream, trio.SocketStream):
             return True
@@ -104,12 +105,12 @@ class Server:
 
 
 def _over_tls(stream: trio.SocketStream, tls: ssl.SSLContext) -> _TlsStream:
-    # As HTTP does it: the end of a message is never told by the end of the connection.
+    # HTTP marks the end of each message itself, so a connection may end without TLS's close_notify.
     return trio.SSLStream(stream, tls, server_side=True, https_compatible=True)
 
 
 def _caller(sock: trio.socket.SocketType) -> dict[str, Any]:
-    """Which user of this machine connected to a Unix socket (``SO_PEERCRED``)."""
+    """Return the user id of the process at the other end of a Unix socket (``SO_PEERCRED``)."""
     if sock.family != socket.AF_UNIX:
         return {}
     raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -118,7 +119,9 @@ def _caller(sock: trio.socket.SocketType) -> dict[str, Any]:
 
 
 class _Config(HypercornConfig):
-    """Dates its responses by the daemon's clock: peers compare theirs with it (rule D6)."""
+    """hypercorn's configuration, with a read timeout that may change and a ``Date`` by the daemon's
+    clock, with which peers compare theirs (rule D6).
+    """
 
     clock: Clock
     current_read_timeout: Callable[[], float]
@@ -135,7 +138,7 @@ def _hypercorn_config(read_timeout: Callable[[], float], clock: Clock) -> _Confi
     config = _Config()
     config.clock = clock
     config.current_read_timeout = read_timeout
-    config.errorlog = logging.getLogger("hypercorn.error")  # as all that is logged, not to stderr
+    config.errorlog = logging.getLogger("hypercorn.error")  # into our log, not to stderr
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = _ENDLESS
     return config

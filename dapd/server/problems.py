@@ -1,6 +1,6 @@
-"""Problem documents: section "Errors" of the draft, RFC 9457 (rule A10).
+"""Build problem documents: section "Errors" of the draft, RFC 9457 (rule A10).
 
-That of a failure of ours names its line in the log: its ``instance`` is the request's id.
+If dapd itself failed, ``instance`` is the request's id, by which an operator finds the log line.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TITLES = {
 }
 """The eleven error types of the draft's table; only these carry its URN."""
 
-_FAILED = Abort(None, "the server failed; the same request may be sent again", status=500)
+_FAILED = Abort(None, "the server failed; you may send the same request again", status=500)
 
 Headers = list[tuple[str, str]]
 
@@ -38,12 +38,12 @@ Headers = list[tuple[str, str]]
 def failure_document(
     error: Exception, route: str, task_id: str | None, answer: Abort = _FAILED
 ) -> tuple[int, Headers, bytes]:
-    """What an exception of ours becomes, which is logged here; ``route`` is one of a closed set."""
+    """Log an exception that is dapd's fault, and return the response to its request."""
     _log.error(
         "request_failed",
         route=route,
         exc_info=error,
-        remedy="if it stays, run `dapd datastore check`, and report this line",
+        remedy="if this repeats, run `dapd datastore check` and report this line",
     )
     return problem_document(answer, task_id, request_id())
 
@@ -51,8 +51,10 @@ def failure_document(
 def problem_document(
     abort: Abort, task_id: str | None, request: str | None = None
 ) -> tuple[int, Headers, bytes]:
-    """Status, headers and body; ``task_id`` is the task's id as it stands in URLs, where known, and
-    ``request`` the id of the request, where the log says more.
+    """Return the status, headers and body of an error response.
+
+    ``task_id`` is the task's id as in URLs, if known; ``request`` the request's id, if the log says
+    more.
     """
     document: dict[str, object] = {
         "type": _URN + abort.type if abort.type else "about:blank",

@@ -1,4 +1,4 @@
-"""The Quart application: every resource but uploads, and what becomes of a handler's failure."""
+"""Build the Quart application: every resource but uploads, and the responses to exceptions."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dapd.server.problems import Headers, failure_document, problem_document
 
 
 def build(context: Context) -> QuartTrio:
-    """An ASGI application that expects paths without a prefix and ``scope["dapd.task"]``."""
+    """Return an ASGI application that expects paths without a prefix and ``scope["dapd.task"]``."""
     app = QuartTrio("dapd", static_folder=None)
-    app.url_map.merge_slashes = False  # a resource has one URL; no redirect to it from others
+    app.url_map.merge_slashes = False  # a resource has one URL; nothing redirects to it
     app.config["MAX_CONTENT_LENGTH"] = context.config.server.max_body_bytes
     app.config["BODY_TIMEOUT"] = None
     app.config["RESPONSE_TIMEOUT"] = None

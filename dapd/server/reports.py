@@ -1,8 +1,8 @@
-"""POST /tasks/{task-id}/reports, a plain ASGI function: it is the busiest route.
+"""Serve ``POST {leader}/tasks/{task-id}/reports``: uploads from Clients.
 
-Section "Upload Request", "Leader Behavior". Left out: what happens to the reports
-(``dapd.driver.uploads``) and the routing (``dapd.server.front``), which also makes a problem
-document of an ``Abort``.
+Section "Upload Request", "Leader Behavior". A plain ASGI function, as it is the busiest route. Left
+out: what happens to the reports (``dapd.driver.uploads``), and the routing (``dapd.server.front``),
+which also turns an ``Abort`` into a problem document.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 async def upload(
     context: Context, task: Task, headers: Mapping[str, str], receive: Receive, send: Send
 ) -> None:
-    """Answer one ``UploadRequest`` after its reports are stored (I2). Raises ``Abort``."""
+    """Answer one ``UploadRequest`` once its reports are stored (I2). Raises ``Abort``."""
     if message_of(headers.get("content-type")) is not MediaType.UPLOAD_REQ:  # A10
         raise Abort(None, f"Content-Type must be {MediaType.UPLOAD_REQ}", status=415)
     require_replay_room(context, task)  # E4
@@ -40,7 +40,7 @@ async def upload(
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes | None:
-    """The body; ``None`` if who sends it has gone. Raises ``Abort`` with 413."""
+    """Return the body; ``None`` if the connection has ended. Raises ``Abort`` with 413."""
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise _too_large(limit)
@@ -60,11 +60,11 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limit: int) ->
 
 
 def _too_large(limit: int) -> Abort:
-    return Abort(None, f"a request may have at most {count(limit, 'byte')}", status=413)
+    return Abort(None, f"a request body may have at most {count(limit, 'byte')}", status=413)
 
 
 async def _respond(send: Send, upload_errors: bytes) -> None:
-    """Empty if every report was accepted, else the ``UploadErrors``."""
+    """Send the ``UploadErrors``, or an empty response if every report was accepted."""
     headers = [(b"content-length", str(len(upload_errors)).encode())]
     if upload_errors:
         headers.append((b"content-type", MediaType.UPLOAD_ERRORS.encode()))

@@ -1,4 +1,4 @@
-"""What the handlers of all resources share: reading a request, answering one (rules A4, A10)."""
+"""Read requests and build responses: what the handlers of all resources share (rules A4, A10)."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from dapd.wording import count
 
 
 def require_media_type(value: str | None, expected: MediaType) -> None:
-    """Raise ``Abort`` with 415 unless the content is this message (rule A10)."""
+    """Raise ``Abort`` with 415 unless the Content-Type names the expected message (rule A10)."""
     if message_of(value) is not expected:
         raise Abort(None, f"Content-Type must be {expected.value}", status=415)
 
 
 def task_of(request: Request) -> Task:
-    """The task that the front found and authenticated."""
+    """Return the task that ``dapd.server.front`` has found for this request."""
     task: Task = request.scope["dapd.task"]  # type: ignore[typeddict-item]
     return task
 
 
 async def body_of(request: Request, expected: MediaType) -> bytes:
-    """The request's content. Raises ``Abort`` with 415 or 413."""
+    """Return the request's body. Raises ``Abort`` with 415 or 413."""
     require_media_type(request.headers.get("Content-Type"), expected)
     try:
         body = await request.get_data(cache=False, as_text=False)
     except RequestEntityTooLarge:
         most = count(request.max_content_length or 0, "byte")
-        raise Abort(None, f"a request may have at most {most}", status=413) from None
+        raise Abort(None, f"a request body may have at most {most}", status=413) from None
     assert isinstance(body, bytes)
     return body
 
 
 def resource_id(text: str) -> bytes | None:
-    """A 16-byte resource id out of a URL, which log lines then carry; ``None`` if it is none."""
+    """Decode a 16-byte resource id from a URL and bind it to log lines; ``None`` if it is none."""
     try:
         decoded = b64url_decode(text)
     except ValueError:
@@ -50,7 +50,7 @@ def resource_id(text: str) -> bytes | None:
 
 
 def ready(body: bytes, content: MediaType, location: str | None = None) -> Response:
-    """The resource's representation."""
+    """Return a response with the resource's representation."""
     headers = {"Content-Type": content.value}
     if location is not None:
         headers["Location"] = location
@@ -58,8 +58,10 @@ def ready(body: bytes, content: MediaType, location: str | None = None) -> Respo
 
 
 def processing(location: str, retry_after: float) -> Response:
-    """Not ready: empty, with where and when to ask again; alike for POST and GET (rule A4)."""
-    # Rounded down to "at once" where the answer is near: the GET is held until it is there.
+    """Return an empty "not ready" response that says where and when to ask again, to POST and GET
+    alike (rule A4).
+    """
+    # This may round to "at once": the GET is then held until the result is there.
     seconds = round(retry_after)
     response = Response(b"", status=200)
     response.headers.pop("Content-Type", None)
@@ -69,7 +71,7 @@ def processing(location: str, retry_after: float) -> Response:
 
 
 def done() -> Response:
-    """The resource is deleted, or was before."""
+    """Return an empty response: the resource is deleted, or was before."""
     response = Response(b"", status=200)
     response.headers.pop("Content-Type", None)
     return response

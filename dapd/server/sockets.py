@@ -1,4 +1,4 @@
-"""Listening sockets: TCP addresses of the configuration, and the Unix socket for commands."""
+"""Open listening sockets: TCP addresses of the configuration, and the Unix socket for commands."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ _UNIX_MODE = 0o660
 async def listening(
     address: tuple[str, int] | None, table: str
 ) -> AsyncIterator[list[trio.SocketListener]]:
-    """Sockets that listen on ``address``, which is that of a ``table`` of the configuration, or
-    none; port 0 picks a free one. They are closed with the block.
+    """Listen on ``address``, the one in ``table`` of the configuration, until the block ends.
 
-    Raises ``UsageError`` if the address is taken, ``NotYet`` if this machine doesn't have it, as
-    before the network is up.
+    Without an address there are no sockets; port 0 picks a free port. Raises ``UsageError`` if the
+    address is taken, ``NotYet`` if this machine doesn't have it, as before the network is up.
     """
     listeners = [] if address is None else await _open(*address, table)
     try:
@@ -39,7 +38,7 @@ async def listening(
 
 
 async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
-    # A socket for "::" would be for IPv6 alone; without a host Trio opens one for IPv4 as well.
+    # Trio's socket for "::" would take IPv6 alone; without a host it opens one for IPv4 as well.
     every = None if host == "::" else host
     try:
         return await trio.open_tcp_listeners(port, host=every, backlog=_BACKLOG)
@@ -47,23 +46,21 @@ async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
         place = f'[{table}] listen = "{host}:{port}"'
         if error.errno == errno.EADDRINUSE:
             raise UsageError(
-                f"{place}: another program listens there; stop it or choose another port"
+                f"{place}: another program listens on this port; stop it or choose another port"
             ) from error
         if error.errno == errno.EACCES:
             raise UsageError(
                 f"{place}: this user may not listen on ports below 1024; choose another port"
             ) from error
         kind = NotYet if error.errno in _NOT_YET else UsageError
-        raise kind(
-            f"{place}: {error.strerror or error}; name an address of this machine"
-        ) from error
+        raise kind(f"{place}: {error.strerror or error}; use an address of this machine") from error
 
 
 @contextmanager
 def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
-    """A listening Unix socket that this user and group may open; its file goes with the block.
+    """Listen on a Unix socket for this user and group, and remove its file when the block ends.
 
-    What a killed daemon left behind is replaced. Raises ``UsageError``.
+    Replaces the socket of a daemon that was killed. Raises ``UsageError``.
     """
     sock = _bind_unix(path)
     try:
@@ -77,13 +74,13 @@ def _bind_unix(path: Path) -> socket.socket:
     place = f"[admin] socket: {path}"
     if len(os.fsencode(path)) > _LONGEST_UNIX_PATH:
         raise UsageError(
-            f"{place}: longer than the {_LONGEST_UNIX_PATH} bytes of a socket's path; set a "
-            "shorter one, such as /run/dapd/admin.sock"
+            f"{place}: a socket's path may have at most {_LONGEST_UNIX_PATH} bytes; set a shorter "
+            "one, such as /run/dapd/admin.sock"
         )
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path, place)
-        # On Linux the file gets the socket's mode: it is at no moment open to more users.
+        # On Linux the file gets the socket's mode, so no other user can open it for a moment.
         os.fchmod(sock.fileno(), _UNIX_MODE)
         sock.bind(os.fspath(path))
         path.chmod(_UNIX_MODE)
@@ -99,17 +96,19 @@ def _bind_unix(path: Path) -> socket.socket:
 
 
 def _remove_stale(path: Path, place: str) -> None:
-    """Remove a socket on which nobody listens. Raises ``UsageError`` if it is anything else."""
+    """Remove a socket on which no program listens. Raises ``UsageError`` for anything else."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{place}: there is a file that is no socket; set another path")
+        raise UsageError(f"{place}: this file is not a socket; set another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
-    raise UsageError(f"{place}: another program listens there; stop it or set another path")
+    raise UsageError(
+        f"{place}: another program listens on this socket; stop it or set another path"
+    )

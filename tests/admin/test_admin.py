@@ -74,11 +74,11 @@ def test_a_socket_in_use_a_file_and_a_long_path_are_refused_with_a_remedy(tmp_pa
     """The daemon doesn't start without its socket, and takes none that another program uses."""
     path = tmp_path / "admin.sock"
     with unix_listener(path):
-        with pytest.raises(UsageError, match="another program listens there"), unix_listener(path):
+        with pytest.raises(UsageError, match="listens on this socket"), unix_listener(path):
             pass
         assert path.exists()
     path.write_text("precious")
-    with pytest.raises(UsageError, match="no socket"), unix_listener(path):
+    with pytest.raises(UsageError, match="is not a socket"), unix_listener(path):
         pass
     assert path.read_text() == "precious"
     with pytest.raises(UsageError, match="set a shorter one"), unix_listener(tmp_path / ("x" * 99)):

@@ -143,7 +143,7 @@ async def test_a_taken_port_is_named(config: Path) -> None:
         config.write_text(re.sub(r'listen = ".*"', f'listen = "127.0.0.1:{port}"', text))
         line = await refusal(config)
     assert f'[server] listen = "127.0.0.1:{port}"' in line
-    assert "another program listens there" in line
+    assert "another program listens on this port" in line
 
 
 async def test_a_wrong_config_names_file_and_key(config: Path) -> None:
