@@ -1,1 +1,1 @@
-"""What the server and the loops share; built by ``dapd.app`` and handed in as a ``Context``."""
+"""What the server and the loops share: a ``Context``, which ``dapd.app`` builds, and its parts."""

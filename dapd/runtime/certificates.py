@@ -1,8 +1,8 @@
-"""The certificates that the listeners show, and whom the Leader trusts: read, tried, dated.
+"""Read and test the listeners' TLS certificates, and the CAs that the Leader trusts.
 
-A certificate is tried in a handshake in memory, in a context of its own, before any connection
-meets it: that finds a key of another certificate, a chain that can't be sent and a certificate for
-another purpose, and tells when it expires. Left out: when the files are read again
+Before any connection uses a certificate, it is tested in a handshake in memory, in a context of its
+own. That finds the key of another certificate, a chain that can't be sent and a certificate for
+another purpose, and tells when it expires. Left out: when to read the files again
 (``dapd.process.reload``), and the connections (``dapd.server.listener``).
 """
 
@@ -18,16 +18,16 @@ from dapd.config.keyfiles import readable
 from dapd.errors import UsageError
 from dapd.http import trusting
 
-_KEY_FOR_OTHERS = 0o027
-"""A key's mode may let a group read it, as Debian's ssl-cert does, and nobody else."""
+_FORBIDDEN_KEY_MODE = 0o027
+"""A group may read a private key, as Debian's ssl-cert does; no other user may."""
 _NO_CHECK_TIME = 0x200000
-"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME: an expired certificate is still told its date."""
+"""OpenSSL's X509_V_FLAG_NO_CHECK_TIME: the handshake tells an expired certificate's dates too."""
 _ALPN = ["http/1.1"]
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What a listener shows from now on. Both times are in ms since the Epoch."""
+    """A listener's certificate and its TLS context; it is valid between two times (ms)."""
 
     tls: ssl.SSLContext
     certificate: Path
@@ -35,7 +35,7 @@ class Identity:
     not_after: int
 
     def invalid_at(self, now: int) -> str | None:
-        """Why no peer accepts it at this time (ms), if so."""
+        """Return why no peer accepts the certificate at this time (ms); ``None`` if it is valid."""
         if now >= self.not_after:
             return f"{self.certificate}: this certificate has expired; renew it"
         if now < self.not_before:
@@ -44,13 +44,16 @@ class Identity:
 
 
 Stamp = tuple[str, int, int, int] | None
+"""A file's path, modification time (ns), size and inode; ``None`` for a key that isn't set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """``identity`` is the public listener's, ``None`` where TLS ends in front of the daemon,
-    ``admin`` that of the admin listener beyond loopback. ``peer_trust`` is ``None`` where the
-    system says whom to trust. ``stamps`` tell whether a file has changed since, by its key.
+    """All certificates of the daemon, as read at one time.
+
+    ``identity`` is the public listener's, ``None`` if a proxy in front does TLS; ``admin`` is that
+    of the admin listener beyond loopback. ``peer_trust`` is ``None`` if the Leader trusts the
+    system's CAs. ``stamps`` tell, by the configuration's key, whether a file has changed since.
     """
 
     identity: Identity | None = None
@@ -60,28 +63,30 @@ class Certificates:
 
     @property
     def identities(self) -> tuple[Identity, ...]:
-        """What all listeners show that have TLS."""
+        """The certificates of all listeners that have one."""
         return tuple(each for each in (self.identity, self.admin) if each is not None)
 
     @property
     def not_after(self) -> int | None:
-        """When the first of them expires, in ms."""
+        """When the first certificate expires, in ms."""
         return min((each.not_after for each in self.identities), default=None)
 
     def invalid_at(self, now: int) -> Iterator[str]:
-        """For each identity that no peer accepts at this time (ms), why."""
+        """For each certificate that no peer accepts at this time (ms), yield why."""
         for identity in self.identities:
             if (problem := identity.invalid_at(now)) is not None:
                 yield problem
 
     def changed(self, config: Config) -> tuple[str, ...]:
-        """The keys of ``config`` whose files are others now."""
+        """Return the keys of ``config`` whose files have changed since they were read."""
         return tuple(key for key, stamp in _stamps(config).items() if stamp != self.stamps.get(key))
 
 
 def read_certificates(config: Config) -> Certificates:
-    """All that the configuration names. Raises ``UsageError``; an expired certificate is none."""
-    stamps = _stamps(config)  # first: what changes while it is read is read again
+    """Read all that the configuration names. Raises ``UsageError``, but not for one that has
+    expired.
+    """
+    stamps = _stamps(config)  # first: a file that changes while it is read is read again
     return Certificates(
         read_identity(config.server),
         read_identity(config.admin),
@@ -91,7 +96,7 @@ def read_certificates(config: Config) -> Certificates:
 
 
 def read_identity(listener: Server | Admin) -> Identity | None:
-    """The listener's certificate, if it has one. Raises ``UsageError`` that names the file."""
+    """Read and test the listener's certificate, if it has one. Raises ``UsageError``."""
     chain, key = listener.tls_certificate, listener.tls_key
     if chain is None or key is None:
         return None
@@ -102,20 +107,22 @@ def read_identity(listener: Server | Admin) -> Identity | None:
     try:
         key, _ = readable(key)
         mode = key.stat().st_mode
-        if mode & _KEY_FOR_OTHERS:
+        if mode & _FORBIDDEN_KEY_MODE:
             raise UsageError(f"{key}: others may read this private key; run `chmod 640 {key}`")
         context.load_cert_chain(chain, key, password=_no_passphrase)
-        dates = _tried(context, chain)
+        dates = _dates_by_handshake(context, chain)
     except _PassphraseWantedError:
-        raise UsageError(f"{key}: it has a passphrase, which nobody is there to type") from None
+        raise UsageError(
+            f"{key}: this private key has a passphrase; remove it with `openssl pkey`"
+        ) from None
     except ssl.SSLError as error:
         reason = _reason(error)
         raise UsageError(
-            f"{chain}, {key}: no certificate chain and its key in PEM ({reason})"
+            f"{chain}, {key}: not a certificate chain and its private key in PEM ({reason})"
         ) from error
     except OSError as error:
         raise UsageError(
-            f"{_missing(chain, key)}: {error.strerror}; let this user read it"
+            f"{_unreadable_of(chain, key)}: {error.strerror}; let this user read it"
         ) from error
     not_before, not_after = (1000 * int(ssl.cert_time_to_seconds(date)) for date in dates)
     return Identity(context, chain, not_before, not_after)
@@ -129,8 +136,8 @@ def _no_passphrase() -> str:
     raise _PassphraseWantedError  # else OpenSSL asks on the terminal
 
 
-def _tried(server: ssl.SSLContext, chain: Path) -> tuple[str, str]:
-    """notBefore and notAfter, as a peer is told them that trusts just this certificate."""
+def _dates_by_handshake(server: ssl.SSLContext, chain: Path) -> tuple[str, str]:
+    """Handshake with a client that trusts just this certificate. Return notBefore and notAfter."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VerifyFlags(_NO_CHECK_TIME)
@@ -148,9 +155,9 @@ def _tried(server: ssl.SSLContext, chain: Path) -> tuple[str, str]:
             except ssl.SSLWantReadError:
                 continue
             unfinished.remove(end)
-    shown = ends[0].getpeercert()
-    assert shown, "a verified handshake has a certificate"
-    return str(shown["notBefore"]), str(shown["notAfter"])
+    certificate = ends[0].getpeercert()
+    assert certificate, "a verified handshake has a certificate"
+    return str(certificate["notBefore"]), str(certificate["notAfter"])
 
 
 def _reason(error: ssl.SSLError) -> str:
@@ -159,8 +166,8 @@ def _reason(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).lower().replace("_", " ")
 
 
-def _missing(*paths: Path) -> Path:
-    """Which of the files can't be read."""
+def _unreadable_of(*paths: Path) -> Path:
+    """Return the first file that can't be read."""
     for path in paths:
         try:
             path.open("rb").close()
@@ -180,7 +187,7 @@ def _stamps(config: Config) -> dict[str, Stamp]:
 
 
 def _stamp(path: Path | None) -> Stamp:
-    """What differs once another file is there; a renewal may keep the size, not all of these."""
+    """Return the file's stamp. A renewal may keep a file's size, but not all of these."""
     if path is None:
         return None
     path, _ = readable(path)

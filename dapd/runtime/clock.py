@@ -1,9 +1,9 @@
-"""The clocks: the machine's, which tests hand in, and the safe one, which expires things (D6).
+"""The clocks: the machine's, and the safe clock, by which data expires and keys change (D6).
 
-Whatever makes data expire or a key change goes by the safe clock, so that a minute in 2036 expires
-nothing. It follows the machine's clock, but rises by at most the time that has really elapsed. A
-larger advance, a start after a long stop, or a machine that differs from its peers holds it where
-it is, until the machine's clock is right again or an operator says that it is right.
+The safe clock makes a wrong machine's clock harmless: a minute in 2036 expires nothing. It follows
+the machine's clock, but rises by at most the time that has really elapsed. It is *held* where it is
+after a larger advance, after a long stop, or while the machine's clock differs from its peers',
+until the machine's clock is right again or an operator confirms it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from dapd.datastore.safe_clock import StoredClock
 from dapd.wording import duration
 
 AGREEMENT_MS = 5 * 60 * 1000
-"""How far the machine's clock may be from what is expected of it, and from its peers' (D6)."""
+"""How far (ms) the machine's clock may be from the expected time, and from its peers' (D6)."""
 _PROMPT_MS = AGREEMENT_MS // 2
-"""How long an answer may take for its ``Date`` to count: its age passes for a difference (D6)."""
-_STEPS = 1 / 1000
-"""What share of the time elapsed small steps may add up to: NTP's steps of years are no jump."""
+"""A peer's answer that takes longer (ms) tells no time: its ``Date`` may be old by then (D6)."""
+_DRIFT = 1 / 1000
+"""The share of the elapsed time by which the expected time may move: the small steps of NTP over
+years don't add up to a jump.
+"""
 
 
 class Clock(Protocol):
-    """What the daemon asks for the time."""
+    """The machine's clock, as the daemon and its tests see it."""
 
     def now(self) -> int:
-        """Milliseconds since the Epoch, which an operator or NTP may set."""
+        """Return the milliseconds since the Epoch; an operator or NTP may set this clock."""
         ...
 
     def elapsed(self) -> int:
-        """Milliseconds since some moment, which nobody can set; goes on while suspended."""
+        """Return milliseconds that nothing can set; they go on while the machine is suspended."""
         ...
 
 
 class SystemClock:
-    """The machine's clocks."""
+    """The real clocks of this machine."""
 
     def now(self) -> int:
         return time.time_ns() // 1_000_000
@@ -48,8 +50,11 @@ class SystemClock:
 
 @dataclass(frozen=True, slots=True)
 class ClockState:
-    """``held`` says why the safe clock stands; ``offsets`` are how far each peer's clock is ahead
-    of this machine's, by its last answer. All in milliseconds. ``stored`` is for the next start.
+    """Both clocks at one moment, in milliseconds.
+
+    ``held`` says why the safe clock is held; it is ``None`` if it follows. ``offsets`` says how far
+    each peer's clock is ahead of this machine's, by its last response. ``stored`` is for the next
+    start.
     """
 
     now: int
@@ -60,9 +65,10 @@ class ClockState:
 
 
 class SafeClock:
-    """``stored`` is ``None`` for a new database.
+    """The clock by which data expires and keys change (D6).
 
-    ``longest_stop`` is in milliseconds: after a longer one an operator has to confirm the time.
+    ``stored`` is ``None`` for a new database. After a stop longer than ``longest_stop`` (ms) an
+    operator has to confirm the time.
     """
 
     def __init__(self, clock: Clock, stored: StoredClock | None, longest_stop: int) -> None:
@@ -71,20 +77,22 @@ class SafeClock:
         self._ignored: set[str] = set()
         self._elapsed = clock.elapsed()
         self._safe = clock.now() if stored is None else stored.safe
-        # Both go on with the time that elapses: what the machine's clock should show, and the
-        # highest that the safe one may.
+        # What the machine's clock should show, and the most that the safe clock may: both advance
+        # with the elapsed time.
         self._expected: float = self._safe
         self._ceiling = self._safe
         self._doubted = stored is not None and stored.doubted
-        self._believed = stored is None
-        self._lead = AGREEMENT_MS if self._believed or self._doubted else longest_stop
+        # Until the machine's clock was first right since the start, we don't know how long the
+        # daemon was stopped.
+        self._confirmed = stored is None
+        self._longest_lead = AGREEMENT_MS if self._confirmed or self._doubted else longest_stop
 
     def now(self) -> int:
-        """The safe time, in milliseconds; it never falls but by ``accept``."""
+        """Return the safe time, in milliseconds; only ``accept`` ever lowers it."""
         return self.look().safe
 
     def look(self) -> ClockState:
-        """The safe time and what holds it, at this moment."""
+        """Advance the safe clock unless something holds it. Return both clocks."""
         now, elapsed = self._clock.now(), self._clock.elapsed()
         passed = elapsed - self._elapsed
         self._elapsed = elapsed
@@ -100,9 +108,10 @@ class SafeClock:
         return ClockState(now, self._safe, held, offsets, StoredClock(self._safe, self._doubted))
 
     def ask_peer(self) -> Callable[[str, int], None]:
-        """A request to a peer begins; tell the result the origin and ``Date`` (ms) of the answer.
+        """Note that a request to a peer begins. Return a function to call with the origin and the
+        ``Date`` (ms) of the answer.
 
-        A slow answer tells no time: this machine may have slept while the ``Date`` grew old.
+        A slow answer doesn't count: this machine may have slept while its ``Date`` grew old.
         """
         asked = self._clock.elapsed()
 
@@ -117,43 +126,44 @@ class SafeClock:
         return answered
 
     def accept(self) -> None:
-        """The machine's clock is right, says an operator, however far it is from the safe one.
+        """Set the safe clock to the machine's, which an operator confirms to be right.
 
-        Peers that differ are not listened to until they agree again.
+        Ignore the peers that differ until they agree again.
         """
         offsets = self.look().offsets
         self._ignored |= {origin for origin, ms in offsets.items() if abs(ms) > AGREEMENT_MS}
         self._safe = self._clock.now()
-        self._believe(self._safe)
+        self._confirm(self._safe)
 
     def _follow(self, now: int, passed: int) -> None:
-        """The machine's clock is as it should be."""
-        if not self._believed:  # the first time since the start: what has passed can't be measured
-            self._believe(now)
+        """Follow the machine's clock, which is right."""
+        if not self._confirmed:
+            self._confirm(now)
         self._doubted = False
         self._safe = max(self._safe, min(now, self._ceiling))
-        self._expected = max(self._expected, min(now, self._expected + passed * _STEPS))
+        self._expected = max(self._expected, min(now, self._expected + passed * _DRIFT))
 
-    def _believe(self, now: int) -> None:
+    def _confirm(self, now: int) -> None:
+        """Take the machine's time as right, whatever the elapsed time says."""
         self._expected = self._ceiling = now
-        self._believed, self._doubted = True, False
-        self._lead = AGREEMENT_MS
+        self._confirmed, self._doubted = True, False
+        self._longest_lead = AGREEMENT_MS
 
     def _behind(self, now: int) -> str:
         return f"the clock is {duration(self._safe - now)} behind the time it showed before"
 
     def _ahead(self, now: int) -> str | None:
         ahead = now - int(self._expected)
-        if ahead <= self._lead:
+        if ahead <= self._longest_lead:
             return None
-        if self._believed:
+        if self._confirmed:
             return f"the clock went ahead by {duration(ahead)}"
-        if self._lead == AGREEMENT_MS:
+        if self._longest_lead == AGREEMENT_MS:
             return "the clock was in doubt when the daemon stopped"
         return f"the daemon did not run for {duration(ahead)}, if the clock is right"
 
     def _disagreement(self, offsets: dict[str, int]) -> str | None:
-        """Most of the peers have another time."""
+        """Return the hold if most of the peers differ from the machine's clock."""
         asked = [ms for origin, ms in offsets.items() if origin not in self._ignored]
         differing = sorted((ms for ms in asked if abs(ms) > AGREEMENT_MS), key=abs)
         if 2 * len(differing) <= len(asked):

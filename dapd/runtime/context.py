@@ -1,4 +1,4 @@
-"""One object with everything that the server and the loops share."""
+"""The ``Context``: one object with everything that the server and the loops share."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outside:
-    """What comes from outside the program, and tests hand in; ``jitter`` is between 0 and 1."""
+    """What comes from outside the program, so that tests can replace it; ``jitter`` returns a
+    number in [0, 1).
+    """
 
     clock: Clock
     safe_clock: SafeClock
@@ -47,11 +49,12 @@ class Outside:
 
 @dataclass
 class Context:
-    """``jobs`` wakes the dispatcher, ``chunks`` the creator; ``draining`` is set once (I8).
+    """Everything that the server and the loops share.
 
-    ``config`` is frozen, but another one may take its place (``dapd.process.reload``): what reads
-    it here, whenever it needs it, follows. ``config_path`` is where it came from, ``restart_for``
-    the keys in it that wait for a restart, as of the last reload.
+    ``jobs`` wakes the dispatcher, ``chunks`` the creator. ``draining`` is set once, when the daemon
+    begins to stop (I8). ``dapd.process.reload`` may replace the frozen ``config``, so read it here
+    each time. ``config_path`` is its file; ``restart_for`` are the keys whose new values take
+    effect only at a restart, as of the last reload.
     """
 
     config: Config
@@ -83,7 +86,7 @@ class Context:
     async def run(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """A transaction; see ``Datastore.run``."""
+        """Run a transaction and measure it; see ``Datastore.run``."""
         name = f"{fn.__module__.rpartition('.')[2]}.{fn.__name__}"
         started = time.perf_counter()
         try:
@@ -98,11 +101,11 @@ class Context:
     async def read(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """A reading transaction; see ``Datastore.read``."""
+        """Run a reading transaction; see ``Datastore.read``."""
         return await self.datastore.read(fn, *args, **kwargs)
 
     async def compute(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """A call of the Rust extension that works on a whole job, off the event loop."""
+        """Run a function that computes for long, such as one of Rust's, in a thread; measure it."""
         started = time.perf_counter()
         try:
             return await trio.to_thread.run_sync(lambda: fn(*args, **kwargs))
@@ -110,20 +113,21 @@ class Context:
             self.metrics.native_seconds.labels(fn.__name__).observe(time.perf_counter() - started)
 
     def now(self) -> int:
+        """Return the machine's time, in milliseconds since the Epoch."""
         return self.clock.now()
 
     def instant(self) -> Instant:
-        """This moment, by both clocks."""
+        """Return the present time by both clocks."""
         state = self.safe_clock.look()
         leeway = int(1000 * self.config.reports.early_leeway)
         return Instant(state.now, state.safe, leeway, held=state.held is not None)
 
     def rules(self, task: Task) -> ReportRules:
-        """The bounds that a report of ``task`` must keep now."""
+        """Return the bounds that a report of ``task`` must keep at present."""
         return task.rules_at(self.instant())
 
     def job_ended(self, name: JobName) -> None:
-        """The job neither waits nor runs any more: answer the requests that are held for it."""
+        """Note that a job neither waits nor runs any more; answer the requests held for it."""
         _, job_id = name
         if job_id is not None:
             self.rates.end(job_id)
@@ -131,7 +135,7 @@ class Context:
         self.finished.announce(name)
 
     def drain(self) -> None:
-        """Begin to stop (I8): no new leases, held requests are answered "not ready" now."""
+        """Begin to stop (I8): start no more steps, and answer held requests "not ready" now."""
         self.draining.set()
         self.jobs.ring()
         self.chunks.ring()
@@ -146,8 +150,8 @@ def make_context(
     http: DapHttp,
     nursery: trio.Nursery,
 ) -> Context:
-    """A context whose work runs in ``nursery``; the caller still has to read its tasks and keys,
-    and to start the loop that empties its upload queue.
+    """Build a context whose work runs in ``nursery``. The caller still has to read its tasks and
+    keys, and to start the loop that empties its upload queue.
     """
     leader = config.leader
     disk = Disk(datastore.path, config.disk.min_free_bytes)

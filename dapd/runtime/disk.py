@@ -1,4 +1,4 @@
-"""Free space: below a mark new data is refused, so that running work and GC can go on (rule E4)."""
+"""Refuse new data while the disk is nearly full, so that running work and GC can go on (E4)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RETRY_AFTER = "60"
 
 
 class Disk:
-    """The file system of ``path``, looked at once a second at most; the mark may be changed."""
+    """The free space of the database's file system, measured at most once a second."""
 
     def __init__(self, path: Path, min_free_bytes: int) -> None:
         self._directory = path.parent
@@ -28,6 +28,7 @@ class Disk:
 
     @property
     def low(self) -> bool:
+        """Whether less than ``min_free_bytes`` is free."""
         if trio.current_time() - self._looked_at >= _LOOK_EVERY:
             self._looked_at = trio.current_time()
             found = os.statvfs(self._directory)
@@ -51,8 +52,10 @@ class Disk:
                 "disk_low",
                 free_bytes=free,
                 refused_below_bytes=self.min_free_bytes,
-                effect="uploads and new jobs are refused; what runs goes on",
+                effect="dapd refuses uploads and new jobs; jobs that it has go on",
                 remedy=MAKE_ROOM,
             )
         elif was_low and not self._low:
-            _log.info("disk_has_room", free_bytes=free, effect="uploads and new jobs are taken")
+            _log.info(
+                "disk_has_room", free_bytes=free, effect="dapd accepts uploads and new jobs again"
+            )

@@ -1,7 +1,6 @@
-"""The last hour in a few numbers, for a person to look at: arrivals, work done, work waiting.
+"""The last hour's rates and backlogs, in memory, for the status page.
 
-An hour is kept, in memory, and ends with the process. Left out: taking the points
-(``dapd.upkeep.history``), and more than an hour, which Prometheus keeps
+Left out: adding the points (``dapd.upkeep.history``), and more than an hour, which Prometheus keeps
 (``dapd.telemetry.metrics``).
 """
 
@@ -14,7 +13,7 @@ from dapd.datastore.counters import TaskTotals
 
 POINTS = 120
 RECENT = 10
-"""Points, five minutes, over which a present rate is measured."""
+"""How many points, five minutes' worth, a present rate is measured over."""
 
 
 def _series() -> array[float]:
@@ -23,7 +22,7 @@ def _series() -> array[float]:
 
 @dataclass(slots=True)
 class TaskHistory:
-    """One task's reports that were accepted, and aggregated, between one point and the next."""
+    """How many of a task's reports were accepted, and aggregated, between each two points."""
 
     accepted: array[float] = field(default_factory=_series)
     aggregated: array[float] = field(default_factory=_series)
@@ -31,12 +30,12 @@ class TaskHistory:
 
 @dataclass(slots=True)
 class History:
-    """Series of as many points, the newest last, ``POINTS`` at most; a task's may be shorter.
+    """Series of at most ``POINTS`` points, newest last; a task's may be shorter.
 
-    ``seconds`` is how long before each point the one before it was. ``accepted`` and ``aggregated``
-    reports and ``errors``, which are answers with a status from 500 on, happened in that time;
-    ``unfinished`` jobs and ``queued`` uploads were there at its end; ``late`` is by how many
-    seconds the event loop was late in it, on average. ``tasks`` are by id.
+    ``seconds`` is the time between a point and the one before it. In that time, so many reports
+    were ``accepted`` and ``aggregated``, and so many responses had a status from 500 on
+    (``errors``); ``late`` is by how many seconds the event loop was late on average. ``unfinished``
+    jobs and ``queued`` uploads were there at its end. ``tasks`` are by id.
     """
 
     seconds: array[float] = field(default_factory=_series)
@@ -50,7 +49,7 @@ class History:
     _before: Totals | None = None
 
     def add(self, now: Totals, *, unfinished: int, queued: int) -> None:
-        """Add a point; the first call only sets from where to count."""
+        """Add a point; the first call only sets the totals to count from."""
         before, self._before = self._before, now
         if before is None:
             return
@@ -68,12 +67,12 @@ class History:
             _append(series, value)
 
     def rates(self, counts: array[float]) -> list[float]:
-        """``counts`` per second, of each of its points."""
+        """Convert each point of ``counts`` to a number per second."""
         seconds = self.seconds[len(self.seconds) - len(counts) :]
         return [count / length for count, length in zip(counts, seconds, strict=True)]
 
     def rate(self, counts: array[float]) -> float:
-        """``counts`` per second at present."""
+        """Return how many ``counts`` there were per second in the last five minutes."""
         seconds = sum(self.seconds[-RECENT:])
         return sum(counts[-RECENT:]) / seconds if seconds else 0.0
 
@@ -87,10 +86,10 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Numbers that only grow, at one moment of Trio's clock (s).
+    """Totals since the start, at one moment of Trio's clock (s).
 
-    ``errors`` are answers with a status from 500 on, ``late`` the seconds by which the event loop
-    was late in all its ``sleeps``.
+    ``errors`` counts responses with a status from 500 on; ``late`` is by how many seconds the event
+    loop was late in all of its ``sleeps``.
     """
 
     at: float

@@ -1,5 +1,5 @@
-"""The HPKE key pairs, live: read again when another process has changed them, and before an unknown
-config id is rejected (rules E5, F1).
+"""The HPKE key pairs in memory, read again when another process has changed them, and before dapd
+rejects an unknown config id (rules E5, F1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ _AT_MOST_EVERY = 1.0
 
 
 class Keyrings:
-    """``keyring`` opens with every kept key; ``published`` lists the active ones, newest first."""
+    """The Aggregator's HPKE keys.
+
+    ``keyring`` opens with every key that is kept; ``published`` is the encoded list of the active
+    ones, newest first.
+    """
 
     def __init__(self, datastore: Datastore, sealer: Sealer) -> None:
         self._datastore = datastore
@@ -34,9 +38,9 @@ class Keyrings:
         self.published = b""
 
     async def for_ids(self, config_ids: bytes) -> Keyring:
-        """A keyring that knows ``config_ids``, as far as the database does.
+        """Return a keyring with those of ``config_ids`` that are in the database.
 
-        It is read for that at most once a second, single flight: uploads are open to all.
+        For this the database is read at most once a second, as anyone may upload any id.
         """
         if set(config_ids) - set(self.keyring.config_ids):
             async with self._lock:
@@ -53,7 +57,7 @@ class Keyrings:
                 self._version = version
 
     async def reload(self) -> None:
-        """Read the table now, since this process has changed it."""
+        """Read the table now, after this process has changed it."""
         async with self._lock:
             await self._load()
 
@@ -65,12 +69,12 @@ class Keyrings:
         opened = [(each, keypair) for each in stored if (keypair := self._unseal(each))]
         self.keyring = Keyring([keypair for _, keypair in opened])
         active = [keypair.config for each, keypair in opened if each.state is KeyState.ACTIVE]
-        if active:  # else what was published stays: an empty list would stop all uploads
+        if active:  # else keep the published list: an empty one would stop all uploads
             configs = tuple(HpkeConfig(*config) for config in active)
             self.published = HpkeConfigList(configs).encode()
 
     def _unseal(self, sealed: SealedKeypair) -> HpkeKeypair | None:
-        """``None``, and a line in the log the first time, if its sealing key is not at hand."""
+        """Unseal a key pair; if its sealing key is missing, log that once and return ``None``."""
         try:
             return sealed.unseal(self._sealer)
         except ValueError as error:
@@ -80,7 +84,7 @@ class Keyrings:
                     "hpke_key_unreadable",
                     config_id=sealed.config_id,
                     error=str(error),
-                    effect="reports sealed to it can't be opened",
-                    remedy="restart with its sealing key in [datastore] sealing_keys",
+                    effect="dapd can't open reports encrypted to this key",
+                    remedy="add its sealing key to [datastore] sealing_keys and restart",
                 )
             return None

@@ -1,9 +1,9 @@
-"""The other Aggregators: how many exchanges each may have, and when it is left alone (rule E1).
+"""The Helpers that the Leader calls: how many exchanges each may have, and when it backs off (E1).
 
-A peer that can't be reached backs off as a whole, with one probe at a time, so that one
-black-holed Helper delays nobody else. It goes by the time elapsed: setting the clock back prolongs
-no back-off. An operator's pause holds until it is ended, at the latest with the process: what
-nobody remembers must not stop aggregation for ever.
+After a transport error all exchanges with that peer wait, then one at a time probes it, so that a
+Helper that can't be reached delays no other. Back-off goes by elapsed time: setting the clock back
+doesn't prolong it. An operator's pause lasts until it is ended, and at most as long as the process:
+a pause that everyone has forgotten must not stop aggregation for ever.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dapd.runtime.clock import Clock
 
 
 class Peer:
-    """One endpoint. Permits also bound how many of its bodies are in memory."""
+    """One Helper, by its endpoint. Its permits also bound how many of its bodies are in memory."""
 
     def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
         self.permits = permits
@@ -29,40 +29,43 @@ class Peer:
 
     @property
     def exchanges(self) -> int:
-        """How many are under way."""
+        """How many exchanges are under way."""
         return self._taken
 
     @property
     def down_for(self) -> int | None:
-        """How long, in ms, every answer or none has said that nobody serves; ``None``: it serves.
+        """For how long (ms) the peer has not served; ``None`` if it serves.
 
-        A proxy that answers 502 can be reached, and its Aggregator is down none the less.
+        Unlike ``failures``, this counts answers such as a proxy's 502: the proxy can be reached,
+        but its Aggregator is down.
         """
         return None if self._down_since is None else self._clock.elapsed() - self._down_since
 
     @property
     def blocked_for(self) -> int:
-        """How much longer, in ms, the peer is left alone; not above 0: no longer."""
+        """How much longer (ms) the peer backs off; 0 or less if it doesn't."""
         return self._blocked_until - self._clock.elapsed()
 
     @property
     def free(self) -> int:
-        """Exchanges that may start now; one probe while the peer fails."""
+        """How many exchanges may start now: one at a time, as a probe, after a transport error."""
         if self.paused or self.blocked_for > 0:
             return 0
         return (1 if self.failures else self.permits) - self._taken
 
     def try_acquire(self) -> bool:
+        """Take a permit if one is free. Return whether it was."""
         if self.free <= 0:
             return False
         self._taken += 1
         return True
 
     def release(self) -> None:
+        """Give a permit back."""
         self._taken -= 1
 
     def answered(self, *, serves: bool) -> None:
-        """Go on with it; ``serves`` is false after an answer such as 503."""
+        """End the back-off; ``serves`` is false after an answer such as 503."""
         self.failures = 0
         self._blocked_until = self._clock.elapsed()
         if serves:
@@ -71,7 +74,7 @@ class Peer:
             self._note_down()
 
     def unreachable(self, minimum: float, maximum: float) -> None:
-        """A transport error: leave the peer alone for a while, in seconds, then probe it."""
+        """Back off after a transport error, between ``minimum`` and ``maximum`` seconds."""
         self._note_down()
         self.failures += 1
         wait = backoff_ms(self.failures, minimum, maximum, self._jitter())
@@ -83,24 +86,25 @@ class Peer:
 
 
 class Peers:
-    """Every peer that was met, by its endpoint."""
+    """Every peer that the Leader has called, by its endpoint."""
 
     def __init__(self, permits: int, clock: Clock, jitter: Callable[[], float]) -> None:
-        self._means = (permits, clock, jitter)
+        self._peer_args = (permits, clock, jitter)
         self._peers: dict[str, Peer] = {}
 
     def at(self, endpoint: str) -> Peer:
+        """Return the peer at this endpoint."""
         if endpoint not in self._peers:
-            self._peers[endpoint] = Peer(*self._means)
+            self._peers[endpoint] = Peer(*self._peer_args)
         return self._peers[endpoint]
 
     def set_permits(self, permits: int) -> None:
-        """From now on each has so many; exchanges above that end as they are."""
-        self._means = (permits, *self._means[1:])
+        """Give each peer so many permits; exchanges beyond them end undisturbed."""
+        self._peer_args = (permits, *self._peer_args[1:])
         for peer in self._peers.values():
             peer.permits = permits
 
     def next_unblocked(self, now: int) -> int | None:
-        """When the first of the peers that are left alone may be probed, in ms."""
+        """Return when (ms) the first back-off of a peer ends; ``None`` if no peer backs off."""
         waits = [peer.blocked_for for peer in self._peers.values() if peer.blocked_for > 0]
         return now + min(waits) if waits else None

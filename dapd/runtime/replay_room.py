@@ -1,7 +1,7 @@
-"""The replay index has a cap, for the tasks whose reports never expire (rule E4).
+"""Refuse reports that never expire once the replay index is as large as allowed (rule E4).
 
-What a task with an expiry age adds goes again by itself; what the others add stays in memory for
-ever, until an operator sets an age.
+The ids of a task with an expiry age leave the index in time; those of the others stay in memory
+until an operator sets an age.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _ALARM_EVERY = 60.0
 
 
 def require_replay_room(context: Context, task: Task) -> None:
-    """Raise ``Abort`` with 503, and an alarm once a minute, if the index takes no more of it."""
+    """Raise ``Abort`` with 503 if the task's reports never expire and the index is full.
+
+    Log an alarm for that at most once a minute.
+    """
     limit = context.config.reports.max_replay_ids
     if task.settings.report_expiry_age is not None or len(context.datastore.replay) < limit:
         return
@@ -26,12 +29,12 @@ def require_replay_room(context: Context, task: Task) -> None:
             "replay_index_full",
             ids=len(context.datastore.replay),
             task_id=task.id_text,
-            remedy="set an age with `dapd task set --report-expiry-age`, or raise "
-            "[reports] max_replay_ids if there is memory",
+            remedy="let the reports expire: `dapd task set --report-expiry-age`; or, if there is "
+            "memory, raise [reports] max_replay_ids",
         )
     raise Abort(
         None,
-        "this Aggregator can remember no more reports of this task",
+        "this Aggregator can't store more reports of this task at present",
         status=503,
         headers={"Retry-After": "3600"},
     )

@@ -1,7 +1,7 @@
-"""The tasks, live: read again when another process has changed them, and before any refusal.
+"""The tasks in memory, read again when another process has changed them, and before any refusal.
 
-``dapd task ...`` writes into the file of a running daemon (rule E5); what it changed is known at
-the first request that would be refused otherwise, at the latest.
+``dapd task ...`` writes to a running daemon's database (rule E5). The daemon notices within a
+second, or before that at the first request that it would refuse otherwise.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _log = structlog.get_logger()
 
 
 class Tasks:
-    """Every task in the database that this process can read, unsealed.
+    """Every task in the database that this process can unseal.
 
-    Only those that are served are found and listed. ``unserved`` has the keys of all others whose
-    jobs may wait in the database: nothing of them may be stepped.
+    ``find`` and ``all`` return only those that are served. ``unserved`` has the keys of all others
+    that may have jobs in the database, which must not be stepped.
     """
 
     def __init__(self, datastore: Datastore, sealer: Sealer) -> None:
@@ -36,13 +36,14 @@ class Tasks:
         self._unreadable: dict[int, str] = {}
         self.unserved: frozenset[int] = frozenset()
         self._lock = trio.Lock()
-        self._looks = self._looked = 0
+        self._refreshes_begun = self._refreshes_done = 0
         self._version: int | None = None
 
     async def find(self, task_id: bytes) -> Task | None:
-        """The task with this id, or ``None`` if the database has none to serve at this moment.
+        """Return the task with this id; ``None`` if the database has none that is served.
 
-        One that refuses something, because it drains, is as it stands at this moment too.
+        The database is asked before that, and before a task that refuses something because it is
+        draining.
         """
         task = self._by_id.get(task_id)
         if task is None or task.state is not TaskState.ACTIVE:
@@ -51,39 +52,40 @@ class Tasks:
         return task if task is not None and task.state.is_served else None
 
     def by_pk(self, task_pk: int) -> Task:
-        """A task that a row refers to, whatever its state: the step that asks may be its last."""
+        """Return the task of a row, whatever its state, as its last steps may still run."""
         return self._by_pk[task_pk]
 
     def all(self) -> list[Task]:
-        """The tasks that are served."""
+        """Return the tasks that are served."""
         return [task for task in self._by_pk.values() if task.state.is_served]
 
     def helpers(self) -> Counter[str]:
-        """The endpoint of each Helper that a Leader's tasks here need, and how many of them."""
+        """Count the Leader's tasks by their Helper's endpoint."""
         return Counter(
             task.configuration.helper_aggregator_endpoint for task in self.all() if task.is_leader
         )
 
     def note_peer_accepted(self, task: Task) -> None:
-        """Its Helper is known to know the task; the database was told in the same commit (D5)."""
+        """Note that the task's Helper has accepted a job, as is already committed (D5)."""
         self._put(replace(self.by_pk(task.task_pk), peer_accepted=True))
 
     async def refresh(self, version: int | None = None) -> None:
         """Read the table if another process has committed since it was last read (rule E5).
 
-        ``version`` is what ``Datastore.changes_elsewhere`` has just said, if it was asked. Any
-        request may cause this, so one look serves all that came before it began.
+        ``version`` is what ``Datastore.changes_elsewhere`` has just returned, if the caller has
+        asked it. Any request may cause a refresh, so one serves all callers that came before it
+        began.
         """
-        began = self._looks
+        begun_before = self._refreshes_begun
         async with self._lock:
-            if self._looked > began:
+            if self._refreshes_done > begun_before:
                 return
-            self._looks += 1
+            self._refreshes_begun += 1
             version = version or await self._datastore.changes_elsewhere()
             if version != self._version:
                 await self._load()
                 self._version = version
-            self._looked = self._looks
+            self._refreshes_done = self._refreshes_begun
 
     async def reload(self) -> None:
         """Read the table now."""
@@ -98,14 +100,14 @@ class Tasks:
             if task is not None and task != known:
                 self._put(task)
                 _log_change(task, known)
-            waits = sealed.state is not TaskState.PURGED
-            if waits and (task is None or not task.state.is_served):
+            may_have_jobs = sealed.state is not TaskState.PURGED
+            if may_have_jobs and (task is None or not task.state.is_served):
                 unserved.add(sealed.task_pk)
         self.unserved = frozenset(unserved)
 
     def _unsealed(self, sealed: SealedTask, known: Task | None) -> Task | None:
-        """The task as it is now; one that can't be read any more stays as it was known, but for its
-        marks: work under way must end by those (rule D6).
+        """Return the task as it is now. If it can't be unsealed any more, return what was ``known``
+        of it with its present state and marks, by which work under way must end (rule D6).
         """
         expired_before, quarantined_before = sealed.marks
         known = known and replace(

@@ -1,4 +1,4 @@
-"""The queue of upload requests: each waits here until a commit makes its answer true (I2).
+"""The queue of upload requests: each waits here until its reports are committed (I2).
 
 Left out: the loop that opens and stores them in groups (``dapd.driver.uploads``).
 """
@@ -21,7 +21,7 @@ RETRY_SOON = {"Retry-After": "1"}
 
 @dataclass(slots=True)
 class QueuedUpload:
-    """One ``UploadRequest``; ``result`` is set before ``done``."""
+    """One ``UploadRequest`` in the queue; ``result`` is set before ``done``."""
 
     task: Task
     body: bytes
@@ -37,7 +37,7 @@ class QueuedUpload:
 class UploadQueue:
     """Upload requests in the order of their arrival.
 
-    ``limit`` bounds the requests that wait, ``max_requests`` and ``max_bytes`` bound a group.
+    At most ``limit`` requests wait; a group has at most ``max_requests`` and ``max_bytes``.
     """
 
     def __init__(self, limit: int, max_requests: int, max_bytes: int, disk: Disk) -> None:
@@ -50,7 +50,7 @@ class UploadQueue:
         self._closed = False
 
     async def submit(self, task: Task, body: bytes) -> UploadAnswer:
-        """Store an ``UploadRequest``. Raises ``Abort`` with 503 if that is impossible now."""
+        """Store an ``UploadRequest``. Raises ``Abort`` with 503 if that isn't possible now."""
         self._disk.require_space()  # E4
         if self._closed or len(self._queue) >= self._limit:
             raise Abort(None, "too many uploads; try again", status=503, headers=RETRY_SOON)
@@ -63,16 +63,16 @@ class UploadQueue:
 
     @property
     def waiting(self) -> int:
-        """Requests that no group has taken yet."""
+        """How many requests no group has taken yet."""
         return len(self._queue)
 
     def close(self) -> None:
-        """Take no more requests; ``next_group`` gives out those that are queued (I8)."""
+        """Accept no more requests; ``next_group`` still returns those that are queued (I8)."""
         self._closed = True
         self._arrived.set()
 
     async def next_group(self) -> list[QueuedUpload]:
-        """Wait for requests and take a group; an empty one once the queue is closed and empty."""
+        """Wait for requests and return a group; an empty one if the queue is closed and empty."""
         while not self._queue and not self._closed:
             self._arrived = trio.Event()
             await self._arrived.wait()

@@ -1,4 +1,4 @@
-"""Wake-ups: loops and held requests wait for events, and poll only as a fallback."""
+"""Wake loops and held requests when something happens, so that they poll only as a fallback."""
 
 from __future__ import annotations
 
@@ -9,47 +9,51 @@ import trio
 from dapd.datastore.leases import Kind
 
 JobName = tuple[Kind, bytes | None]
-"""A job's kind and its id; ``None`` stands for any id that no job has."""
+"""A job's kind and id; the id is ``None`` if a URL contained none that a job can have."""
 
 
 class Wake:
-    """A bell for one loop. A ring between two waits is not lost; many rings are one."""
+    """A bell for one loop. A ring between two waits is not lost; many rings count as one."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
     def ring(self) -> None:
+        """Wake the loop, now or at its next wait."""
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
-        """Until the bell has rung since the last wait, or ``seconds`` have passed."""
+        """Wait until the bell has rung since the last wait, or ``seconds`` have passed."""
         with trio.move_on_after(seconds):
             await self._event.wait()
         self._event = trio.Event()
 
 
 class Finished:
-    """Tells those who wait for a certain job in this process that its state has changed."""
+    """Wakes the requests that are held for a job when its state has changed in this process."""
 
     def __init__(self) -> None:
         self._events: defaultdict[JobName, trio.Event] = defaultdict(trio.Event)
 
     def listen(self, name: JobName) -> trio.Event:
-        """Set at the next ``announce(name)``. Look at the state after this call, then wait."""
+        """Return an event that the next ``announce(name)`` sets. Read the job's state after this
+        call, then wait.
+        """
         return self._events[name]
 
     def announce(self, name: JobName) -> None:
+        """Wake all that listen to this job."""
         event = self._events.pop(name, None)
         if event is not None:
             event.set()
 
     def forget(self, name: JobName) -> None:
-        """Nobody waits any more; drops the event if it was never announced."""
+        """Drop the event of a caller that waits no more, unless others wait for it."""
         event = self._events.get(name)
         if event is not None and not event.statistics().tasks_waiting:
             del self._events[name]
 
     def announce_all(self) -> None:
-        """Draining: every held request is answered "not ready" now (I8)."""
+        """Wake every held request, which then answers "not ready", as the daemon drains (I8)."""
         for name in list(self._events):
             self.announce(name)

@@ -1,7 +1,7 @@
-"""Work that belongs to the daemon, not to the request that asked for it (rule A2).
+"""Run work in the daemon's nursery, not in that of the request that asked for it (rule A2).
 
-Once a request is read and admitted, its work runs in the daemon's nursery and reaches its commit,
-whatever becomes of the connection. An identical request joins the running work.
+Once a request is read and admitted, its work reaches its commit even if the connection breaks. An
+identical request joins the running work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Running(Generic[T]):
-    """Work under way; any number of waiters may come and go."""
+    """Work under way, for which any number of requests may wait."""
 
     def __init__(self) -> None:
         self._done = trio.Event()
@@ -26,30 +26,33 @@ class Running(Generic[T]):
         self._error: Exception | None = None
 
     async def wait(self) -> T:
-        """The work's result; raises what the work raised."""
+        """Wait for the work's result and return it; raise what the work raised."""
         await self._done.wait()
         if self._error is not None:
             raise self._error
         return cast("T", self._result)
 
     async def carry_out(self, step: Callable[[], Awaitable[T]]) -> None:
-        """Run ``step`` and keep its outcome; only a cancellation of the daemon leaves it open."""
+        """Run ``step`` and keep its result or exception; a cancelled step has neither."""
         try:
             self.answer(await step())
-        except Exception as error:  # noqa: BLE001 - given to all who wait, never raised in the nursery
+        except Exception as error:  # noqa: BLE001 - raised in all that wait, not in the nursery
             if not self._done.is_set():
                 self._error = error
                 self._done.set()
 
     def answer(self, result: T) -> None:
-        """What all who wait get, now or later; only the first answer counts."""
+        """Give this result to all that wait, now or later; only the first answer counts."""
         if not self._done.is_set():
             self._result = result
             self._done.set()
 
 
 class Work:
-    """``nursery`` is opened before the server and closed after it; ``limit`` may be changed."""
+    """The work under way, at most ``limit`` pieces, which a reload may change.
+
+    ``nursery`` is opened before the server and closed after it.
+    """
 
     def __init__(self, nursery: trio.Nursery, limit: int) -> None:
         self._nursery = nursery
@@ -60,16 +63,16 @@ class Work:
         return len(self._running)
 
     def joined(self, identity: Hashable) -> Running[Any] | None:
-        """The running work of this identity, if there is one."""
+        """Return the running work of this identity, if there is any."""
         return self._running.get(identity)
 
     def answer(self, identity: Hashable, result: object) -> None:
-        """Answer those who wait for running work before it ends; it runs on (rule A2)."""
+        """Answer the requests that wait for running work before it ends; it runs on (rule A2)."""
         if running := self._running.get(identity):
             running.answer(result)
 
     def start(self, identity: Hashable, step: Callable[[], Awaitable[T]]) -> Running[T]:
-        """Start ``step``, or join what runs under the same identity: (task, kind, digest).
+        """Start ``step``, or join the work of the same identity: (task, kind, digest).
 
         Raises ``Abort`` with 503 if too much new work is under way.
         """

@@ -173,11 +173,11 @@ def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path: Path) ->
     _lock(good.key, locked)
     for chain, key, what in (
         (good.chain, other.key, "key values mismatch"),
-        (broken, good.key, "broken.pem.*no certificate chain and its key in PEM"),
-        (good.chain, broken, "no certificate chain and its key in PEM"),
+        (broken, good.key, "broken.pem.*not a certificate chain and its private key in PEM"),
+        (good.chain, broken, "not a certificate chain and its private key in PEM"),
         (tmp_path / "none.pem", good.key, "none.pem: No such file"),
         (good.chain, tmp_path / "none.pem", "none.pem: No such file"),
-        (good.chain, locked, "locked.pem: it has a passphrase"),
+        (good.chain, locked, "locked.pem: this private key has a passphrase"),
     ):
         with pytest.raises(UsageError, match=what):
             read_identity(config_of(tls_certificate=chain, tls_key=key).server)
