@@ -1,1 +1,1 @@
-"""The garbage collector (rule D6): expiry, compaction, and space that goes back to the disk."""
+"""The garbage collector (D6): delete what has expired, merge contributions, free disk space."""

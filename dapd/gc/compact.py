@@ -1,9 +1,9 @@
-"""Merges what many jobs added to one bucket into a single contribution.
+"""Merge the contributions of many jobs to one bucket into a single one.
 
-A busy bucket gets one for each job and may stay open for weeks; the sum that a collection needs is
-to stay quick, and the database small. Reading and adding up happen beside the writer. Left out: the
-transaction (``dapd.commits.garbage``) and batches that are closed, whose contributions are summed
-once or will be deleted.
+A busy bucket gets a contribution from each job and may stay open for weeks. Merging keeps the sum
+for a collection quick and the database small. Only the replacement occupies the writer. Left out:
+that transaction (``dapd.commits.garbage``), and closed batches, whose contributions are summed once
+or will be deleted.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from dapd.runtime.context import Context
 _log = structlog.get_logger()
 
 MANY = 64
-"""A bucket with fewer contributions is left alone."""
+"""The fewest contributions of a bucket that are worth merging."""
 _PAGE = 256
 _PAGE_BYTES = 4 << 20
-"""What one step reads, and its transaction deletes, at most: a few ms of the writer's time."""
+"""The most that one step reads and its transaction deletes: a few ms of the writer's time."""
 _PAUSE = 0.02
 _ALARM_EVERY = 600.0
 
 
 async def run_round(context: Context) -> None:
-    """Once over all buckets that take reports, or until draining."""
+    """Merge the contributions of every open bucket that has many; stop early when draining."""
     for task in context.tasks.all():
         await _compact_task(context, task)
 
@@ -70,21 +70,21 @@ async def _compact_bucket(context: Context, task: Task, bucket: bytes) -> None:
 
 
 def page_size(task: Task) -> int:
-    """How many contributions one step merges; at least two, so that it makes progress."""
+    """Return how many contributions one step merges; at least two, so that it makes progress."""
     share = len(nothing(task).share)
     return max(2, min(_PAGE, _PAGE_BYTES // share))
 
 
 def load(tx: Tx, task: Task, bucket: bytes, size: int) -> list[Contribution]:
-    """Up to ``size`` contributions of the bucket."""
+    """Return up to ``size`` contributions of the bucket."""
     pages = batches.contributions_in_pages(tx, task.task_pk, *batch_id_range(bucket), size)
     return [part for page in islice(pages, 1) for part in page]
 
 
 def merge_contributions(task: Task, sealer: Sealer, parts: list[Contribution]) -> Contribution:
-    """One contribution to the parts' bucket that adds as much as they do, under an id of its own.
+    """Return one contribution, under a new id, that adds as much to the bucket as all parts do.
 
-    ``ValueError`` if a share does not open.
+    Raises ``ValueError`` if a share can't be unsealed.
     """
     bucket, job_id = parts[0].bucket, secrets.token_bytes(16)
     total = added(task, sealer, nothing(task), parts)
@@ -100,5 +100,6 @@ def _alarm(context: Context, task: Task, error: ValueError) -> None:
             "compaction_failed",
             task_id=task.id_text,
             error=str(error),
-            remedy="add the missing key to [datastore] sealing_keys, or see `dapd datastore check`",
+            remedy="if a sealing key is missing, add it to [datastore] sealing_keys; else run "
+            "`dapd datastore check`",
         )

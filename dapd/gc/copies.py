@@ -1,7 +1,7 @@
-"""Removes the copies of the database that upgrades and restores keep beside it, in time.
+"""Remove expired copies of the database, which upgrades and restores keep beside it.
 
-They hold reports as the database did, and may be kept no longer than those. Left out: the backups
-in other places, of which ``dapd backup`` removes the old ones.
+Copies contain reports, so they may be kept no longer than those. Left out: backups in other places,
+of which ``dapd backup`` removes the old ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _log = structlog.get_logger()
 
 
 async def run_round(context: Context) -> None:
-    """Look at each copy once."""
+    """Remove every copy that has expired."""
     removed = await trio.to_thread.run_sync(
         backup.remove_expired_copies,
         context.config.datastore.path,

@@ -1,10 +1,11 @@
-"""The garbage collector's loop: watermarks rise, then what lies below them goes (rule D6).
+"""The garbage collector's loop: raise each task's watermark, then delete what is below it (D6).
 
-Each round also merges contributions and gives back space (``dapd.gc.compact``, ``dapd.gc.space``).
+Each round also merges contributions (``dapd.gc.compact``), gives back space (``dapd.gc.space``) and
+removes expired copies of the database (``dapd.gc.copies``).
 
-Raising a task's watermark is a transaction of its own, and deletions go by the stored one alone: a
-process killed between the two has changed nothing that anybody could see, since reads hide by the
-same comparison. Left out: which rows go in which order (``dapd.gc.sweep``).
+Raising a watermark is a transaction of its own, and deletions go by the stored one alone. If the
+process is killed between the two, no reader sees a difference: reads hide rows by the same
+comparison. Left out: which rows to delete in which order (``dapd.gc.sweep``).
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
 _ANSWERED_PAGES = 20
-"""Pages of kept answers that one round looks at; the next one goes on behind them."""
+"""How many pages of kept answers a round looks at; the next round goes on behind them."""
 
 
 async def run(context: Context) -> None:
-    """A round each ``[gc] interval``, until draining: deletion, and what makes room afterwards."""
+    """Run a round every ``[gc] interval`` until the daemon drains."""
     parts: list[Callable[[], Awaitable[object]]] = [
         GarbageCollector(context).collect,
         partial(compact.run_round, context),
@@ -50,19 +51,20 @@ async def run(context: Context) -> None:
             except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
                 context.metrics.gc_failures.inc()
                 _log.exception(
-                    "garbage_collection_failed", remedy="retried; if it stays, check the database"
+                    "garbage_collection_failed",
+                    remedy="dapd tries again; if this repeats, run `dapd datastore check`",
                 )
 
 
 class GarbageCollector:
-    """Rounds over all tasks, also those that are not served."""
+    """Deletes what has expired, of all tasks, whether they are served or not."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self._answered: dict[int, int] = {}
 
     async def collect(self) -> Mapping[bytes, Counter[str]]:
-        """One whole round; what went of each task, by its id and the kind of rows."""
+        """Run one whole round. Return how many rows of each kind it deleted, by task id."""
         at = self._context.instant()
         await self._retire(await self._tasks(), at)
         await self._raise_marks(await self._tasks(), at)
@@ -79,17 +81,17 @@ class GarbageCollector:
         return collected
 
     async def _tasks(self) -> list[Task]:
-        """Every task as it is stored, without secrets; none of another version of DAP."""
+        """Return every stored task, without secrets; leave out those of another version of DAP."""
         found = []
         for sealed in await self._context.read(task_table.all_tasks):
             try:
                 found.append(sealed.public())
             except UnreadableTask:
-                continue  # said when it was loaded
+                continue  # ``task_unreadable`` was logged when the task was loaded
         return found
 
     async def _retire(self, tasks: list[Task], at: Instant) -> None:
-        """Delete tasks whose interval ended so long ago that nobody collects from it any more."""
+        """Delete the tasks whose interval ended longer than ``ended_task_retention`` ago."""
         retention = self._context.config.gc.ended_task_retention * 1000
         for task in tasks:
             interval = task.configuration.task_interval
@@ -97,14 +99,16 @@ class GarbageCollector:
                 continue
             if task.ms_of(interval.end) + retention > at.safe:
                 continue
-            # Reports of this task are of times within its interval.
+            # No report of this task has a time beyond its interval.
             mark = max(interval.end, task.expired_before_at(at))
             if await self._context.run(task_table.delete, task.task_pk, mark):
                 _log.info("task_retired", task_id=task.id_text, reason="its task_interval is over")
                 await self._context.tasks.reload()
 
     async def _raise_marks(self, tasks: list[Task], at: Instant) -> None:
-        """Before anything below is deleted, live tasks too refuse it."""
+        """Raise the watermarks of all tasks; reload, so that requests below them are refused before
+        anything is deleted.
+        """
         raised = {
             task.task_pk: mark
             for task in tasks
@@ -115,14 +119,15 @@ class GarbageCollector:
             await self._context.tasks.reload()
 
     async def _collect_task(self, task: Task, at: Instant) -> Counter[str]:
+        """Delete what may go of one task. Return how many rows of each kind that was."""
         match task.state:
             case TaskState.DELETED:
                 return await self._purge(task)
             case TaskState.PURGED if not await self._has_rows(task):
                 return Counter()
             case _:
-                # What a request that was under way has left of a deleted task lies below its mark,
-                # which holds even if the task is being added again just now.
+                # A request under way may have left rows of a task that was deleted. They are below
+                # its mark, which holds even if the task is being added again just now.
                 sweep = Sweep(self._context, task, task.mark_of(task.expired_before, at))
                 if task.expired_before:
                     await sweep.run()
@@ -131,7 +136,7 @@ class GarbageCollector:
                 return sweep.counts
 
     async def _purge(self, task: Task) -> Counter[str]:
-        """Take away all of a deleted task but its tombstone."""
+        """Delete everything of a deleted task but its tombstone."""
         sweep = Sweep(self._context, task, ALL)
         if await self._has_rows(task):
             await sweep.run()
@@ -143,7 +148,7 @@ class GarbageCollector:
         return await self._context.read(task_table.has_rows, task.task_pk)
 
     async def _forget_answers(self, task: Task, sweep: Sweep) -> None:
-        """A7: a bounded part of the kept answers in each round, in turn."""
+        """Delete the answers that a Helper need not keep any more (A7), a bounded part a round."""
         context = self._context
         for _ in range(_ANSWERED_PAGES):
             after = self._answered.pop(task.task_pk, 0)
@@ -155,14 +160,14 @@ class GarbageCollector:
 
 
 def raise_marks(tx: Tx, raised: Mapping[int, int]) -> None:
-    """Raise the watermark of each task (task_pk: mark), which never falls (rule D6)."""
+    """Raise the watermarks of these tasks (task_pk: mark); none ever falls (rule D6)."""
     for task_pk, mark in raised.items():
         watermarks.raise_expired_before(tx, task_pk, mark)
 
 
 def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:
-    """Of the next page of finished jobs, those whose every bucket is collected; and the last job of
-    the page, ``None`` if no page follows.
+    """Look at the next page of finished jobs. Return its last job, or ``None`` if no page follows,
+    and the jobs whose buckets are all collected.
     """
     page = helper_jobs.answered(tx, task.task_pk, after)
     size = 8 if task.by_time else 32

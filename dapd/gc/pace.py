@@ -1,7 +1,7 @@
-"""Deletes in steps so short, with pauses so long, that uploads hardly notice.
+"""Pace deletions: steps so short, with pauses so long, that they hardly delay uploads.
 
-Each step is one transaction. How many rows it takes follows from how long the last one held the
-writer, commit included.
+Each step is one transaction. How many rows it deletes follows from how long the last step occupied
+the writer, commit included.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 STEP_SECONDS = 0.02
-"""How long a step may hold the writer."""
+"""How long a step should occupy the writer at most."""
 STEP_BYTES = 4 << 20
-"""How much a step may delete, unless it is one row."""
+"""How much a step may delete, unless it is a single row."""
 _FIRST_ROWS = 16
 _MOST_ROWS = 4096
-_PAUSE = 4
-"""Times what the step took: a fifth of the writer's time at most."""
+_PAUSE_FACTOR = 4
+"""A pause is so many times as long as its step: deletions take a fifth of the writer's time."""
 
 
 class Pace:
-    """The steps of one kind of deletion; ``rows`` is how many the next one may take."""
+    """Runs the steps of one kind of deletion; the next one may delete ``rows`` rows."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -40,7 +40,7 @@ class Pace:
     async def step(
         self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Run one transaction and learn from it; the caller pauses once it is done with it."""
+        """Run one transaction and adapt ``rows`` to its time; the caller then calls ``pause``."""
         begun = 0.0
 
         def timed(tx: Tx, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -48,26 +48,26 @@ class Pace:
             begun = time.perf_counter()
             return fn(tx, *args, **kwargs)
 
-        timed.__name__ = fn.__name__  # as its duration is recorded
+        timed.__name__ = fn.__name__  # the label under which its duration is recorded
         result = await self._context.run(timed, *args, **kwargs)
         self._took = time.perf_counter() - begun
         self.learn(self._took)
         return result
 
     def learn(self, seconds: float) -> None:
-        """A step took so long: the next one takes half as many rows, or twice as many."""
+        """Halve or double ``rows`` if the last step took too long or was very short."""
         if seconds > STEP_SECONDS:
             self.rows = max(1, self.rows // 2)
         elif seconds < STEP_SECONDS / 4:
             self.rows = min(_MOST_ROWS, self.rows * 2)
 
     async def pause(self) -> None:
-        """Let others have the writer; ended by draining."""
-        with trio.move_on_after(_PAUSE * self._took):
+        """Leave the writer to others for a while, or until the daemon drains."""
+        with trio.move_on_after(_PAUSE_FACTOR * self._took):
             await self._context.draining.wait()
 
     def cut(self, found: Sequence[Found]) -> int:
-        """How many of ``found`` the next step takes: one at least."""
+        """Return how many of ``found`` the next step deletes; at least one."""
         size = 0
         for count, row in enumerate(found[: self.rows]):
             size += row.size

@@ -1,7 +1,6 @@
-"""Gives the space of deleted rows back to the file system, in steps that hold up nobody.
+"""Give the space of deleted rows back to the file system, in short steps.
 
-Some free pages stay in the file: new rows use them before it grows. Left out: what makes them free
-(``dapd.gc.sweep``).
+Some free pages stay in the file, for new rows. Left out: deleting rows (``dapd.gc.sweep``).
 """
 
 from __future__ import annotations
@@ -13,13 +12,13 @@ from dapd.runtime.context import Context
 
 _SPARE_PAGES = 1000
 _SPARE_SHARE = 10
-"""The file keeps a tenth of its pages free, and at least so many."""
+"""The file may keep a tenth of its pages free, and at least ``_SPARE_PAGES``."""
 _STEP_SECONDS = 0.01
 _PAUSE = 0.04
 
 
 async def run_round(context: Context) -> None:
-    """Until the file has no more free pages than it should keep, or draining."""
+    """Shrink the file until it has no more free pages than it may keep, or the daemon drains."""
     while not context.draining.is_set():
         pages = await context.read(Tx.pages)
         if not (most := surplus(pages)):
@@ -29,5 +28,5 @@ async def run_round(context: Context) -> None:
 
 
 def surplus(pages: Pages) -> int:
-    """How many pages the file should give back."""
+    """Return how many free pages the file should give back."""
     return max(0, pages.free - max(_SPARE_PAGES, pages.total // _SPARE_SHARE))

@@ -1,8 +1,9 @@
-"""Takes away what of one task lies below its stored watermark, kind by kind, in bounded steps.
+"""Delete what is below a task's stored watermark, kind by kind, in bounded steps.
 
-Rule D6. What may go is looked for beside the writer; each step of ``dapd.commits.garbage``
-sees for itself whether it still may. The order of the kinds matters: jobs that wait for the Helper
-end before their chunks go, chunks before their jobs, frozen collections before their batches.
+Rule D6. A reading transaction finds the rows that may go; each step of ``dapd.commits.garbage``
+checks again that they still may. The order of the kinds matters: jobs that wait for the Helper end
+before their chunks are deleted, chunks go before their jobs, frozen collections before their
+batches.
 """
 
 from __future__ import annotations
@@ -43,16 +44,16 @@ from dapd.runtime.context import Context
 _log = structlog.get_logger()
 
 ALL = Mark(MAX_INTEGER, MAX_INTEGER)
-"""Above everything: the mark of a task that is deleted."""
+"""The mark above everything, for a task that is deleted."""
 
 Look = Callable[[Tx, int, int, Found], list[Found]]
-"""(tx, task_pk, expired_before, after): the next rows that may go."""
+"""Returns the next rows that may be deleted: (tx, task_pk, expired_before, after)."""
 Drop = Callable[[Tx, Sequence[int]], Freed]
-"""Takes away the rows with these keys."""
+"""Deletes the rows with these keys."""
 
 
 class Sweep:
-    """One sweep over one task; ``counts`` says what it has taken away."""
+    """One sweep over one task; ``counts`` has the number of deleted rows of each kind."""
 
     def __init__(self, context: Context, task: Task, mark: Mark) -> None:
         self._context = context
@@ -61,29 +62,33 @@ class Sweep:
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """All kinds that a task of this role and batch mode has; ended early by draining."""
+        """Delete all kinds of rows that a task of this role and batch mode has; stop early when
+        draining.
+        """
         if self._task.is_leader:
-            await self._leaders_work()
-            await self._leader_rows()
+            await self._expire_leader_work()
+            await self._drop_leader_rows()
         else:
-            await self._helper_rows()
+            await self._drop_helper_rows()
         if self._task.by_time:
-            await self._buckets()
+            await self._drop_buckets()
         else:
-            await self._whole_batches()
+            await self._drop_whole_batches()
         if self._mark is ALL:
-            await self._remains()
+            await self._drop_timeless_rows()
         if self.counts.total():  # collections and the creator may wait for less now
             self._context.jobs.ring()
             self._context.chunks.ring()
 
     async def forget_answers(self, job_pks: Sequence[int]) -> None:
-        """Take away what a Helper keeps of jobs for its Leader alone (rule A7)."""
+        """Delete what a Helper keeps of these jobs only to repeat its answer (rule A7)."""
         found = [Found(pk, pk, 0) for pk in job_pks]
-        await self._take("answers", Pace(self._context), found, forget_answers)
+        await self._drop_found("answers", Pace(self._context), found, forget_answers)
 
-    async def _leaders_work(self) -> None:
-        """End what has waited for the Helper until now; it is counted, and its rows go later."""
+    async def _expire_leader_work(self) -> None:
+        """End expired jobs and collections that still wait, and count their reports as lost or
+        dropped; their rows are deleted later.
+        """
         task_pk, before = self._task.task_pk, self._mark.before
         at = self._context.instant()
         now, safe = at.now, at.safe
@@ -98,18 +103,18 @@ class Sweep:
             )
             return Freed(len(jobs), waited_for=jobs)
 
-        await self._page("expired_jobs", leader_jobs.expiring, expire_jobs)
-        await self._page("expired_collections", collections.stuck, expire_collections)
+        await self._drop_pages("expired_jobs", leader_jobs.expiring, expire_jobs)
+        await self._drop_pages("expired_collections", collections.stuck, expire_collections)
         if jobs := self.counts["expired_jobs"]:
             _log.error(
                 "jobs_expired",
                 jobs=jobs,
                 effect="their reports are counted as lost or dropped",
-                remedy="see what `job_waits` said of them; a Helper that is away for long needs a "
-                "longer report_expiry_age",
+                remedy="see these jobs' `job_waits` lines; if the Helper can be away for long, set "
+                "a longer report_expiry_age",
             )
 
-    async def _leader_rows(self) -> None:
+    async def _drop_leader_rows(self) -> None:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()
 
         def drop_past_chunks(tx: Tx, pks: Sequence[int]) -> Freed:
@@ -121,11 +126,11 @@ class Sweep:
         def drop_collections(tx: Tx, most: int) -> int:
             return collections.drop(tx, task_pk, mark, most)
 
-        await self._page("chunks", chunks.past, drop_past_chunks)
-        await self._page("jobs", leader_jobs.past, drop_jobs)
-        await self._repeat("collections", drop_collections)
+        await self._drop_pages("chunks", chunks.past, drop_past_chunks)
+        await self._drop_pages("jobs", leader_jobs.past, drop_jobs)
+        await self._drop_all("collections", drop_collections)
 
-    async def _helper_rows(self) -> None:
+    async def _drop_helper_rows(self) -> None:
         task_pk, mark, now = self._task.task_pk, self._mark, self._context.now()
 
         def drop_jobs(tx: Tx, pks: Sequence[int]) -> Freed:
@@ -134,10 +139,10 @@ class Sweep:
         def drop_shares(tx: Tx, most: int) -> int:
             return share_jobs.drop(tx, task_pk, mark.ms, most)
 
-        await self._page("jobs", helper_jobs.past, drop_jobs)
-        await self._repeat("aggregate_shares", drop_shares)
+        await self._drop_pages("jobs", helper_jobs.past, drop_jobs)
+        await self._drop_all("aggregate_shares", drop_shares)
 
-    async def _buckets(self) -> None:
+    async def _drop_buckets(self) -> None:
         task_pk = self._task.task_pk
         past = BucketRange(b"", time_bucket(self._mark.before))
 
@@ -147,11 +152,13 @@ class Sweep:
         def drop_ranges(tx: Tx, most: int) -> int:
             return batches.drop_ranges(tx, task_pk, past, most)
 
-        await self._repeat("contributions", drop_contributions)
-        await self._repeat("collected_ranges", drop_ranges)
+        await self._drop_all("contributions", drop_contributions)
+        await self._drop_all("collected_ranges", drop_ranges)
 
-    async def _whole_batches(self) -> None:
-        """C6: in the order of their ids, which says nothing, so all are looked at."""
+    async def _drop_whole_batches(self) -> None:
+        """Delete expired leader-selected batches (C6). Look at all of them: their ids, by which
+        they are ordered, don't tell their age.
+        """
         task_pk, before = self._task.task_pk, self._mark.before
         pace = Pace(self._context)
         after = b""
@@ -170,8 +177,8 @@ class Sweep:
     def _drop_batches(self, tx: Tx, batch_ids: Sequence[bytes], most: int) -> DroppedBatches:
         return drop_batches(tx, self._task.task_pk, batch_ids, self._mark.before, most)
 
-    async def _remains(self) -> None:
-        """What of a deleted task has no time by which it would expire."""
+    async def _drop_timeless_rows(self) -> None:
+        """Delete the rows of a deleted task that have no time by which they would expire."""
         task_pk, now = self._task.task_pk, self._context.now()
 
         def drop_collections(tx: Tx, most: int) -> int:
@@ -183,32 +190,33 @@ class Sweep:
         def drop_ranges(tx: Tx, most: int) -> int:
             return batches.drop_ranges(tx, task_pk, None, most)
 
-        await self._repeat("collections", drop_collections)
-        await self._repeat("batches", drop_batches)
-        await self._repeat("collected_ranges", drop_ranges)
+        await self._drop_all("collections", drop_collections)
+        await self._drop_all("batches", drop_batches)
+        await self._drop_all("collected_ranges", drop_ranges)
 
-    async def _page(self, name: str, look: Look, drop: Drop) -> None:
-        """Take away what ``look`` finds, a page after the other."""
+    async def _drop_pages(self, name: str, look: Look, drop: Drop) -> None:
+        """Drop the rows that ``look`` finds, page by page."""
         pace = Pace(self._context)
         after = START
         while not self._stopped():
             found = await self._context.read(look, self._task.task_pk, self._mark.before, after)
-            await self._take(name, pace, found, drop)
+            await self._drop_found(name, pace, found, drop)
             if len(found) < PAGE:
                 return
             after = found[-1]
 
-    async def _take(self, name: str, pace: Pace, found: Sequence[Found], drop: Drop) -> None:
+    async def _drop_found(self, name: str, pace: Pace, found: Sequence[Found], drop: Drop) -> None:
+        """Drop these rows, in as many steps as their sizes need."""
         while found and not self._stopped():
             count = pace.cut(found)
             freed = await pace.step(drop, [row.pk for row in found[:count]])
             found = found[count:]
             self.counts[name] += freed.rows
-            await self._follow(freed)
+            await self._after_commit(freed)
             await pace.pause()
 
-    async def _repeat(self, name: str, drop: Callable[[Tx, int], int]) -> None:
-        """Take away rows that need no looking for, until none is left."""
+    async def _drop_all(self, name: str, drop: Callable[[Tx, int], int]) -> None:
+        """Call ``drop``, which finds the rows itself, until none is left."""
         pace = Pace(self._context)
         while not self._stopped():
             most = pace.rows
@@ -218,8 +226,8 @@ class Sweep:
                 return
             await pace.pause()
 
-    async def _follow(self, freed: Freed) -> None:
-        """What a step must bring about once it is committed, and not before (rule D3)."""
+    async def _after_commit(self, freed: Freed) -> None:
+        """Forget the report ids and wake held requests, once the step is committed (rule D3)."""
         if freed.ids:
             replay = self._context.datastore.replay
             await self._context.compute(replay.forget, self._task.task_pk, freed.ids)

@@ -1,1 +1,1 @@
-"""Loops that look after an Aggregator's keys."""
+"""The loops that rotate HPKE keys and replace sealing keys."""

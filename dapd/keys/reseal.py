@@ -1,8 +1,8 @@
-"""Once another sealing key stands first in the configuration, all is sealed with it (rule F2).
+"""Seal everything again after the first configured sealing key has changed (rule F2).
 
-In the background and in bounded steps: a page is read and sealed beside the writer, then a short
-transaction puts the values in their place. A restart goes on where the last step was stored. Left
-out: values whose key is lost, which ``dapd datastore forget-key`` drops.
+This runs in the background, in bounded steps: read a page and seal it outside the writer's
+transaction, then replace the values in a short one. After a restart it goes on behind the last step
+that was stored. Left out: values whose key is lost, which ``dapd datastore forget-key`` drops.
 """
 
 from __future__ import annotations
@@ -20,28 +20,34 @@ from dapd.datastore.sealed import COLUMNS, Cell, Column
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
-_PAUSE = 0.005
-_REST = 4
-"""After a transaction, so many times as long as it took: the writer is left to others."""
+_SHORTEST_PAUSE = 0.005
+_PAUSE_FACTOR = 4
+"""A pause is so many times as long as the transaction before it: others need the writer too."""
 _RETRY_AFTER = 60.0
 _REPORT_EVERY = 60.0
-_FIRST = -1
+_BEFORE_ALL_ROWS = -1
 
 
 async def run(context: Context) -> None:
-    """Until everything is sealed with the first key, or draining; often that is at once."""
+    """Reseal until everything is sealed with the first key, or the daemon drains.
+
+    Usually there is nothing to do, and this returns at once.
+    """
     while not context.draining.is_set():
         try:
             await reseal(context)
             return
         except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-            _log.exception("reseal_failed", remedy="retried; if it stays, check the database")
+            _log.exception(
+                "reseal_failed",
+                remedy="dapd tries again; if this repeats, run `dapd datastore check`",
+            )
         with trio.move_on_after(_RETRY_AFTER):
             await context.draining.wait()
 
 
 async def reseal(context: Context) -> None:
-    """Passes over all columns until one finds nothing to do; then the old keys may go."""
+    """Pass over all sealed columns until a pass finds nothing to do; then drop the old keys."""
     key_id = context.sealer.key_ids[0]
     standing = await context.read(reseal_standing, key_id)
     if not standing.others:
@@ -52,7 +58,7 @@ async def reseal(context: Context) -> None:
     while True:
         a_pass = Pass(context, key_id, progress)
         while await a_pass.step():
-            await _rest(context, a_pass.took)
+            await _pause(context, a_pass.took)
             if context.draining.is_set():
                 return
         if a_pass.failures:
@@ -60,7 +66,7 @@ async def reseal(context: Context) -> None:
                 "reseal_incomplete",
                 unopened=a_pass.failures,
                 effect="the old sealing key is still needed",
-                remedy="keep its file; these values are damaged, restore a backup that "
+                remedy="keep its file; these values are damaged: restore a backup that "
                 "`dapd backup verify` accepts",
             )
             return
@@ -70,10 +76,10 @@ async def reseal(context: Context) -> None:
 
 
 class Pass:
-    """One look at every sealed value, in steps. ``progress`` says which rows are done already.
+    """One pass over every sealed value, in steps. ``progress`` says which rows are done already.
 
-    ``found`` counts the fields that had to be sealed again, ``failures`` is those that did not
-    open, ``took`` (s) how long the last step held the writer.
+    ``found`` counts the values that had to be sealed again, ``failures`` lists those that could not
+    be unsealed, ``took`` is how long (s) the last step occupied the writer.
     """
 
     def __init__(self, context: Context, key_id: bytes, progress: dict[str, int]) -> None:
@@ -87,15 +93,16 @@ class Pass:
 
     @property
     def column(self) -> Column | None:
-        """What the next step looks at."""
+        """The column that the next step looks at; ``None`` after the last one."""
         return self._left[0] if self._left else None
 
     async def step(self) -> bool:
-        """One page of one column; whether there may be more."""
+        """Reseal one page of one column. Return whether there may be more."""
         context, column, self.took = self._context, self.column, 0.0
         if column is None:
             return False
-        cells = await context.read(sealed.page, column, self._after.get(column.name, _FIRST))
+        after = self._after.get(column.name, _BEFORE_ALL_ROWS)
+        cells = await context.read(sealed.page, column, after)
         if not cells:
             self._left.pop(0)
             return bool(self._left)
@@ -119,7 +126,7 @@ class _Resealed:
 
 
 def _resealed(sealer: Sealer, column: Column, cells: Sequence[Cell], key_id: bytes) -> _Resealed:
-    """What of a page is to be replaced, and what of it does not open."""
+    """Return the new values of a page, and the values that can't be unsealed."""
     resealed = _Resealed()
     for cell in cells:
         try:
@@ -137,12 +144,12 @@ async def _finish(context: Context, key_id: bytes, standing: ResealStanding) -> 
         "reseal_finished",
         key=key_id.hex(),
         old=[other.hex() for other in standing.others],
-        remedy="remove the old keys' files from [datastore] sealing_keys; keep the files for as "
-        "long as backups from before",
+        remedy="remove the old keys' files from [datastore] sealing_keys, but keep the files for "
+        "as long as you keep older backups",
     )
     return True
 
 
-async def _rest(context: Context, took: float) -> None:
-    with trio.move_on_after(max(_PAUSE, _REST * took)):
+async def _pause(context: Context, took: float) -> None:
+    with trio.move_on_after(max(_SHORTEST_PAUSE, _PAUSE_FACTOR * took)):
         await context.draining.wait()

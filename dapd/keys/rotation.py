@@ -1,6 +1,7 @@
-"""HPKE keys follow each other without anybody's help (rule F1).
+"""Rotate HPKE keys: create, publish, expire and delete them in time (rule F1).
 
-Left out: when (``dapd.protocol.keys``), and the transaction (``dapd.commits.hpke_keys``).
+Left out: when to do which (``dapd.protocol.keys``), and the transaction
+(``dapd.commits.hpke_keys``).
 """
 
 from __future__ import annotations
@@ -22,21 +23,24 @@ _ALARM_EVERY = 86_400.0
 
 
 async def run(context: Context) -> None:
-    """Look once a minute until draining."""
+    """Make the moves that are due once a minute, until the daemon drains."""
     while not context.draining.is_set():
         try:
             await rotate(context)
         except Exception:  # noqa: BLE001 - the loop's edge: logged, and tried again
-            _log.exception("hpke_rotation_failed", remedy="retried; check the database")
+            _log.exception(
+                "hpke_rotation_failed",
+                remedy="dapd tries again; if this repeats, run `dapd datastore check`",
+            )
         with trio.move_on_after(_EVERY):
             await context.draining.wait()
 
 
 async def rotate(context: Context) -> list[Move]:
-    """Make the moves that are due, and use their outcome at once.
+    """Move the keys that are due to their next states, use the result at once, and return the
+    moves.
 
-    While the safe clock is held none is: a key that expires by a time which turns out to be long
-    past would be deleted too early.
+    While the safe clock is held, make none: by a wrong time keys would be deleted too early.
     """
     state = context.safe_clock.look()
     if state.held:
@@ -46,7 +50,7 @@ async def rotate(context: Context) -> list[Move]:
     if not ids_left and context.seldom.due("hpke_ids_used_up", _ALARM_EVERY):
         _log.error(
             "hpke_ids_used_up",
-            effect="no HPKE key is replaced",
+            effect="dapd can't create an HPKE key, so it replaces none",
             remedy="raise [keys] active, or lower the tasks' report_expiry_age",
         )
     if not due:
@@ -58,7 +62,7 @@ async def rotate(context: Context) -> list[Move]:
 
 
 def log_moves(moves: Sequence[Move]) -> None:
-    """A line for each."""
+    """Log a line for each move."""
     for move in moves:
         if move.was is KeyState.DELETED:
             _log.info("hpke_key_made", config_id=move.config_id, state=move.to.value)
@@ -68,6 +72,6 @@ def log_moves(moves: Sequence[Move]) -> None:
 
 
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:
-    """Whether a move is due, and whether a new key would find an id."""
+    """Return whether a move is due, and whether there is an id for a new key."""
     stored = keys.all_keys(tx)
     return bool(plan(stored, now, hpke_keys.key_times(tx, config))), bool(free_ids(stored))

@@ -1,1 +1,1 @@
-"""Small loops that keep the daemon's view of the world true: clock, tasks, keys, lag, history."""
+"""Small loops that watch the clock, refresh tasks and keys, and keep lag and history."""

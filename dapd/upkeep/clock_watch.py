@@ -1,4 +1,4 @@
-"""Stores the safe clock's time every minute, and says when something holds it (rule D6)."""
+"""Store the safe clock's time every minute, and log an alarm while something holds it (rule D6)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _ALARM_EVERY = 600.0
 
 
 async def run(context: Context) -> None:
-    """Until draining, and once more then."""
+    """Check and store the safe clock once a minute, and a last time when the daemon drains."""
     held = False
     while not context.draining.is_set():
         state = await look(context)
         if held and not state.held:
-            _log.info("clock_followed", effect="what has expired meanwhile goes now")
+            _log.info("clock_followed", effect="dapd deletes what has expired meanwhile")
         held = state.held is not None
         with trio.move_on_after(_EVERY):
             await context.draining.wait()
@@ -30,17 +30,17 @@ async def run(context: Context) -> None:
 
 
 async def look(context: Context) -> ClockState:
-    """Store the time, and raise the alarm if it stands."""
+    """Store the safe time and return the clock's state; log an alarm if the clock is held."""
     state = context.safe_clock.look()
     if state.held and context.seldom.due("clock_held", _ALARM_EVERY):
         _log.error(
             "clock_held",
             reason=state.held,
-            effect="nothing expires and no key changes",
+            effect="no data expires and no key changes",
             remedy=SET_CLOCK,
         )
     try:
         await context.run(safe_clock.store, state.stored)
     except DatastoreError as error:
-        _log.error("clock_unstored", error=str(error), remedy="retried; check the disk")
+        _log.error("clock_unstored", error=str(error), remedy="dapd tries again; check the disk")
     return state

@@ -1,4 +1,4 @@
-"""Twice a minute, add a point to the last hour's history (``dapd.runtime.history``)."""
+"""Add a point to the last hour's history (``dapd.runtime.history``) twice a minute."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def take(context: Context) -> None:
 
 
 async def run(context: Context, look: Look = take) -> None:
-    """Until draining."""
+    """Add a point every 30 seconds until the daemon drains."""
     while True:
-        # The next point spans this time too, and whatever needs the database says more.
+        # The next point covers this time too, and other code logs what is wrong with the database.
         with suppress(DatastoreError):
             await look(context)
         with trio.move_on_after(EVERY):

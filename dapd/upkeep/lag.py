@@ -1,4 +1,4 @@
-"""How late the event loop wakes who sleeps: what everything else waits for in vain."""
+"""Measure event-loop lag: how late Trio wakes a task that sleeps, and so delays everything."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _EVERY = 0.5
 
 
 async def run(context: Context) -> None:
-    """Until draining."""
+    """Measure the lag twice a second until the daemon drains."""
     while not context.draining.is_set():
         due = trio.current_time() + _EVERY
         with trio.move_on_at(due):

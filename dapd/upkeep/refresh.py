@@ -1,4 +1,4 @@
-"""What commands write into the file of a running daemon is noticed within a second (rule E5)."""
+"""Notice within a second what commands write to a running daemon's database (rule E5)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ _EVERY = 1.0
 
 
 async def run(context: Context) -> None:
-    """Until draining."""
+    """Refresh tasks and keys once a second until the daemon drains."""
     while not context.draining.is_set():
         try:
             await look(context)
         except DatastoreError as error:
-            _log.error("changes_unread", error=str(error), remedy="retried; check the disk")
+            _log.error(
+                "changes_unread", error=str(error), remedy="dapd tries again; check the disk"
+            )
         with trio.move_on_after(_EVERY):
             await context.draining.wait()
 
 
 async def look(context: Context) -> None:
-    """Read tasks and keys again if another process has committed."""
+    """Read tasks and keys again if another process has changed the database."""
     await context.tasks.refresh()
     await context.keyrings.refresh()
