@@ -27,7 +27,7 @@ def honest(pair: Pair, request: Request) -> bytes:
 
 
 async def know_peer(house: House) -> None:
-    """Its Helper has accepted a job of the task before."""
+    """Note that the Helper has accepted a job of the task before."""
 
     def note(tx: Tx) -> None:
         tasks.note_peer_accepted(tx, house.task.task_pk)
@@ -55,7 +55,7 @@ async def test_a_job_is_sent_finished_and_deleted_in_one_step_a7(tmp_path: Path)
 
 
 async def test_i3_request_and_state_are_stored_before_the_first_send(tmp_path: Path) -> None:
-    """I3: when the Helper reads the request, the database holds these very bytes; D4: counted."""
+    """I3: when the Helper reads the request, the database has these bytes; D4: and the count."""
     task = task_pair()
     seen: list[tuple[bytes, bytes, int]] = []
     house: House
@@ -102,7 +102,9 @@ DISTURBANCES = {
 async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
     tmp_path: Path, disturbance: bytes
 ) -> None:
-    """I4, D4: whatever is no final answer, the stored bytes go out again, and the job ends well."""
+    """I4, D4: after any answer that is not final, the stored bytes are sent again until the job
+    finishes.
+    """
     task = task_pair()
     replies = [disturbance, disturbance]
 
@@ -127,7 +129,7 @@ async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
 async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
     tmp_path: Path,
 ) -> None:
-    """B5, D4: a response about other reports is no result; what the Helper did is unknown."""
+    """B5, D4: a response about other reports leaves unknown what the Helper has stored."""
     task = task_pair()
     first: list[bytes] = []
 
@@ -152,7 +154,7 @@ async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
 
 
 async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_path: Path) -> None:
-    """A5: empty means processing; GET carries step=0, DELETE none; D4: one send."""
+    """A5: an empty answer means processing; GET has step=0, DELETE none; D4: there is one send."""
     task = task_pair()
     body: list[bytes] = []
 
@@ -191,7 +193,7 @@ async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_pa
 async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(
     tmp_path: Path,
 ) -> None:
-    """E1: 503 with Retry-After is obeyed; the attempts that make back-off grow stay."""
+    """E1: the Leader obeys a 503's Retry-After, and doesn't count it as a failed attempt."""
     task = task_pair()
     limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
     async with open_house(
@@ -237,7 +239,9 @@ async def test_e1_a_peer_that_cannot_be_reached_is_left_alone(tmp_path: Path) ->
 
 
 async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_path: Path) -> None:
-    """D5, D4: invalidMessage at the first send halves; the one culprit is rejected and counted."""
+    """D5, D4: invalidMessage at the first send halves the job; the one culprit is rejected and
+    counted.
+    """
     task = task_pair()
     culprit: list[bytes] = []
 
@@ -267,7 +271,9 @@ async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_pa
 async def test_d5_before_the_helper_ever_accepted_a_job_a_refused_one_waits_whole(
     tmp_path: Path,
 ) -> None:
-    """D5: a wrong configuration must not grind reports down; D4: the refusal settles the send."""
+    """D5: a wrong configuration must not reject reports; D4: the refusal makes the send's outcome
+    known.
+    """
     task = task_pair()
     refusing = [True]
 
@@ -289,7 +295,9 @@ async def test_d5_before_the_helper_ever_accepted_a_job_a_refused_one_waits_whol
 
 
 async def test_d4_the_same_refusal_at_the_second_send_is_not_final(tmp_path: Path) -> None:
-    """D4: after a lost answer the Helper may have stored the job, so nothing may be given up."""
+    """D4: after a lost answer the Helper may have stored the job, so the Leader must not give it
+    up.
+    """
     task = task_pair()
     replies = [problem("invalidMessage"), b""]
     async with open_house(tmp_path, task, lambda _, __: replies.pop()) as house:
@@ -305,7 +313,7 @@ async def test_d4_the_same_refusal_at_the_second_send_is_not_final(tmp_path: Pat
 
 
 async def test_d5_reports_that_were_too_early_come_again_in_a_later_job(tmp_path: Path) -> None:
-    """D5: they get a chunk of their own with a later run_at and their old place in the order."""
+    """D5: they become a chunk of their own, with a later run_at and their old place in order."""
     task = task_pair()
     mark = [TIME]
 
@@ -339,7 +347,7 @@ async def test_d5_reports_that_were_too_early_come_again_in_a_later_job(tmp_path
 async def test_b6_a_job_whose_reports_the_leader_rejects_all_needs_no_request(
     tmp_path: Path,
 ) -> None:
-    """B6: nothing to send is finished at once, each rejection counted (D6: below the watermark)."""
+    """B6: a job without anything to send finishes at once; each rejection counts (D6: expired)."""
     task = task_pair()
     async with open_house(tmp_path, task, honest) as house:
         await house.upload(3)
@@ -399,7 +407,7 @@ async def test_i5_fifty_processing_answers_occupy_no_slot(tmp_path: Path) -> Non
 async def test_c6_leader_selected_jobs_name_their_batch_and_fill_it_exactly(
     tmp_path: Path,
 ) -> None:
-    """C6: batches are filled to the target by reports aggregated: a rejected one is made up for."""
+    """C6: a batch is full by the reports aggregated: others take the places of rejected ones."""
     task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
     async with open_house(tmp_path, task, honest) as house:
         await house.upload(6, tamper_with=[0])
@@ -418,7 +426,9 @@ async def test_c6_leader_selected_jobs_name_their_batch_and_fill_it_exactly(
 
 
 async def test_d6_a_stored_job_is_sent_until_its_newest_report_is_expired(tmp_path: Path) -> None:
-    """D6: then it ends as expired; what the Helper may have aggregated is counted as lost."""
+    """D6: then it ends as expired, and the reports that the Helper may have aggregated count as
+    lost.
+    """
     task = task_pair(settings=QUICK_EXPIRY)
     async with open_house(tmp_path, task, lambda _, __: answer(500)) as house:
         await house.upload(2)

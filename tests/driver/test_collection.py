@@ -1,4 +1,4 @@
-"""The collection step against a Helper on a real socket."""
+"""Steps of a Leader's collection job against a scripted Helper on a real socket."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Scene:
         return self.who.job(job)
 
     def run_at(self, job: CollectionJob) -> float:
-        """When the job is due, in seconds from now; it must not be leased."""
+        """In how many seconds the job is due; it must not be leased."""
         row = self.who.store.read_sync(
             lambda tx: tx.one(
                 "SELECT run_at, lease_token FROM collection_jobs WHERE collection_pk = :pk",
@@ -71,7 +71,7 @@ class Scene:
 async def scene(
     path: Path, *answers: Script | bytes, mode: BatchMode = BatchMode.TIME_INTERVAL
 ) -> AsyncIterator[Scene]:
-    """The Helper gives ``answers`` in turn, and then its real one."""
+    """A scene whose Helper gives ``answers`` in turn, and then its real one."""
     queue = list(answers)
     async with trio.open_nursery() as nursery:
 
@@ -117,7 +117,7 @@ async def test_i3_a_complete_batch_is_frozen_asked_for_and_finished_in_one_step(
 
 
 async def test_c6_a_leader_selected_batch_is_collected(tmp_path: Path) -> None:
-    """Its selector is the batch id, which the Collector never names."""
+    """The Leader asks for it by its batch id, which the Collector never sends."""
     async with scene(tmp_path, mode=BatchMode.LEADER_SELECTED) as it:
         it.who.aggregate([1, 0, 1], batch_id=it.who.open_batch())
         job = await it.step(it.who.query(NEXT_BATCH))
@@ -126,7 +126,9 @@ async def test_c6_a_leader_selected_batch_is_collected(tmp_path: Path) -> None:
 
 
 async def test_i5_a_helper_that_is_processing_is_polled_without_a_slot(tmp_path: Path) -> None:
-    """The Location is stored and polled after Retry-After; meanwhile nobody holds the job."""
+    """The Leader stores the Location and polls it after Retry-After; meanwhile the job isn't
+    leased.
+    """
     later = answer(Location="shares/1", Retry_After="7")
     polled: list[Request] = []
 
@@ -149,7 +151,7 @@ async def test_i5_a_helper_that_is_processing_is_polled_without_a_slot(tmp_path:
 
 
 async def test_i4_an_unknown_outcome_is_retried_with_identical_bytes(tmp_path: Path) -> None:
-    """A cut connection after the Helper's commit: the repeat finds the share by its identity."""
+    """If the connection breaks after the Helper's commit, the same request finds the same share."""
 
     def committed_and_cut(request: Request) -> bytes:
         it.who.helper_answer(request)
@@ -182,8 +184,8 @@ async def test_i4_an_unknown_outcome_is_retried_with_identical_bytes(tmp_path: P
 async def test_d4_everything_else_is_unknown_and_backs_off(
     tmp_path: Path, unknown: bytes, first_wait: int
 ) -> None:
-    """The batch stays closed, the bytes are sent again, after twice as long each time; what a
-    configuration must change for first waits long.
+    """The batch stays closed, and the Leader sends the bytes again after waits that double; they
+    start long if only a changed configuration can help.
     """
     async with scene(tmp_path, unknown, unknown) as it:
         it.who.aggregate([1, 0, 1])
@@ -198,7 +200,7 @@ async def test_d4_everything_else_is_unknown_and_backs_off(
 
 
 async def test_e1_a_busy_helper_is_asked_again_when_it_says(tmp_path: Path) -> None:
-    """503 follows Retry-After, and the next failure backs off from the start."""
+    """The Leader obeys a 503's Retry-After, and the next failure backs off from the start."""
     async with scene(tmp_path, answer(503, Retry_After="5"), answer(500)) as it:
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
@@ -209,7 +211,7 @@ async def test_e1_a_busy_helper_is_asked_again_when_it_says(tmp_path: Path) -> N
 
 
 async def test_d4_a_location_that_is_gone_is_asked_for_again(tmp_path: Path) -> None:
-    """The Helper lost its resource; the stored bytes make it answer."""
+    """If the Helper has lost the resource, the stored bytes create it again."""
     later = answer(Location="/shares/1", Retry_After="1")
     async with scene(tmp_path, later, answer(404)) as it:
         it.who.aggregate([1, 0, 1])
@@ -248,7 +250,7 @@ async def test_d4_a_refusal_of_the_share_is_final_at_any_send(
 
 
 async def test_a6_a_job_deleted_while_it_is_asked_for_stays_deleted(tmp_path: Path) -> None:
-    """The answer that comes after it finds no job to finish."""
+    """The Helper's answer comes too late to finish the job."""
 
     def deleted_meanwhile(request: Request) -> bytes:
         it.who.store.run_sync(delete_collection, it.who.leader, made.id, it.who.clock.instant())
@@ -263,7 +265,7 @@ async def test_a6_a_job_deleted_while_it_is_asked_for_stays_deleted(tmp_path: Pa
 
 
 async def test_c3_fixing_the_cut_wakes_the_creator(tmp_path: Path) -> None:
-    """It flushes what stands, without waiting for a timer."""
+    """The creator packs the waiting reports at once, not when its timer ends."""
     async with scene(tmp_path) as it:
         it.who.upload(3)
         job = await it.step(it.who.query(QUERY))

@@ -1,4 +1,4 @@
-"""The creator's loop: woken by uploads, ended by draining."""
+"""The creator's loop: an upload wakes it, draining ends it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def silent(_: Pair, __: Request) -> bytes:
 
 
 async def test_an_upload_wakes_the_creator_which_ends_when_draining(tmp_path: Path) -> None:
-    """Driven by events; draining ends the loop (I8)."""
+    """The loop follows events; draining ends it (I8)."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
@@ -30,7 +30,7 @@ async def test_an_upload_wakes_the_creator_which_ends_when_draining(tmp_path: Pa
 
 
 async def test_i1_draining_leaves_what_waits_to_the_next_process(tmp_path: Path) -> None:
-    """I1: an accepted report is not lost because no job was made of it yet."""
+    """I1: an accepted report that is in no job yet survives a stop."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         await house.upload(2)
         house.context.drain()

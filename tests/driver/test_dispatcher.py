@@ -1,4 +1,4 @@
-"""What the dispatcher picks: slots, permits, age, and the job that may kill the process."""
+"""What the dispatcher chooses: by slots, permits and age, and alone what may kill the process."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def pks(chosen: list[Due]) -> list[int]:
 
 
 def test_e1_computing_jobs_are_bounded_by_slots_and_exchanges_are_not() -> None:
-    """A full set of slots keeps no exchange waiting, nor the other way round."""
+    """Jobs without a slot delay no exchange, nor do exchanges without a permit delay computing."""
     chooser = _Chooser({1: peer()}, 1)
     due = [job(1, ASSIGNED), job(2, HelperJobState.RECEIVED), job(3, STORED), job(4, POLLING)]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
 
 def test_e1_exchanges_are_bounded_by_their_own_peers_permits() -> None:
-    """A peer without a permit delays nobody else; its oldest due job goes first."""
+    """A peer without a free permit delays no other; its oldest due job goes first."""
     chooser = _Chooser({1: peer(1), 2: peer(2)}, 0)
     due = [job(1, STORED), job(2, STORED), *(job(n, POLLING, task_pk=2) for n in (3, 4, 5))]
     assert pks(chooser.choose(due)) == [1, 3, 4]
 
 
 def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
-    """After the back-off one exchange finds out whether it is back."""
+    """After the back-off a single exchange finds out whether the peer is back."""
     clock = StillClock()
     failing = Peer(8, clock, lambda: 0.0)
     failing.unreachable(1, 60)
@@ -68,7 +68,7 @@ def held(due: Due, at: Peer, *, has_permit: bool) -> Step:
 
 
 def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
-    """Nothing runs beside it, so that the next crash names the culprit."""
+    """If the process crashes again, this job is the only possible culprit."""
     suspect, other = job(1, ASSIGNED, crashes=2), job(2, ASSIGNED)
     peers = {1: peer()}
     assert pks(_Chooser(peers, 4).choose([suspect, other])) == [1]
@@ -78,7 +78,7 @@ def test_e2_a_job_that_may_have_killed_the_process_twice_runs_alone() -> None:
 
 
 def test_e2_once_it_is_the_oldest_nothing_starts_before_it() -> None:
-    """So it can't starve: what computes ends, and so do the exchanges with its own peer."""
+    """It can't starve: running computations end, and so do the exchanges with its own peer."""
     suspect, other = job(1, STORED, crashes=2), job(2, ASSIGNED)
     peers = {1: peer(), 2: peer()}
     for at, has_permit in ((peers[2], False), (peers[1], True)):
@@ -100,7 +100,7 @@ def test_a_job_of_a_task_that_is_not_loaded_yet_waits() -> None:
 
 
 def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> None:
-    """However many of its jobs are due and older, the others are found."""
+    """The dispatcher finds other peers' due jobs, however many older ones the blocked peer has."""
     datastore = open_new(tmp_path)
     for task_pk in (1, 2):
         datastore.run_sync(add_job, task_pk, "stored", NOW - 1000)
@@ -112,7 +112,7 @@ def test_e1_the_backlog_of_a_blocked_peer_hides_no_other_job(tmp_path: Path) -> 
 
 
 async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path) -> None:
-    """However many go on from their start to a Helper that hangs, the next one starts."""
+    """The next job starts, however many jobs wait for a Helper that hangs."""
     pair = task_pair()
     held, all_started = trio.Event(), trio.Event()
     started: list[int] = []
@@ -140,8 +140,8 @@ async def test_i5_a_job_in_its_exchange_keeps_no_slot_from_others(tmp_path: Path
 
 
 async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path: Path) -> None:
-    """A Retry-After of hours is honoured though no configured wait is as long; after the clock was
-    set back, and once after a start, such a job is due.
+    """A Retry-After may be longer than any configured wait; once after a start, and after the clock
+    was set back, such a job is due.
     """
     pair = task_pair()
     told_for_hours = StillClock().now() + 6 * 3600 * 1000
@@ -174,7 +174,7 @@ async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path
 async def test_e2_a_suspect_runs_beside_the_exchanges_of_another_tasks_slow_helper(
     tmp_path: Path,
 ) -> None:
-    """However many of those there are, and however long they last."""
+    """It runs however many of those exchanges there are, and however long they take."""
     slow, suspected = task_pair(), task_pair()
     slow_url = "http://127.0.0.1:1/slow"
     configuration = replace(slow.leader.configuration, helper_aggregator_endpoint=slow_url)

@@ -1,4 +1,4 @@
-"""A Helper's jobs as handlers and driver work on them: sync, async, auto, late, joined, deleted."""
+"""The Helper's aggregation jobs: sync, async, auto, answered late, joined, deleted."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def aggregated(context: Context, task: Task) -> int:
 
 
 async def drive(context: Context) -> int:
-    """One round of the dispatcher's work, one job after another; how many there were."""
+    """Run one step of each due job, as the dispatcher would. Return how many there were."""
     leased, _ = await context.run(leases.lease_due, context.now(), list)
     slots = trio.CapacityLimiter(1)
     for lease in leased:
@@ -72,7 +72,7 @@ async def drive(context: Context) -> int:
 
 
 def gate(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
-    """Verification stops at a gate: (it has come there, let it through)."""
+    """Stop verification at a gate. Return (verification has reached it, let it go on)."""
     arrived, opened, compute = trio.Event(), trio.Event(), context.compute
 
     async def gated(fn: Callable[..., Any], *args: Any) -> Any:
@@ -100,7 +100,7 @@ async def test_sync_a_job_is_finished_when_it_is_answered(tmp_path: Path, pair: 
 
 
 async def test_async_a_job_is_stored_then_driven(tmp_path: Path, pair: Pair) -> None:
-    """Repeats give the same id and the current state; the answer is like that of sync (I6)."""
+    """Repeats get the same id and the present state; the response is that of the sync mode (I6)."""
     async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 0, 1], tamper_with=[0]))
@@ -138,7 +138,7 @@ async def test_auto_decides_by_the_estimate(
 async def test_a2_identical_requests_join_the_running_work(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both get the same answer of the one verification; the limit does not hold for the second."""
+    """One verification answers both, and the second doesn't count for the limit."""
     settings = helper_config(tmp_path, mode="sync", max_running=1)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -164,7 +164,7 @@ async def test_a2_identical_requests_join_the_running_work(
 async def test_a2_work_goes_on_when_its_client_is_gone(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The handler is cancelled, the commit is reached, and a repeat finds it."""
+    """The handler is cancelled, but the work reaches its commit, and a repeat finds it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -182,7 +182,9 @@ async def test_a2_work_goes_on_when_its_client_is_gone(
 async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Answered "not ready" with the id that the job keeps; the driver leaves it to the work."""
+    """The answer is "not ready", with the id that the job keeps; the dispatcher leaves the job
+    alone.
+    """
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -226,7 +228,7 @@ async def test_a2_a_late_job_whose_work_fails_is_left_to_the_driver(
 async def test_e3_what_is_known_to_be_replayed_is_not_verified(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The replay index is asked before verification, and rows it knows cost nothing."""
+    """The Helper asks the replay index first, and computes nothing for ids that it contains."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         reports = make_reports(pair, [1, 1, 1])
@@ -249,7 +251,9 @@ async def test_e3_what_is_known_to_be_replayed_is_not_verified(
 async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_again(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing may be corrected under the write lock: the job runs again with the new mask."""
+    """The transaction must not recompute much under the write lock: verification runs again
+    outside.
+    """
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         reports = make_reports(pair, [1, 1, 0])
@@ -258,7 +262,7 @@ async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_a
         verify, masks = helper_job._verify, []
 
         def raced(*args: Any) -> Any:
-            """The first job is committed between the second's peek and its commit."""
+            """Commit the first job between the second's peek and its commit."""
             masks.append(args[-1])
             verified = verify(*args)
             if len(masks) == 1:
@@ -273,7 +277,7 @@ async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_a
 
 
 async def test_f1_an_unknown_config_id_reads_the_keys_again(tmp_path: Path, pair: Pair) -> None:
-    """A key pair that was added while the daemon runs opens the very first report sealed to it."""
+    """A key that was added to a running daemon opens the first report encrypted to it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         new = HpkeKeypair.generate(77, *X25519)
@@ -308,7 +312,7 @@ async def test_b2_a_report_is_judged_by_the_time_of_its_verification(
 
 
 async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: Pair) -> None:
-    """503 with Retry-After, but a repeat of a known request is answered."""
+    """New jobs get 503 with Retry-After; a repeat of a known request is answered."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         known, new = (leader_job(pair, make_reports(pair, [1])) for _ in range(2))
@@ -343,7 +347,7 @@ async def test_a_get_is_held_until_the_job_is_finished(
 
 
 async def test_i8_a_held_get_is_answered_at_once_when_draining(tmp_path: Path, pair: Pair) -> None:
-    """Those that are held, and those that come while draining."""
+    """So are those that arrive while the daemon drains."""
     settings = helper_config(tmp_path, mode="async", poll_hold=3600)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -380,7 +384,7 @@ async def test_a4_the_job_is_known_before_the_step_is_judged(tmp_path: Path, pai
 async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The driver's commit finds nothing to claim, ends quietly, and the job stays deleted."""
+    """The commit finds nothing to claim; the step ends without error, and the job stays deleted."""
     async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -399,7 +403,7 @@ async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
 
 
 async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) -> None:
-    """Leased by a process that ended: the next one takes the lease over and finishes the job."""
+    """The next process takes over the lease of the one that ended, and finishes the job."""
     settings = helper_config(tmp_path, mode="async")
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -417,7 +421,7 @@ async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) 
 async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its work is cancelled between transactions and its lease given back, as after no crash."""
+    """The daemon cancels the work between transactions and releases the lease: this is no crash."""
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
     job = leader_job(pair, make_reports(pair, [1]))
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -432,7 +436,9 @@ async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
 async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
     tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """D6: the mark of the deletion is above its reports; it is verified again by that one, once."""
+    """D6: the deletion raises the mark above all its reports; they are verified again, once, by
+    that mark.
+    """
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         arrived, opened = gate(context, monkeypatch)

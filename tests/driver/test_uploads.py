@@ -1,4 +1,4 @@
-"""The upload queue and its loop with the real extension and a real database."""
+"""The upload queue and its loop, with the real extension and a real database."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def honest(pair: Pair, request: Request) -> bytes:
 
 
 async def test_what_has_queued_is_one_transaction(tmp_path: Path) -> None:
-    """Design section 6: requests that wait together are stored together, each with its answer."""
+    """Requests that wait together are stored together, and each gets its own answer."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         reports = make_reports(house.pair, [1] * 20)
         answers: dict[int, bytes] = {}
@@ -70,7 +70,7 @@ async def test_i1_the_same_report_twice_at_once_is_accepted_once(tmp_path: Path)
 async def test_a2_i2_an_upload_whose_client_went_away_is_stored_all_the_same(
     tmp_path: Path,
 ) -> None:
-    """A2: work that was admitted reaches its commit, whatever becomes of the connection."""
+    """A2: admitted work reaches its commit even if the connection breaks."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         (report,) = make_reports(house.pair, [1])
         with trio.CancelScope() as scope:
@@ -83,7 +83,7 @@ async def test_a2_i2_an_upload_whose_client_went_away_is_stored_all_the_same(
 async def test_f1_an_unknown_config_id_reloads_the_keyring_before_it_rejects(
     tmp_path: Path,
 ) -> None:
-    """F1: a key that another process made is found at its first report; reloads are bounded."""
+    """F1: the first report finds a key that another process has added; reloads are bounded."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         fresh = HpkeKeypair.generate(77, *X25519)
         (report,) = make_reports(replace(house.pair, leader_key=fresh), [1])
@@ -100,7 +100,7 @@ async def test_f1_an_unknown_config_id_reloads_the_keyring_before_it_rejects(
 
 
 async def test_e4_below_the_free_space_mark_uploads_are_refused(tmp_path: Path) -> None:
-    """E4: 503 with Retry-After, so that commits and GC keep room."""
+    """E4: they get 503 with Retry-After, so that commits and garbage collection have room."""
     queue = UploadQueue(10, 10, 1000, Disk(tmp_path / "x", 1 << 60))
     with pytest.raises(Abort) as refused:
         await queue.submit(task_pair().leader, b"")
@@ -111,7 +111,7 @@ async def test_e4_below_the_free_space_mark_uploads_are_refused(tmp_path: Path) 
 async def test_a_full_queue_is_refused_and_a_closed_queue_finishes_what_it_has(
     tmp_path: Path,
 ) -> None:
-    """Section 6, I8: the queue is bounded; closing stores what is queued and takes no more."""
+    """I8: the queue is bounded; once closed, it stores what it has and accepts no more."""
     limits = Leader(upload_queue=2, min_job_size=1)
     async with open_house(tmp_path, task_pair(), silent, config=limits) as house:
         queue = UploadQueue(2, 10, 10**6, Disk(tmp_path / "x", 0))
@@ -131,7 +131,7 @@ async def test_a_full_queue_is_refused_and_a_closed_queue_finishes_what_it_has(
 
 
 async def test_a_database_that_fails_is_each_requests_503(tmp_path: Path) -> None:
-    """I2: nothing is claimed that is not stored; the loop goes on with the next group."""
+    """I2: no answer claims what is not stored; the loop goes on with the next group."""
     async with open_house(tmp_path, task_pair(), silent, config=QUICK) as house:
         (report,) = make_reports(house.pair, [1])
         await house.context.run(
@@ -148,7 +148,7 @@ async def test_a_database_that_fails_is_each_requests_503(tmp_path: Path) -> Non
 
 
 async def test_a_draining_task_drops_uploads_and_finishes_what_it_has(tmp_path: Path) -> None:
-    """Each report is ``report_dropped``; those accepted before are aggregated as ever."""
+    """New reports are ``report_dropped``; those accepted before are aggregated as usual."""
     async with open_house(tmp_path, task_pair(), honest, config=QUICK) as house:
         await house.upload(3)
         await house.create()
@@ -169,8 +169,8 @@ async def test_a_draining_task_drops_uploads_and_finishes_what_it_has(tmp_path: 
 async def test_an_upload_that_was_let_in_before_its_task_was_stopped(
     tmp_path: Path, state: str
 ) -> None:
-    """Once `task drain` or `task delete` has returned, nothing is accepted any more: the
-    transaction looks. A disabled task keeps what was let in.
+    """Once `task drain` or `task delete` has returned, no report is accepted any more: the
+    transaction checks. A disabled task keeps the uploads that were admitted before.
     """
     async with open_house(tmp_path, task_pair(), silent, config=QUICK) as house:
 

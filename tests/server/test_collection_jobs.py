@@ -1,4 +1,4 @@
-"""Collection jobs as a Collector sees them, over a real socket through the whole front."""
+"""Collection jobs as a Collector sees them: over a real socket, with routing and tokens."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Served:
         )
 
     async def started(self, request: CollectionJobReq = QUERY) -> str:
-        """The Location of a job that is not ready."""
+        """Start a job that is not ready; return its Location."""
         outcome = await self.post(request)
         assert isinstance(outcome, Processing), outcome
         return outcome.location
 
     def job(self, location: str) -> CollectionJob:
-        """The job at a Location as it is in the database."""
+        """The job at a Location, as the database has it."""
         job_id = b64url_decode(location.rpartition("/")[2])
         task_pk = self.who.leader.task_pk
         job = self.who.store.read_sync(collections.by_id, task_pk, job_id, Mark(0, 0))
@@ -95,7 +95,7 @@ async def served(
 
 
 async def test_a4_not_ready_is_empty_with_location_and_retry_after(tmp_path: Path) -> None:
-    """Alike for POST, its repeat, and GET; the Location is under the task's own endpoint."""
+    """POST, its repeat and GET are alike; the Location is below the task's own endpoint."""
     async with served(tmp_path) as it:
         first = await it.post()
         assert isinstance(first, Processing)
@@ -107,7 +107,7 @@ async def test_a4_not_ready_is_empty_with_location_and_retry_after(tmp_path: Pat
 
 
 async def test_a4_a_result_answers_post_and_get(tmp_path: Path) -> None:
-    """The same bytes, the POST with the Location."""
+    """Both get the same bytes, and POST the Location."""
     async with served(tmp_path) as it:
         location = await it.started()
         assert it.who.store.run_sync(finish_collection, it.lease(location), b"result")
@@ -116,7 +116,7 @@ async def test_a4_a_result_answers_post_and_get(tmp_path: Path) -> None:
 
 
 async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: Path) -> None:
-    """And the same query makes a new job."""
+    """The same query then creates a new job."""
     async with served(tmp_path) as it:
         location = await it.started()
         lease = it.lease(location)
@@ -128,7 +128,7 @@ async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: P
 
 
 async def test_a6_a_deleted_job_is_gone(tmp_path: Path) -> None:
-    """DELETE answers 200, again too; a job that never was is 404."""
+    """DELETE answers 200, also the second time; for a job that never existed, 404."""
     async with served(tmp_path) as it:
         location = await it.started()
         for _ in range(2):
@@ -143,7 +143,7 @@ async def test_a6_a_deleted_job_is_gone(tmp_path: Path) -> None:
 
 
 async def test_a8_serving_a_result_is_noted_once(tmp_path: Path) -> None:
-    """From then on the leader-selected identity ends after a while."""
+    """From then on the identity of a leader-selected job lasts for a configured time."""
     async with served(tmp_path, mode=BatchMode.LEADER_SELECTED) as it:
         location = await it.started(NEXT_BATCH)
         it.who.store.run_sync(finish_collection, it.lease(location), b"result")
@@ -160,7 +160,7 @@ async def test_a8_serving_a_result_is_noted_once(tmp_path: Path) -> None:
 
 
 async def test_a9_a10_a_collection_needs_its_token_and_its_media_type(tmp_path: Path) -> None:
-    """401 and 415, before anything is stored."""
+    """Without them the Collector gets 401 or 415 before anything is stored."""
     async with served(tmp_path) as it:
         stranger = await it.http.create(
             it.creation, QUERY.encode(), MediaType.COLLECTION_JOB_REQ, "wrong"
@@ -175,7 +175,7 @@ async def test_a9_a10_a_collection_needs_its_token_and_its_media_type(tmp_path: 
 
 
 async def test_c4_a_refused_query_is_a_problem_document(tmp_path: Path) -> None:
-    """With the draft's type."""
+    """Its type is the draft's."""
     async with served(tmp_path) as it:
         refused = await it.post(CollectionJobReq(Query(Interval(TIME, 0))))
         assert isinstance(refused, Refused)
@@ -186,7 +186,7 @@ async def test_c4_a_refused_query_is_a_problem_document(tmp_path: Path) -> None:
 
 
 async def test_a_held_request_is_answered_the_moment_the_result_is_there(tmp_path: Path) -> None:
-    """Not at the next poll."""
+    """The Collector need not wait for its next poll."""
     async with served(tmp_path, hold=3600) as it:
         answers: list[Outcome] = []
 
@@ -204,7 +204,7 @@ async def test_a_held_request_is_answered_the_moment_the_result_is_there(tmp_pat
 
 
 async def test_i8_draining_answers_held_requests_not_ready(tmp_path: Path) -> None:
-    """At once, so that the daemon can stop."""
+    """They are answered at once, so that the daemon can stop."""
     async with served(tmp_path, hold=3600) as it:
         answers: list[Outcome] = []
 

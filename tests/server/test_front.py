@@ -1,4 +1,4 @@
-"""The front of the server: what becomes of a failure of our own, and how its line is found."""
+"""What a Client gets when dapd itself fails, and how an operator finds the log line."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.build import make_config, open_context, task_pair
 async def test_our_own_failure_is_a_500_problem_and_one_log_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Errors are blame plus remedy: the Client may send the same request again. The document's
-    ``instance`` is the request's id, which the line carries; neither says what the Client chose.
+    """The Client may send the same request again. The document's ``instance`` is the request's id,
+    which the log line has too; neither repeats what the Client chose.
     """
     sent: list[dict[str, Any]] = []
 

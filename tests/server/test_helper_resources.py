@@ -1,4 +1,4 @@
-"""The Helper's resources as a Leader meets them: the whole ASGI application on a real datastore."""
+"""The Helper's resources as a Leader sees them: the whole ASGI application on a real database."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pair() -> Pair:
 
 
 def reading_all(app: Any) -> Any:
-    """Read what ``app`` leaves unread: httpx2 would leave its body's generator to the collector."""
+    """Read what ``app`` leaves unread; else the garbage collector ends httpx2's body generator."""
 
     async def read_all(scope: Any, receive: Any, send: Any) -> None:
         more = True
@@ -63,7 +63,7 @@ def reading_all(app: Any) -> Any:
 
 
 class Peer:
-    """The Leader's side of the wire, without a wire."""
+    """The Leader's side of the exchange, without a socket."""
 
     def __init__(self, pair: Pair, context: Context) -> None:
         app = front(context, cast("Any", build(context)))
@@ -80,7 +80,7 @@ class Peer:
         return await self.http.post(url, content=body, headers={"Content-Type": message.value})
 
     async def drive(self) -> None:
-        """What the dispatcher would do."""
+        """Run the due jobs, as the dispatcher would."""
         leased, _ = await self.context.run(leases.lease_due, self.context.now(), list)
         for lease in leased:
             task = self.context.tasks.by_pk(lease.due.task_pk)
@@ -105,7 +105,7 @@ def error_of(response: httpx2.Response) -> str | None:
 
 
 async def test_a_sync_job_is_answered_with_its_representation(tmp_path: Path, pair: Pair) -> None:
-    """POST, repeated POST and GET give the same; a ready answer's Location has no step (A4)."""
+    """POST, repeated POST and GET get the same; the Location of a ready job has no step (A4)."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         job = leader_job(pair, make_reports(pair, [1, 0]))
         first = await peer.post("aggregation_jobs", job.body)
@@ -121,7 +121,9 @@ async def test_a_sync_job_is_answered_with_its_representation(tmp_path: Path, pa
 
 
 async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: Pair) -> None:
-    """200, empty, Location with ``?step=0``, Retry-After; then the representation."""
+    """Both get 200, empty, with ``?step=0`` in the Location and Retry-After; later the
+    representation.
+    """
     async with serving(tmp_path, pair, mode="async", poll_hold=0) as peer:
         job = leader_job(pair, make_reports(pair, [1, 0]))
         posted = await peer.post("aggregation_jobs", job.body)
@@ -138,7 +140,7 @@ async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: Pai
 
 
 async def test_a_malformed_request_is_an_invalid_message(tmp_path: Path, pair: Pair) -> None:
-    """With the task's id in the problem document; nothing is stored."""
+    """The problem document has the task's id; nothing is stored."""
     async with serving(tmp_path, pair, mode="async") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
         response = await peer.post("aggregation_jobs", body[:-1])
@@ -168,7 +170,7 @@ async def test_a9_every_method_needs_the_token(tmp_path: Path, pair: Pair) -> No
 
 
 async def test_a11_a_continuation_is_never_in_step(tmp_path: Path, pair: Pair) -> None:
-    """Unknown job, then a malformed message, then the step."""
+    """The checks are in this order: unknown job, malformed message, wrong step."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
         location = (await peer.post("aggregation_jobs", body)).headers["Location"]
@@ -183,7 +185,7 @@ async def test_a11_a_continuation_is_never_in_step(tmp_path: Path, pair: Pair) -
 
 
 async def test_a6_a_deleted_job_is_unrecognized(tmp_path: Path, pair: Pair) -> None:
-    """By every method; GET without a step is told the same, for there is no job to be at a step."""
+    """Every method says so, also GET without a step: without a job there is no step to compare."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
         location = (await peer.post("aggregation_jobs", body)).headers["Location"]
@@ -201,7 +203,7 @@ async def test_a6_a_deleted_job_is_unrecognized(tmp_path: Path, pair: Pair) -> N
 
 
 async def test_an_aggregate_share_is_served_at_once_and_again(tmp_path: Path, pair: Pair) -> None:
-    """POST, repeated POST and GET give the same bytes; after DELETE the batch stays collected."""
+    """POST, repeated POST and GET get the same bytes; after DELETE the batch stays collected."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         ids = report_ids(1)
         body = leader_job(pair, make_reports(pair, [1], ids=ids)).body

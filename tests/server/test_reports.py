@@ -1,4 +1,4 @@
-"""Uploads as ASGI messages: media type, limits, answers."""
+"""Uploads as ASGI messages: media type, limits, responses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def silent(_: Pair, __: Request) -> bytes:
 async def post(
     house: House, *pieces: bytes, headers: dict[str, str]
 ) -> tuple[dict[bytes, bytes], bytes]:
-    """Headers and body of the 200 answer."""
+    """Upload; return the headers and body of the 200 response."""
     events: list[dict[str, Any]] = [
         {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
     ]
@@ -81,7 +81,7 @@ async def test_a_malformed_request_is_invalid_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("announced", [True, False])
 async def test_a_body_above_the_limit_is_413(tmp_path: Path, announced: bool) -> None:
-    """Too large is refused by its Content-Length, or as soon as too many bytes have come."""
+    """The server refuses it by its Content-Length, or as soon as too many bytes have arrived."""
     async with open_house(tmp_path, task_pair(), silent) as house:
         server = msgspec.structs.replace(house.context.config.server, max_body_bytes=1024)
         house.context.config = msgspec.structs.replace(house.context.config, server=server)
@@ -92,7 +92,7 @@ async def test_a_body_above_the_limit_is_413(tmp_path: Path, announced: bool) ->
 
 
 async def test_a_client_that_goes_away_before_its_body_ends_gets_nothing(tmp_path: Path) -> None:
-    """Half a body is no request."""
+    """Half a body is not a request."""
     async with open_house(tmp_path, task_pair(), silent) as house:
 
         async def receive() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The listener: what an application does that none may do."""
+"""The listener: addresses, slow peers, refused bodies, and applications that misbehave."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.paths import raw
 
 
 async def test_every_address_is_that_of_either_protocol() -> None:
-    """A container's port is published to its IPv4 address, whatever else it has."""
+    """``::`` takes IPv4 too: a container's port is published to its IPv4 address."""
     async with listening(("::", 0), "server") as listeners:
         families = {each.socket.family for each in listeners}
     assert families == {socket.AF_INET, *([socket.AF_INET6] if socket.has_dualstack_ipv6() else [])}
@@ -29,9 +29,7 @@ async def test_every_address_is_that_of_either_protocol() -> None:
 async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The front catches what handlers raise; what it fails to catch is not lost either, and says
-    nothing of who asked.
-    """
+    """An exception that the front fails to catch is in our log, without the client's address."""
 
     async def broken(*_: Any) -> None:
         raise RuntimeError("a fault of the front's")
@@ -51,7 +49,7 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
 
 @asynccontextmanager
 async def refusing(*, late: bool = False) -> AsyncIterator[int]:
-    """The port of a server that answers 413 without reading a body; or once no more of it fits."""
+    """Serve 413 without reading a body, or once no more of it fits; yield the port."""
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         if late:
@@ -69,7 +67,7 @@ async def refusing(*, late: bool = False) -> AsyncIterator[int]:
 
 
 async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None:
-    """A Leader whose job is too large must be told so, not meet a reset for ever."""
+    """A Leader whose job is too large must get the 413, not a reset at every send."""
     async with refusing() as port:
         more_than_sockets_hold = bytes(32 << 20)
         assert (await raw.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
@@ -77,7 +75,9 @@ async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None
 
 @pytest.mark.parametrize("end", ["body", "connection", "nonsense"])
 async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> None:
-    """Nor beyond the sender's, nor once it makes no sense: the server waits for nothing else."""
+    """The server closes the connection when the body ends, the sender closes, or the body is no
+    longer HTTP.
+    """
     chunked = "POST / HTTP/1.1\r\nHost: dapd.test\r\nTransfer-Encoding: chunked\r\n\r\n"
     rest = {"body": b"4\r\nmore\r\n0\r\n\r\n", "connection": b"4\r\nmo", "nonsense": b"?\r\n"}
     async with refusing() as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:
@@ -109,7 +109,7 @@ async def test_a_refused_body_in_many_pieces_keeps_no_connection(chunks: int) ->
 async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
     tmp_path: Path, end: str, *, secure: bool
 ) -> None:
-    """The grace period ends what is being sent, too; so does the time that a pause may take."""
+    """The end of the grace period ends a send, and so does ``read_timeout``."""
     authority = Authority(tmp_path)
     issued = authority.issue()
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -1,4 +1,4 @@
-"""TLS at the public listener, and towards the peer: real handshakes on real sockets."""
+"""TLS at the public listener and towards the peer: real handshakes on real sockets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TRAFFIC = ssl.SSLError, trio.BrokenResourceError
 
 
 def endpoints(pair: Pair) -> dict[str, Any]:
-    """Where both are reached over TLS."""
+    """The pair's endpoints over TLS."""
     return {
         f"{role}_aggregator_endpoint": f"https://127.0.0.1:{side.port}/"
         for role, side in (("leader", pair.leader), ("helper", pair.helper))
@@ -36,7 +36,9 @@ def endpoints(pair: Pair) -> dict[str, Any]:
 
 
 async def shake(port: int, context: ssl.SSLContext) -> tuple[str | None, str | None]:
-    """One handshake, and a request over it: the version and the protocol that were chosen."""
+    """Complete a handshake and one request over it. Return the version and protocol that were
+    chosen.
+    """
     tcp = await trio.open_tcp_stream("127.0.0.1", port)
     async with trio.SSLStream(
         tcp, context, server_hostname="127.0.0.1", https_compatible=True
@@ -58,7 +60,7 @@ def config_of(**server: Any) -> Config:
 
 
 async def test_a_task_runs_over_tls_from_upload_to_result(tmp_path: Path) -> None:
-    """Client, Leader, Helper and Collector, each trusting one authority of their own."""
+    """Client, Leader, Helper and Collector each trust a CA of their own."""
     authority = Authority(tmp_path / "tls").issue()
     leader = {"server": authority.server, "leader": {"peer_ca": authority.file}}
     helper = {"server": authority.server, "helper": {"mode": "async"}}
@@ -73,7 +75,9 @@ async def test_a_task_runs_over_tls_from_upload_to_result(tmp_path: Path) -> Non
 
 
 async def test_another_authority_is_not_believed(tmp_path: Path) -> None:
-    """A custom authority stands in place of the system's; nothing is sent to whoever has none."""
+    """A custom CA replaces the system's; nothing is sent to a peer without a certificate of that
+    CA.
+    """
     authority = Authority(tmp_path / "tls").issue()
     other = Authority(tmp_path / "other")
     async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
@@ -93,7 +97,7 @@ async def test_another_authority_is_not_believed(tmp_path: Path) -> None:
 
 
 async def test_tls_is_1_2_or_newer_and_speaks_http_1_1(tmp_path: Path) -> None:
-    """1.3 where the other end can; HTTP/2 is not offered."""
+    """It is 1.3 if the other end can do it; HTTP/2 is not offered."""
     authority = Authority(tmp_path / "tls").issue()
     async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
         context = trusting(authority.file)
@@ -112,7 +116,7 @@ async def test_tls_is_1_2_or_newer_and_speaks_http_1_1(tmp_path: Path) -> None:
 
 
 async def test_a_bad_handshake_ends_its_own_connection_alone(tmp_path: Path) -> None:
-    """Clear text, garbage, silence, a hang-up: others are served, and the log stays quiet."""
+    """Clear text, garbage, silence or a hang-up affect no other connection and log nothing."""
     authority = Authority(tmp_path / "tls").issue()
     server = {**authority.server, "read_timeout": 1.0}
     async with hand_pair(tmp_path, leader={"server": server}) as (pair, _):
@@ -140,7 +144,7 @@ async def test_a_bad_handshake_ends_its_own_connection_alone(tmp_path: Path) -> 
 
 
 async def test_i8_an_idle_tls_connection_delays_no_stop(tmp_path: Path) -> None:
-    """As without TLS."""
+    """A stop closes it at once, as one without TLS."""
     authority = Authority(tmp_path / "tls").issue()
     async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
         url = resource_url(endpoints(pair)["leader_aggregator_endpoint"], "hpke_config")
@@ -151,7 +155,7 @@ async def test_i8_an_idle_tls_connection_delays_no_stop(tmp_path: Path) -> None:
 
 
 async def test_an_expired_certificate_stops_no_daemon_but_is_an_error(tmp_path: Path) -> None:
-    """Jobs go on without it, and whoever watches the log is told."""
+    """Jobs don't need it and go on; the log has an error."""
     authority = Authority(tmp_path / "tls").issue(expires=datetime(2020, 1, 1, tzinfo=UTC))
     with structlog.testing.capture_logs() as logs:
         async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
@@ -164,7 +168,7 @@ async def test_an_expired_certificate_stops_no_daemon_but_is_an_error(tmp_path: 
 
 
 def test_a_certificate_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
-    """Before any connection meets it: one line that names the file and what is wrong."""
+    """The daemon finds it before any connection does; one line names the file and what is wrong."""
     good, other = Authority(tmp_path / "good").issue(), Authority(tmp_path / "other").issue()
     broken = tmp_path / "broken.pem"
     broken.write_text("no certificate")
@@ -206,7 +210,7 @@ def _lock(key: Path, locked: Path) -> None:
 
 
 def test_a_file_without_an_authority_is_refused_by_name(tmp_path: Path) -> None:
-    """Also by `dapd upload --ca`."""
+    """`dapd upload --ca` refuses it too."""
     (tmp_path / "ca.pem").write_text("none")
     with pytest.raises(UsageError, match=r"ca\.pem: no certificate in PEM format"):
         trusting(tmp_path / "ca.pem")
