@@ -1,4 +1,4 @@
-"""What the garbage collector's tests look at: how many rows there are, and the replay index."""
+"""What the garbage collector's tests check: row counts, and the replay index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROWING = (
 
 
 def rows(store: Datastore) -> dict[str, int]:
-    """The tables that grow with the reports, and how many rows each has, if any."""
+    """Count the rows of each table that grows with the reports; leave out empty tables."""
 
     def count(tx: Tx) -> dict[str, int]:
         found = {}
@@ -36,7 +36,7 @@ def rows(store: Datastore) -> dict[str, int]:
 
 
 def rebuilt(path: Path, task_pk: int, ids: bytes) -> tuple[int, bytes]:
-    """(how many ids, which of these) a process that starts now would hold for admitted."""
+    """Rebuild the replay index as a new process would: (how many ids it has, which of these)."""
     store = Engine(path, _lost)
     try:
         index: ReplayIndex = store.replay

@@ -61,13 +61,13 @@ class Side:
         return {name: n for counts in gone.values() for name, n in counts.items() if n}
 
     def found(self, job: CollectionJob) -> CollectionJob | None:
-        """As a GET finds it."""
+        """The job as a GET finds it."""
         who = self.who
         mark = who.leader.mark_at(who.clock.instant())
         return who.store.read_sync(collections.by_id, who.leader.task_pk, job.id, mark)
 
     def summed(self, job: CollectionJob) -> tuple[Lease, FrozenBatch, tuple[int, int]]:
-        """A job whose batch is complete and summed, not frozen yet."""
+        """Create a job whose batch is complete and summed, but not frozen yet."""
         who = self.who
         lease = who.lease(job)
         move = who.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), NOW)
@@ -77,7 +77,7 @@ class Side:
         return lease, batch, total.extent
 
     def frozen(self, request: CollectionJobReq) -> tuple[CollectionJob, Lease]:
-        """A collection job of this request, frozen."""
+        """Create a collection job of this request, and freeze it."""
         who = self.who
         job = who.query(request)
         lease, batch, extent = self.summed(job)
@@ -102,7 +102,7 @@ async def open_side(
 async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
     tmp_path: Path, sent: bool
 ) -> None:
-    """Whoever has it leased; its batch stays collected if the Helper may have been asked."""
+    """Even if it is leased; its batch stays collected if the Helper may have been asked."""
     async with open_side(tmp_path) as side:
         who = side.who
         who.aggregate([1, 1, 1])
@@ -133,7 +133,7 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
 
 
 async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Path) -> None:
-    """However long the job had to wait for its reports: the Collector asks for it only now."""
+    """The job may have waited long for its reports, so the Collector asks only now."""
     async with open_side(tmp_path) as side:
         who = side.who
         job = who.query(interval_query(TIME + 10, 1))
@@ -155,7 +155,7 @@ async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Pa
 
 
 async def test_d6_ended_jobs_without_reports_go_by_when_they_were_made(tmp_path: Path) -> None:
-    """Reads hide them before they are gone."""
+    """Reads hide them before they are deleted."""
     async with open_side(tmp_path) as side:
         who = side.who
         job = who.query(interval_query(TIME, 100))
@@ -172,7 +172,7 @@ async def test_d6_ended_jobs_without_reports_go_by_when_they_were_made(tmp_path:
 async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_expires(
     tmp_path: Path,
 ) -> None:
-    """The exact resource is what it is; then there is no such batch any more."""
+    """The resource stays as it is until it expires; then its batch is gone, too."""
     async with open_side(tmp_path) as side:
         who = side.who
         side.later(1)
@@ -196,7 +196,7 @@ async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_ex
 async def test_a8_an_expired_result_gives_way_to_the_next_batch(
     tmp_path: Path, collected: bool
 ) -> None:
-    """Also one that nobody has fetched, and whether it is deleted yet makes no difference."""
+    """This holds even if nobody has fetched it, and whether or not it is deleted yet."""
     async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
         who = side.who
         who.aggregate([1, 1, 1], batch_id=who.open_batch())
@@ -213,7 +213,7 @@ async def test_a8_an_expired_result_gives_way_to_the_next_batch(
 
 
 async def test_d6_a_batch_that_expires_while_it_is_summed_is_not_frozen(tmp_path: Path) -> None:
-    """What was summed may have been half of it: the mark of the transaction decides."""
+    """The sum may lack half of the batch: the mark in the transaction decides."""
     async with open_side(tmp_path) as side:
         who = side.who
         who.aggregate([1, 1, 1])
@@ -230,7 +230,7 @@ async def test_d6_a_batch_that_expires_while_it_is_summed_is_not_frozen(tmp_path
 
 
 async def test_c6_an_expired_batch_is_taken_by_no_collection(tmp_path: Path) -> None:
-    """Before it is deleted as after; one that expires while it is summed is not frozen."""
+    """Neither before it is deleted nor after; one that expires while it is summed isn't frozen."""
     async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
         who = side.who
         who.aggregate([1, 1, 1], batch_id=who.open_batch())

@@ -1,4 +1,4 @@
-"""Compaction, on both sides of a task, with shares that add up to known results."""
+"""Compaction on both sides of a task, with shares that add up to known results."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Side:
     context: Context
 
     def add(self, bucket: bytes, parts: Sequence[Part]) -> None:
-        """What as many jobs contribute."""
+        """Add what so many jobs contribute."""
         self.store.run_sync(self._add, bucket, parts)
 
     def _add(self, tx: Tx, bucket: bytes, parts: Sequence[Part]) -> None:
@@ -88,7 +88,7 @@ class Side:
         await compaction.run_round(self.context)
 
     def merged(self, size: int) -> Callable[[], None]:
-        """A compaction that has added up ``size`` contributions and is yet to commit."""
+        """Begin a compaction that has added up ``size`` contributions, but has not committed."""
         parts = self.store.read_sync(compaction.load, self.task, BUCKET, size)
         merged = compaction.merge_contributions(self.task, self.who.pair.sealer, parts)
         pks = [part.share_pk for part in parts]
@@ -99,7 +99,7 @@ class Side:
 async def sides(
     path: Path, mode: BatchMode = BatchMode.TIME_INTERVAL
 ) -> AsyncIterator[tuple[Side, Side]]:
-    """Leader and Helper."""
+    """The Leader's side and the Helper's."""
     async with aggregators(path, mode=mode, min_batch_size=1) as who:
         other = replace(who, store=who.helper_store)
         async with context_of(who) as leader, context_of(other) as helper:
@@ -121,7 +121,7 @@ def content(total: BatchTotal) -> tuple[object, ...]:
 
 @pytest.mark.parametrize("count", [64, 65, 577, 1100])
 async def test_a_crowded_bucket_becomes_one_contribution(leader: Side, count: int) -> None:
-    """However many there were; the sum stays, and the next round finds nothing to do."""
+    """This holds however many it had; the sum stays, and the next round finds nothing to do."""
     leader.fill(count)
     before = leader.total()
     await leader.compact()
@@ -135,7 +135,7 @@ async def test_a_crowded_bucket_becomes_one_contribution(leader: Side, count: in
 async def test_a_bucket_that_was_merged_is_left_alone_until_it_is_crowded_again(
     leader: Side,
 ) -> None:
-    """A round costs nothing where nothing is gained."""
+    """A round costs nothing if it would gain nothing."""
     leader.fill(64)
     await leader.compact()
     assert leader.rows() == 1
@@ -148,7 +148,7 @@ async def test_a_bucket_that_was_merged_is_left_alone_until_it_is_crowded_again(
 
 
 async def test_every_crowded_bucket_is_found_a_bounded_look_at_a_time(leader: Side) -> None:
-    """Wherever looks end, and only where there are many."""
+    """The looks may end anywhere, and find only buckets with many contributions."""
     crowded = [time_bucket(TIME + number) for number in (0, 3, 4, 9)]
     for number in range(10):
         bucket = time_bucket(TIME + number)
@@ -168,7 +168,7 @@ async def test_every_crowded_bucket_is_found_a_bounded_look_at_a_time(leader: Si
 
 @pytest.mark.parametrize("state", RangeState)
 async def test_c2_a_batch_that_is_shut_is_left_as_it_is(leader: Side, state: RangeState) -> None:
-    """Its sum is fixed; also if it was shut while its contributions were added up."""
+    """Its sum is fixed; this holds even if it was closed while its contributions were added up."""
     leader.fill(64)
     commit = leader.merged(64)
     batch = batch_id_range(BUCKET)
@@ -182,7 +182,7 @@ async def test_c2_a_batch_that_is_shut_is_left_as_it_is(leader: Side, state: Ran
 
 
 async def test_d1_what_was_added_up_is_replaced_once_or_not_at_all(leader: Side) -> None:
-    """If any of it has been merged or collected away meanwhile, all of it stays as it is."""
+    """If any of the parts was merged or deleted meanwhile, all of them stay as they are."""
     leader.fill(10)
     first, second = leader.merged(4), leader.merged(6)
     first()
@@ -198,7 +198,7 @@ async def test_d1_what_was_added_up_is_replaced_once_or_not_at_all(leader: Side)
 async def test_c2_a_collection_whose_batch_was_merged_while_it_was_summed_sums_again(
     leader: Side,
 ) -> None:
-    """The freeze sees that the contributions are others, although nothing was added."""
+    """The freeze sees that these are other contributions, although nothing was added."""
     leader.fill(64)
     who = leader.who
     job = who.query(interval_query(TIME, 1))
@@ -222,7 +222,7 @@ async def test_c2_a_collection_whose_batch_was_merged_while_it_was_summed_sums_a
 async def test_contributions_that_do_not_open_are_left_and_others_are_merged(
     leader: Side,
 ) -> None:
-    """A sealing key may be missing for a while; nothing is lost by it."""
+    """A sealing key may be missing for a while, without any loss."""
     leader.fill(64)
     leader.fill(64, time_bucket(TIME + 1))
 
@@ -239,7 +239,7 @@ async def test_contributions_that_do_not_open_are_left_and_others_are_merged(
 async def test_long_shares_are_merged_few_at_a_time(
     leader: Side, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step's memory and its transaction are bounded by bytes too."""
+    """Bytes also bound a step's memory and its transaction."""
     monkeypatch.setattr(compaction, "_PAGE_BYTES", 24)
     assert compaction.page_size(leader.task) == 3
     monkeypatch.setattr(compaction, "_PAGE_BYTES", 1)
@@ -253,7 +253,7 @@ async def test_long_shares_are_merged_few_at_a_time(
 
 
 async def test_d6_expired_buckets_are_left_to_the_garbage_collector(leader: Side) -> None:
-    """They are about to go."""
+    """They are about to be deleted."""
     leader.fill(64)
     leader.store.run_sync(
         lambda tx: tx.execute("UPDATE tasks SET expired_before = :time", time=TIME + 1)
@@ -264,7 +264,7 @@ async def test_d6_expired_buckets_are_left_to_the_garbage_collector(leader: Side
 
 
 async def test_the_garbage_collector_s_loop_compacts(leader: Side) -> None:
-    """In each of its rounds."""
+    """It does so in each of its rounds."""
     leader.fill(64)
     config = msgspec.structs.replace(leader.context.config, gc=Gc(interval=0.001))
     leader.context.config = config
@@ -293,8 +293,8 @@ ROUNDS = st.sampled_from(["leader", "helper"])
 def test_compaction_never_changes_what_is_collected(
     mode: BatchMode, events: list[tuple[int, int, int] | str], between: bool
 ) -> None:
-    """At whatever point it runs, on either side, in both batch modes: the same count, checksum,
-    interval and result, and the Helper agrees.
+    """Whenever it runs, on either side and in both batch modes, count, checksum, interval and
+    result are the same, and the Helper agrees.
     """
     with tempfile.TemporaryDirectory() as name:
         trio.run(play, Path(name), mode, [(1, 0, 1), *events], between)
@@ -347,7 +347,7 @@ def contribute(
 async def collect(
     leader: Side, helper: Side, request: CollectionJobReq, between: bool, truth: Expected
 ) -> None:
-    """Freeze, ask the Helper, and open both shares; with ``between``, compaction at each step."""
+    """Freeze, ask the Helper, and open both shares; with ``between``, compact at each step."""
     who, sealer = leader.who, leader.who.pair.sealer
     job = who.query(request)
     lease = who.lease(job)

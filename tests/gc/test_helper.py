@@ -63,7 +63,7 @@ class Side:
         cast("StillClock", self.context.clock).advance(hours * 3600)
 
     async def collect(self) -> dict[str, int]:
-        """One round; what went."""
+        """Run one round. Return how many rows it deleted."""
         gone = await GarbageCollector(self.context).collect()
         return {name: n for counts in gone.values() for name, n in counts.items() if n}
 
@@ -73,7 +73,7 @@ class Side:
     async def aggregate(
         self, count: int, time: int = TIME, batch_id: bytes | None = None
     ) -> tuple[StoredJob, bytes]:
-        """A job over new reports of this time; it and the reports' ids."""
+        """Run a job over new reports of this time. Return it and the reports' ids."""
         ids = report_ids(count)
         reports = make_reports(self.pair, [1] * count, ids=ids, times=[time] * count)
         job = leader_job(self.pair, reports, batch_id=batch_id)
@@ -89,7 +89,9 @@ class Side:
         return rows(self.context.datastore)
 
     def index(self, ids: bytes) -> tuple[int, bytes]:
-        """(how many ids, which of these) are taken; the same after a restart (D2)."""
+        """Return (how many ids, which of these) the replay index has; a restart gives the same
+        (D2).
+        """
         store = self.context.datastore
         live = len(store.replay), store.replay.peek(self.task.task_pk, ids)
         assert rebuilt(store.path, self.task.task_pk, ids) == live
@@ -102,7 +104,7 @@ class Side:
         return await self.context.read(look)
 
     async def share(self, batch: Interval | bytes) -> StoredShare:
-        """What an ``AggregateShareReq`` for all that is here of the batch gives."""
+        """Return the answer to an ``AggregateShareReq`` for all that the batch has here."""
         lo, hi = (
             (batch, batch + b"\0")
             if isinstance(batch, bytes)
@@ -148,7 +150,7 @@ async def open_side(
 
 
 async def test_d6_all_of_a_job_goes_and_its_ids_are_free(tmp_path: Path) -> None:
-    """Request, response, identity, admitted ids and contributions; those above the mark stay."""
+    """Request, response, identity, admitted ids and contributions go; jobs above the mark stay."""
     async with open_side(tmp_path) as side:
         _, old = await side.aggregate(3)
         side.later(2)
@@ -168,7 +170,7 @@ async def test_d6_all_of_a_job_goes_and_its_ids_are_free(tmp_path: Path) -> None
 async def test_d6_a_deleted_jobs_tombstone_goes_with_its_newest_admitted_report(
     tmp_path: Path,
 ) -> None:
-    """Until then its ids are what keeps those reports from counting again (A6)."""
+    """Until then its ids keep those reports from counting again (A6)."""
     async with open_side(tmp_path) as side:
         job, ids = await side.aggregate(3)
         await side.context.run(delete_aggregation_job, side.task.task_pk, job.id)
@@ -182,7 +184,7 @@ async def test_d6_a_deleted_jobs_tombstone_goes_with_its_newest_admitted_report(
 
 
 async def test_d6_reads_hide_an_expired_job_before_it_is_collected(tmp_path: Path) -> None:
-    """A request like the one that made it makes a new one, of which no report counts."""
+    """A request with the same bytes creates a new job, of which no report counts."""
     for collected in (False, True):
         directory = tmp_path / str(collected)
         directory.mkdir()
@@ -205,7 +207,7 @@ async def test_d6_reads_hide_an_expired_job_before_it_is_collected(tmp_path: Pat
 
 
 async def test_d6_a_received_job_expires_unless_someone_works_on_it(tmp_path: Path) -> None:
-    """Its reports would all be dropped; they are counted, and who waits for it is told."""
+    """Its reports would all be dropped; they are counted, and a held request is answered."""
     async with open_side(tmp_path, helper_mode="async") as side:
         job, _ = await side.aggregate(3)
         leased, _ = await side.context.run(leases.lease_due, side.context.now(), list)
@@ -223,7 +225,7 @@ async def test_d6_a_received_job_expires_unless_someone_works_on_it(tmp_path: Pa
 
 
 async def test_d6_a_job_verified_before_the_mark_rose_is_verified_again(tmp_path: Path) -> None:
-    """Ids below the mark may have been forgotten meanwhile: they must not be admitted again."""
+    """Ids below the mark may be forgotten already, so they must not be admitted again."""
     async with open_side(tmp_path) as side:
         task = side.live()
         job = leader_job(side.pair, make_reports(side.pair, [1, 1]))
@@ -326,7 +328,7 @@ async def test_a7_a_job_forgets_its_answer_once_all_its_buckets_are_collected(
 async def test_a7_a_round_goes_on_where_the_last_one_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many answers are kept, a round looks at a bounded part of them."""
+    """A round looks at a bounded part of the kept answers, however many there are."""
     monkeypatch.setattr("dapd.datastore.expiry.PAGE", 2)
     monkeypatch.setattr("dapd.gc.loop.PAGE", 2)
     monkeypatch.setattr("dapd.gc.loop._ANSWERED_PAGES", 1)
@@ -341,7 +343,7 @@ async def test_a7_a_round_goes_on_where_the_last_one_stopped(
 
 
 async def test_c1_a_collected_interval_is_kept_until_its_end_expires(tmp_path: Path) -> None:
-    """Until then it refuses a second collection; then the mark does."""
+    """It refuses a second collection until then; afterwards the mark does."""
     async with open_side(tmp_path) as side:
         side.later(1)
         await side.aggregate(1)
@@ -359,7 +361,7 @@ async def test_c1_a_collected_interval_is_kept_until_its_end_expires(tmp_path: P
 
 
 async def test_d6_an_aggregate_share_goes_by_when_it_was_made(tmp_path: Path) -> None:
-    """Its identity hides with it, so an identical request is judged anew."""
+    """Its identity is hidden with it, so an identical request is checked as a new one."""
     async with open_side(tmp_path) as side:
         await side.aggregate(3)
         made = await side.share(Interval(TIME, 1))
@@ -382,7 +384,9 @@ async def test_d6_an_aggregate_share_goes_by_when_it_was_made(tmp_path: Path) ->
 async def test_c6_a_leader_selected_batch_goes_whole_and_is_expired_before_and_after(
     tmp_path: Path,
 ) -> None:
-    """By its newest report; a request for it is refused alike whether the collector has run."""
+    """It goes by its newest report; a request for it is refused alike before it is deleted and
+    after.
+    """
     async with open_side(tmp_path, batch_mode=BatchMode.LEADER_SELECTED) as side:
         batch, other, third = (secrets.token_bytes(32) for _ in range(3))
         side.later(2)
@@ -405,7 +409,7 @@ async def test_c6_a_leader_selected_batch_goes_whole_and_is_expired_before_and_a
 
 
 async def test_c6_a_batch_stays_while_a_job_may_add_to_it(tmp_path: Path) -> None:
-    """The Leader counts that job's reports with those that are here."""
+    """The Leader counts that job's reports with those that are aggregated."""
     async with open_side(
         tmp_path, batch_mode=BatchMode.LEADER_SELECTED, helper_mode="async"
     ) as side:

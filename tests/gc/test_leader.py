@@ -38,7 +38,7 @@ def silent(pair: Pair, request: Request) -> bytes:
 
 
 async def collect(house: House) -> dict[str, int]:
-    """One round; what went."""
+    """Run one round. Return how many rows it deleted."""
     gone = await GarbageCollector(house.context).collect()
     return {name: n for counts in gone.values() for name, n in counts.items() if n}
 
@@ -48,14 +48,14 @@ async def mark(house: House) -> int:
 
 
 async def upload(house: House, count: int, time: int = TIME) -> bytes:
-    """Upload reports of this time; their ids."""
+    """Upload reports of this time. Return their ids."""
     ids = report_ids(count)
     await house.upload(count, ids=ids, times=[time] * count)
     return ids
 
 
 def index(house: House, ids: bytes) -> tuple[int, bytes]:
-    """(how many ids, which of these) are taken; the same after a restart (D2)."""
+    """Return (how many ids, which of these) the replay index has; a restart gives the same (D2)."""
     store = house.context.datastore
     live = len(store.replay), store.replay.peek(house.task.task_pk, ids)
     assert rebuilt(store.path, house.task.task_pk, ids) == live
@@ -63,7 +63,7 @@ def index(house: House, ids: bytes) -> tuple[int, bytes]:
 
 
 async def test_nothing_expires_without_an_age(tmp_path: Path) -> None:
-    """A task that has none keeps all for ever, however far the clock goes."""
+    """A task without one keeps everything for ever, however far the clock advances."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         await upload(house, 3)
         await house.create()
@@ -77,7 +77,7 @@ async def test_nothing_expires_without_an_age(tmp_path: Path) -> None:
 async def test_d6_reports_that_no_job_took_in_time_are_counted_and_their_ids_freed(
     tmp_path: Path,
 ) -> None:
-    """Once, however often the collector runs; those above the mark stay."""
+    """They are counted once, however often the collector runs; reports above the mark stay."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         old = await upload(house, 3)
         house.later(2 * PRECISION)
@@ -94,7 +94,7 @@ async def test_d6_reports_that_no_job_took_in_time_are_counted_and_their_ids_fre
 
 
 async def test_c8_what_the_creator_has_dropped_is_not_counted_again(tmp_path: Path) -> None:
-    """It decides expired chunks itself, whether the collector has run or not."""
+    """The creator drops expired chunks itself, whether the collector has run or not."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         await upload(house, 3)
         house.later(3 * PRECISION)
@@ -106,7 +106,7 @@ async def test_c8_what_the_creator_has_dropped_is_not_counted_again(tmp_path: Pa
 
 
 async def test_d6_all_of_a_finished_job_goes(tmp_path: Path) -> None:
-    """Chunks, ids, the job, what it contributed: the counters alone stay."""
+    """Its chunks, ids, row and contributions go; only the counters stay."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         ids = await upload(house, 5)
         await house.create()
@@ -120,7 +120,7 @@ async def test_d6_all_of_a_finished_job_goes(tmp_path: Path) -> None:
 
 
 async def test_d6_a_report_is_not_accepted_again_once_its_id_is_forgotten(tmp_path: Path) -> None:
-    """The mark drops it, so it counts no second time."""
+    """It is below the mark, so it is dropped and can't count twice."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         reports = await house.upload(2)
         await house.create()
@@ -137,7 +137,7 @@ async def test_d6_a_report_is_not_accepted_again_once_its_id_is_forgotten(tmp_pa
 async def test_d6_a_job_lives_until_its_newest_report_expires_then_its_reports_are_lost(
     tmp_path: Path,
 ) -> None:
-    """Its older chunks are kept with it, because its stored request holds them."""
+    """Its older chunks stay with it, because its stored request contains them."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), silent) as house:
         old = await upload(house, 3)
         house.later(2 * PRECISION)
@@ -160,7 +160,7 @@ async def test_d6_a_job_lives_until_its_newest_report_expires_then_its_reports_a
 async def test_d6_an_expired_job_that_was_never_sent_is_not_lost_but_dropped(
     tmp_path: Path,
 ) -> None:
-    """The Helper can't have aggregated it, so its batch is as it should be."""
+    """The Helper can't have aggregated it, so both sides agree about its batch."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), silent) as house:
         await upload(house, 3)
         await house.create()
@@ -171,7 +171,7 @@ async def test_d6_an_expired_job_that_was_never_sent_is_not_lost_but_dropped(
 
 
 async def test_d6_an_expired_job_is_taken_from_whoever_has_it_leased(tmp_path: Path) -> None:
-    """The step under way finds its lease lost, also when the row is gone."""
+    """The step under way finds its lease lost, even if the row is gone."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), silent) as house:
         await upload(house, 3)
         await house.create()
@@ -188,7 +188,7 @@ async def test_d6_an_expired_job_is_taken_from_whoever_has_it_leased(tmp_path: P
 async def test_d6_a_job_that_expires_between_its_lease_and_its_start_is_not_started(
     tmp_path: Path,
 ) -> None:
-    """Nothing is computed of chunks that are gone, and nothing sent."""
+    """The Leader computes and sends nothing for chunks that are gone."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         await upload(house, 3)
         await house.create()
@@ -203,7 +203,9 @@ async def test_d6_a_job_that_expires_between_its_lease_and_its_start_is_not_star
 
 
 async def test_d6_chunks_of_a_halved_job_keep_their_ids_until_they_expire(tmp_path: Path) -> None:
-    """A chunk that was cut is in two others: what expires frees its own ids alone."""
+    """A chunk that was cut is now two others; when one of those expires, it frees its own ids
+    alone.
+    """
 
     def script(pair: Pair, request: Request) -> bytes:
         if request.method == "DELETE":
@@ -247,7 +249,7 @@ async def test_d6_killed_between_mark_and_deletion_the_next_round_goes_on(tmp_pa
 
 
 async def test_d6_the_mark_never_falls(tmp_path: Path) -> None:
-    """Neither a longer age nor a clock that is set back brings back what has expired."""
+    """Neither a longer age nor a clock that is set back makes expired reports visible again."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         house.later(3 * PRECISION)
         await collect(house)
@@ -266,7 +268,7 @@ async def test_d6_the_mark_never_falls(tmp_path: Path) -> None:
 
 
 async def test_e2_chunks_from_the_future_are_due_when_the_clock_went_back(tmp_path: Path) -> None:
-    """No report waits for an hour to come again."""
+    """No report waits for the clock to reach that time again."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         await upload(house, 3)
         house.later(-PRECISION)
@@ -275,7 +277,7 @@ async def test_e2_chunks_from_the_future_are_due_when_the_clock_went_back(tmp_pa
 
 
 async def test_c6_an_empty_batch_goes_with_the_job_that_was_to_fill_it(tmp_path: Path) -> None:
-    """Nobody will ever contribute to it, and nobody asks for it."""
+    """No job will contribute to it, and no collection will ask for it."""
     pair = task_pair(
         settings=QUICK_EXPIRY, batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=100
     )
@@ -291,7 +293,7 @@ async def test_c6_an_empty_batch_goes_with_the_job_that_was_to_fill_it(tmp_path:
 
 
 async def test_c6_a_batch_goes_whole_by_its_newest_report(tmp_path: Path) -> None:
-    """What is older in it stays as long; then all goes, and the creator opens another one."""
+    """Its older reports stay as long; then all of it goes, and the creator opens another one."""
     pair = task_pair(
         settings=QUICK_EXPIRY, batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=100
     )
@@ -322,7 +324,7 @@ async def test_c6_a_batch_goes_whole_by_its_newest_report(tmp_path: Path) -> Non
 async def test_d6_many_small_chunks_go_in_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No transaction holds the writer for all of them."""
+    """No transaction occupies the writer for all of them."""
     async with open_house(tmp_path, task_pair(settings=QUICK_EXPIRY), honest) as house:
         ids = b"".join([await upload(house, 1) for _ in range(100)])
         house.later(3 * PRECISION)

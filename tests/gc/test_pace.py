@@ -1,4 +1,4 @@
-"""Steps of the garbage collector: short enough that uploads hardly wait for them."""
+"""The garbage collector's steps: so short that they hardly delay uploads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.build import make_config, open_context
 
 
 async def test_steps_that_hold_the_writer_too_long_get_smaller(tmp_path: Path) -> None:
-    """Down to one row; quick ones grow, within limits."""
+    """They shrink to one row at least; quick steps grow, within limits."""
     async with open_context(make_config(tmp_path)) as context:
         pace = Pace(context)
         first = pace.rows
@@ -32,7 +32,7 @@ async def test_steps_that_hold_the_writer_too_long_get_smaller(tmp_path: Path) -
 
 
 async def test_a_step_takes_so_many_rows_and_bytes_but_one_row_at_least(tmp_path: Path) -> None:
-    """Large rows are taken one by one."""
+    """Large rows are deleted one by one."""
     async with open_context(make_config(tmp_path)) as context:
         pace = Pace(context)
         small = [Found(pk, 0, 10) for pk in range(100)]
@@ -45,7 +45,7 @@ async def test_a_step_takes_so_many_rows_and_bytes_but_one_row_at_least(tmp_path
 
 
 async def test_draining_ends_a_pause_and_a_round(tmp_path: Path) -> None:
-    """A stop does not wait for what can be done after the next start."""
+    """A stop doesn't wait for work that the next process can do."""
     async with open_context(make_config(tmp_path)) as context:
         pace = Pace(context)
 

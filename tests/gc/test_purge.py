@@ -1,7 +1,4 @@
-"""Deleted tasks: all they have goes, a tombstone stays. Tasks whose interval is over retire.
-
-Rule D6.
-"""
+"""Deleted tasks lose all but a tombstone; tasks whose interval is over retire. Rule D6."""
 
 from __future__ import annotations
 
@@ -36,7 +33,7 @@ RETENTION = 90 * 86_400
 
 @dataclass(frozen=True)
 class Tombstone:
-    """A row of ``tasks``, without what stays as it was."""
+    """A row of ``tasks``, without the columns that a deletion keeps."""
 
     state: str
     expired_before: int
@@ -56,7 +53,7 @@ def row_of(context: Context) -> Tombstone:
 
 
 async def test_d6_all_of_a_deleted_leaders_task_goes_but_its_mark(tmp_path: Path) -> None:
-    """In any state: waiting, unfinished, aggregated; undecided reports are counted."""
+    """Waiting, unfinished and aggregated reports go; undecided ones are counted."""
     pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=3)
     async with open_house(tmp_path, pair, honest) as house:
         await house.upload(3)
@@ -79,7 +76,7 @@ async def test_d6_all_of_a_deleted_leaders_task_goes_but_its_mark(tmp_path: Path
 async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
     tmp_path: Path,
 ) -> None:
-    """A job that is being verified is left to its lease; the next round ends it."""
+    """A job that is being verified keeps its lease; the next round deletes it."""
     pair = task_pair()
     settings = make_config(tmp_path, helper=config.Helper(mode="async"))
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -100,7 +97,7 @@ async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
 async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
     tmp_path: Path,
 ) -> None:
-    """Its reports are below the mark, so it admits none; the job itself expires like others."""
+    """Its reports are below the mark, so it admits none; the job expires like any other."""
     pair = task_pair()
     settings = make_config(tmp_path, helper=config.Helper(mode="sync"))
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -121,7 +118,7 @@ async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
 async def test_a_task_retires_once_its_interval_has_been_over_for_the_retention_time(
     tmp_path: Path,
 ) -> None:
-    """All its reports are of times within the interval, so the mark is its end."""
+    """No report has a time beyond the interval, so the mark is the interval's end."""
     pair = task_pair(task_interval=Interval(TIME - 5, 10), settings=TaskSettings())
     settings = make_config(tmp_path)
     assert settings.gc == Gc(ended_task_retention=RETENTION)

@@ -1,4 +1,4 @@
-"""Space that goes back to the file system, on a real file."""
+"""How free space goes back to the file system, with a real file."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
 def test_a_file_keeps_a_tenth_of_its_pages_and_a_thousand_at_least(
     total: int, free: int, surplus: int
 ) -> None:
-    """New rows use those before it grows."""
+    """New rows use them before the file grows."""
     assert space.surplus(Pages(total, free)) == surplus
 
 
 async def test_what_was_deleted_goes_back_to_the_file_system(tmp_path: Path) -> None:
-    """The file gets shorter, and is whole; what is left in it is what was."""
+    """The file gets shorter and stays intact; other rows are as they were."""
     kept = [bytes([i % 256]) * 4000 + i.to_bytes(2, "big") for i in range(3, 4000, 10)]
 
     def fill(tx: Tx) -> None:

@@ -1,4 +1,4 @@
-"""Deleted tasks: what is left of them goes, but nothing of what they get when they come back."""
+"""Deleted tasks: their rows go, but not those of a task that was added again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.build import NOW, TIME, make_config, open_context, task_pair
 
 
 async def store(context: Context, time: int) -> None:
-    """A waiting report of this time, of the first task."""
+    """Store a waiting report of this time, of the first task."""
     place = Place(1, 1, time_bucket(time), NOW)
     chunk = (1, time, time, time.to_bytes(16, "big"), bytes(4), b"")
     await context.run(chunks.insert, place, chunk)
@@ -29,7 +29,7 @@ async def times(context: Context) -> list[int]:
 
 
 async def test_d6_a_deleted_task_is_purged_and_its_secrets_with_it(tmp_path: Path) -> None:
-    """D6: all its rows go, however new; the tombstone keeps id and mark, and no secret."""
+    """D6: all its rows go, however new; the tombstone has its id and mark, and no secret."""
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         await store(context, TIME + 10**6)
@@ -49,8 +49,8 @@ async def test_d6_a_deleted_task_is_purged_and_its_secrets_with_it(tmp_path: Pat
 async def test_d6_a_round_that_took_a_task_for_a_tombstone_leaves_its_second_life_alone(
     tmp_path: Path, late: bool
 ) -> None:
-    """D6: it may be added again while a round is under way; what an upload that was under way has
-    left of its first life lies below the mark, and goes.
+    """D6: it may be added again during a round; rows that a late upload has left of the deleted
+    task are below the mark, and go.
     """
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:

@@ -1,4 +1,4 @@
-"""Sealing again with another key: everything, in steps, over restarts, until the old key may go."""
+"""Resealing with another key: everything, in steps, over restarts, until the old key may go."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ def used(house: FullHouse) -> dict[str, Counter[bytes]]:
 
 
 def by(key: bytes) -> dict[str, Counter[bytes]]:
-    """Everything that the house has, sealed by one key."""
+    """Every sealed value of the house, by the key that sealed it."""
     return {name: Counter({sealing_key_id(key): n}) for name, n in EVERY_COLUMN.items()}
 
 
 async def test_f2_a_key_that_was_put_first_seals_all_again_and_the_old_one_may_go(
     tmp_path: Path,
 ) -> None:
-    """Waiting reports, a job under way, a frozen collection: all go on, without the old key."""
+    """Waiting reports, a job under way and a frozen collection go on without the old key."""
     async with full_house(tmp_path) as house:
         assert used(house) == by(house.key("sealing"))
         house.use_keys("sealing", "new")
@@ -86,7 +86,7 @@ async def test_f2_a_key_that_was_put_first_seals_all_again_and_the_old_one_may_g
 async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process makes one step; every value is sealed again once, and no column twice."""
+    """Each process makes one step; every value is resealed once, and no column is read twice."""
     monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
     async with full_house(tmp_path) as house:
         config = house.use_keys("new", "sealing")
@@ -117,8 +117,8 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
 async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Chunks that are cut, jobs that end and batches that freeze during the pass: nothing is
-    counted twice or left behind with the old key.
+    """Chunks are cut, jobs end and batches freeze during the pass: nothing counts twice or keeps
+    the old key.
     """
     monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
     async with full_house(tmp_path) as house:
@@ -139,7 +139,7 @@ async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
 
 
 async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
-    """A value that was read before another transaction replaced it never comes back."""
+    """The pass never restores a value that another transaction has replaced since it was read."""
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         (task,) = context.tasks.all()
@@ -152,7 +152,7 @@ async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> 
 
 
 async def test_f2_a_value_that_does_not_open_keeps_the_old_key(tmp_path: Path) -> None:
-    """The daemon says which one, seals everything else again, and goes on serving."""
+    """The daemon names it, reseals everything else, and goes on serving."""
     async with full_house(tmp_path) as house:
         config = house.use_keys("new", "sealing")
         async with open_context(config) as context:
@@ -172,7 +172,7 @@ async def test_f2_a_value_that_does_not_open_keeps_the_old_key(tmp_path: Path) -
 
 
 async def test_f2_the_old_key_stays_while_a_command_seals_with_it(tmp_path: Path) -> None:
-    """A task added behind the pass, by a configuration that was changed back, is found."""
+    """The last pass finds a task that was added behind the pass, by a configuration set back."""
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         first = sealing_key_id(SEALING_KEY)
@@ -185,7 +185,7 @@ async def test_f2_the_old_key_stays_while_a_command_seals_with_it(tmp_path: Path
 
 
 async def test_f2_with_one_key_there_is_nothing_to_do(tmp_path: Path) -> None:
-    """The loop of a daemon whose key stays ends at once, without a word."""
+    """The loop ends at once and logs nothing."""
     async with open_context(make_config(tmp_path)) as context:
         await context.run(check_sealing_keys, context.sealer.key_ids)
         with structlog.testing.capture_logs() as logs:
@@ -203,5 +203,5 @@ def _damage_a_share(tx: Tx) -> None:
 
 
 def test_every_sealed_column_is_listed() -> None:
-    """What is sealed and not listed would be lost with the old key."""
+    """A sealed column that is not listed would be lost with the old key."""
     assert {column.name for column in COLUMNS} == set(EVERY_COLUMN)

@@ -1,4 +1,4 @@
-"""The rotation loop on a datastore: what is published, what is opened, what is left in the file."""
+"""The rotation loop on a database: which keys are published, open reports, and are deleted."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PENDING, ACTIVE, EXPIRED, DELETED = KeyState
 
 @asynccontextmanager
 async def aggregator(path: Path, age: int | None = AGE) -> AsyncIterator[Context]:
-    """One with a task, and a first key, which is in the file since ``NOW``."""
+    """An Aggregator with a task, and a first key that was created at ``NOW``."""
     pair = task_pair(settings=TaskSettings(report_expiry_age=age))
     async with open_context(make_config(path), (pair.helper, pair)) as context:
         yield context
@@ -53,7 +53,7 @@ async def stored(context: Context) -> dict[int, KeyState]:
 
 
 async def opens(context: Context, to: HpkeConfig) -> bool:
-    """Whether what a Client seals to a configuration is opened by a kept key pair."""
+    """Return whether a kept key opens what a Client encrypts to this configuration."""
     enc, payload = hpke_seal(to.as_tuple, b"info", b"aad", b"measurement")
     for sealed in await context.read(keys.kept_keypairs):
         keypair = sealed.unseal(context.sealer)
@@ -64,7 +64,9 @@ async def opens(context: Context, to: HpkeConfig) -> bool:
 
 
 async def test_f1_for_two_years_what_was_published_is_opened_for_its_time(tmp_path: Path) -> None:
-    """Twice the cache lifetime, the expiry age and the leeway; later the private key is gone."""
+    """That is twice the cache lifetime, the expiry age and the leeway; then the private key is
+    deleted.
+    """
     async with aggregator(tmp_path) as context:
         server, reports = context.config.server, context.config.reports
         kept = 2 * server.hpke_config_max_age + AGE + 3600 + reports.early_leeway
@@ -85,7 +87,7 @@ async def test_f1_for_two_years_what_was_published_is_opened_for_its_time(tmp_pa
 
 
 async def test_f1_nothing_is_left_of_a_deleted_private_key(tmp_path: Path) -> None:
-    """The row stays, so that its id is the last to be used again."""
+    """Its row stays, so that its id is the last to be used again."""
     async with aggregator(tmp_path) as context:
         for days in (83, 3, 60):
             pass_days(context, days)
@@ -102,7 +104,7 @@ async def test_f1_nothing_is_left_of_a_deleted_private_key(tmp_path: Path) -> No
 
 
 async def test_f1_d6_no_key_moves_while_the_clock_is_held(tmp_path: Path) -> None:
-    """A machine that wakes up in 2036 replaces nothing and, above all, deletes nothing."""
+    """A machine that wakes up in 2036 replaces no key and, above all, deletes none."""
     async with aggregator(tmp_path) as context:
         pass_days(context, 83)
         await rotation.rotate(context)
@@ -117,7 +119,7 @@ async def test_f1_d6_no_key_moves_while_the_clock_is_held(tmp_path: Path) -> Non
 
 
 async def test_f1_a_task_whose_reports_never_expire_keeps_every_key(tmp_path: Path) -> None:
-    """Until it is given an age, or deleted."""
+    """That ends when the task is given an age, or is deleted."""
     async with aggregator(tmp_path, None) as context:
         for days in (83, 3, 10_000):
             pass_days(context, days)
@@ -131,7 +133,7 @@ async def test_f1_a_task_whose_reports_never_expire_keeps_every_key(tmp_path: Pa
 
 
 async def test_f1_each_move_is_logged_with_its_key(tmp_path: Path) -> None:
-    """An operator sees in the log which key came and went."""
+    """The log tells an operator which keys came and went."""
     async with aggregator(tmp_path) as context:
         with structlog.testing.capture_logs() as lines:
             for days in (83, 3, 60):
@@ -147,7 +149,7 @@ async def test_f1_each_move_is_logged_with_its_key(tmp_path: Path) -> None:
 
 
 async def test_a_move_is_made_only_from_the_state_that_it_was_planned_from(tmp_path: Path) -> None:
-    """D1: of two that want to move a key one does."""
+    """D1: if two want to move a key, one does."""
     async with aggregator(tmp_path) as context:
         assert await context.run(keys.move, 2, ACTIVE, EXPIRED, NOW)
         assert not await context.run(keys.move, 2, ACTIVE, EXPIRED, NOW)
@@ -177,7 +179,7 @@ async def test_without_ids_the_operator_is_told(tmp_path: Path) -> None:
 
 
 async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: Path) -> None:
-    """``dapd key add --active`` beside a running daemon."""
+    """This is ``dapd key add --active`` beside a running daemon."""
     async with aggregator(tmp_path) as context:
         command = open_for_command(context.datastore.path, holder="a command", now=NOW)
         made = command.datastore.run_sync(
@@ -192,7 +194,7 @@ async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: P
 async def test_f1_unknown_ids_make_it_read_the_keys_once_a_second_at_most(
     tmp_path: Path, mock_clock: trio.testing.MockClock
 ) -> None:
-    """Uploads are open to all, so anybody can name ids that nobody has."""
+    """Anyone may upload reports that name unknown ids."""
     async with aggregator(tmp_path) as context:
         mock_clock.jump(10)
         await context.keyrings.for_ids(bytes([80]))
@@ -204,7 +206,7 @@ async def test_f1_unknown_ids_make_it_read_the_keys_once_a_second_at_most(
 
 
 async def test_a_key_without_its_sealing_key_stops_no_other(tmp_path: Path) -> None:
-    """It is named in the log, once, and not published: nobody could open what is sealed to it."""
+    """The log names it once, and it isn't published: dapd couldn't open what is encrypted to it."""
     async with aggregator(tmp_path) as context:
         lost = HpkeKeypair.generate(9, *X25519)
         await context.run(keys.insert_keypair, lost, make_sealer([bytes(32)]), "active", NOW + 1)
@@ -218,7 +220,7 @@ async def test_a_key_without_its_sealing_key_stops_no_other(tmp_path: Path) -> N
 
 
 async def test_an_aggregator_whose_keys_are_all_gone_gets_one_at_once(tmp_path: Path) -> None:
-    """As after ``forget-key``: without an active key no report could be sealed."""
+    """After ``forget-key`` there may be no active key, and no Client could upload."""
     async with aggregator(tmp_path) as context:
         await context.run(keys.move, 2, ACTIVE, DELETED, NOW)
         assert await rotation.rotate(context) == [Move(0, MANDATORY_SUITE, DELETED, ACTIVE)]
@@ -228,7 +230,7 @@ async def test_an_aggregator_whose_keys_are_all_gone_gets_one_at_once(tmp_path: 
 async def test_the_first_key_is_the_one_that_was_added_before_the_first_start(
     tmp_path: Path,
 ) -> None:
-    """So an operator can choose the first suite."""
+    """An operator can thus choose the first suite."""
     async with open_context(make_config(tmp_path)) as context:
         p256 = (0x0010, 0x0001, 0x0001)
         await context.run(hpke_keys.add, context.sealer, p256, NOW, active=False)
@@ -238,7 +240,9 @@ async def test_the_first_key_is_the_one_that_was_added_before_the_first_start(
 
 
 async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: Path) -> None:
-    """Not even a compromised one: then nobody could upload. The refusal says what to do first."""
+    """This holds even for a compromised key, as no Client could upload. The refusal says what to do
+    first.
+    """
     async with aggregator(tmp_path) as context:
         times = await context.read(hpke_keys.key_times, context.config)
         at = Instant(NOW, NOW)
@@ -251,7 +255,7 @@ async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: P
 
 
 async def test_f1_an_expired_key_is_removed_by_hand_only_after_its_time(tmp_path: Path) -> None:
-    """Or if others know it."""
+    """A compromised key may be removed before that."""
     async with aggregator(tmp_path) as context:
         times = await context.read(hpke_keys.key_times, context.config)
         assert times.kept is not None
@@ -267,7 +271,7 @@ async def test_f1_an_expired_key_is_removed_by_hand_only_after_its_time(tmp_path
 
 
 def test_pending_must_be_shorter_than_active(tmp_path: Path) -> None:
-    """Else a key would be replaced before it is published."""
+    """Otherwise a key would be replaced before it is published."""
     made = make_config(tmp_path)
     wrong = msgspec.structs.replace(made, keys=config.Keys(pending=7200, active=7200))
     assert contradictions(wrong) == [

@@ -1,4 +1,4 @@
-"""A pair that nobody looks after for three years: keys rotate, reports expire, all are opened."""
+"""A pair that runs for three years unattended: keys rotate, reports expire, all are opened."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SETTINGS = {"server": {"hpke_config_max_age": MAX_AGE}, "leader": {"max_wait": 0
 
 @dataclass
 class Clients:
-    """They seal to what the Aggregators publish now, or to what they may still have in a cache."""
+    """Clients that encrypt to the published keys, and to those that they may still have cached."""
 
     task: PairTask
     hands: Hands
@@ -51,8 +51,9 @@ class Clients:
         return self.hands.seal([1], f"report {self.sealed}", at=now)
 
     async def upload(self) -> int:
-        """One report sealed to the keys of now, one to those that may leave the caches today, and
-        one that such a Client has kept until its last moment; how many the Leader has accepted.
+        """Upload three reports: one encrypted to the present keys, one to those that may leave the
+        caches today, and one that such a Client has kept until the last moment. Return how many the
+        Leader has accepted.
         """
         self.fetch()
         oldest = self.served[-2:][0]
@@ -70,7 +71,7 @@ def published(side: Aggregator) -> HpkeConfig:
 
 
 async def let_days_pass(sides: tuple[Aggregator, Aggregator], clock: HandClock) -> None:
-    """Both look after their keys every day, and collect garbage in the end."""
+    """Let both sides rotate keys every day, and collect garbage in the end."""
     for _ in range(STEP):
         clock.advance(DAY)
         for side in sides:
@@ -80,14 +81,14 @@ async def let_days_pass(sides: tuple[Aggregator, Aggregator], clock: HandClock) 
 
 
 def rows(tx: Tx) -> dict[str, int]:
-    """What a pair has of each kind that comes with reports."""
+    """How many rows the pair has of each kind that grows with reports."""
     tables = ("report_chunks", "chunk_rows", "aggregation_jobs", "job_bodies", "batch_shares")
     found = [tx.all(f"SELECT count(*) FROM {table}")[0][0] for table in tables]  # noqa: S608
     return dict(zip(tables, found, strict=True))
 
 
 async def test_f1_three_years_of_rotations_with_every_report_opened(tmp_path: Path) -> None:
-    """Whatever a Client may still hold is opened by both, and what is stored does not grow."""
+    """Both open every report whose key a Client may still use, and the databases don't grow."""
     clock = HandClock()
     with trio.fail_after(SECONDS):
         async with running_pair(tmp_path, leader=SETTINGS, helper=SETTINGS, clock=clock) as pair:

@@ -1,4 +1,4 @@
-"""The safe clock (rule D6): it follows, it stands, it goes on; and peers by the time elapsed."""
+"""The safe clock (rule D6): when it follows, when it is held; and back-off by elapsed time (E1)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def started(stored: StoredClock | None = None) -> tuple[StillClock, SafeClock]:
 def test_d6_it_never_falls_and_never_rises_faster_than_time_elapses(
     moves: list[tuple[int, int]],
 ) -> None:
-    """Whatever is done to the machine's clock, the safe one has its two bounds."""
+    """Both bounds hold whatever is done to the machine's clock."""
     clock, safe = started()
     begun, before = clock.time, clock.time
     for passed, jump in moves:
@@ -58,7 +58,7 @@ def test_d6_it_never_falls_and_never_rises_faster_than_time_elapses(
 def test_d6_a_clock_that_comes_right_again_is_followed_again(
     moves: list[tuple[int, int]],
 ) -> None:
-    """However long it was wrong, and however wrong: nobody need confirm what is right again."""
+    """No operator need confirm it, however long and however far it was wrong."""
     clock, safe = started()
     begun = clock.time
     for passed, jump in moves:
@@ -73,7 +73,7 @@ def test_d6_a_clock_that_comes_right_again_is_followed_again(
 
 @given(_MOVES, st.integers(-10 * YEAR, 10 * YEAR))
 def test_d6_after_accept_it_is_the_machines_clock(moves: list[tuple[int, int]], jump: int) -> None:
-    """An operator's word ends every hold."""
+    """An operator's confirmation ends every hold."""
     clock, safe = started(StoredClock(StillClock.time - 30 * DAY))
     safe.ask_peer()(PEER, clock.time + HOUR)
     for passed, step in [*moves, (0, jump)]:
@@ -86,7 +86,7 @@ def test_d6_after_accept_it_is_the_machines_clock(moves: list[tuple[int, int]], 
 
 
 def test_d6_a_minute_in_2036_holds_it() -> None:
-    """Ten years ahead, a minute there, and back: it has missed only that minute."""
+    """After a jump of ten years and back, the safe clock lacks only the minute between them."""
     clock, safe = started()
     clock.advance(60)
     right = safe.now()
@@ -101,7 +101,7 @@ def test_d6_a_minute_in_2036_holds_it() -> None:
 
 
 def test_d6_an_hour_back_holds_it_for_an_hour() -> None:
-    """Nothing rises until the machine's clock is where it was, nor does anything fall."""
+    """It neither rises nor falls until the machine's clock is where it was."""
     clock, safe = started()
     at = safe.now()
     clock.time -= HOUR
@@ -114,7 +114,9 @@ def test_d6_an_hour_back_holds_it_for_an_hour() -> None:
 
 
 def test_d6_small_steps_hold_nothing_not_even_in_years() -> None:
-    """NTP's half a second an hour, ahead, for ten years: the safe clock lags by them, no more."""
+    """NTP steps half a second an hour ahead for ten years: the safe clock lags by these steps
+    alone.
+    """
     clock, safe = started()
     for _ in range(10 * 365 * 24):
         clock.advance(3600)
@@ -124,7 +126,7 @@ def test_d6_small_steps_hold_nothing_not_even_in_years() -> None:
 
 
 def test_d6_many_steps_within_a_day_are_a_jump() -> None:
-    """Five minutes by ten steps of half a minute are five minutes."""
+    """Ten steps of half a minute are as much as one of five minutes."""
     clock, safe = started()
     held = []
     for _ in range(12):
@@ -135,7 +137,7 @@ def test_d6_many_steps_within_a_day_are_a_jump() -> None:
 
 
 def test_d6_a_short_stop_is_followed() -> None:
-    """What passed while no daemon ran can't be measured; up to a limit the clock is believed."""
+    """No clock measures how long the daemon was stopped; up to a limit it follows the machine's."""
     for stop in (0, HOUR, WEEK):
         clock, safe = started(StoredClock(StillClock.time - stop))
         state = safe.look()
@@ -145,7 +147,7 @@ def test_d6_a_short_stop_is_followed() -> None:
 
 
 def test_d6_a_stop_of_a_month_waits_for_an_operator() -> None:
-    """Nor does another restart end that; ``accept`` does."""
+    """Another restart doesn't end the hold; ``accept`` does."""
     stored = StoredClock(StillClock.time - 30 * DAY)
     for _ in range(2):
         clock, safe = started(stored)
@@ -163,7 +165,7 @@ def test_d6_a_stop_of_a_month_waits_for_an_operator() -> None:
 
 @pytest.mark.parametrize("wrong", [-40 * YEAR, 10 * YEAR])
 def test_d6_a_machine_that_learns_the_time_after_its_start_needs_nobody(wrong: int) -> None:
-    """No battery, no time: the clock is set a minute after the daemon has started."""
+    """A machine without a battery for its clock gets the time a minute after the daemon starts."""
     clock = StillClock()
     right = clock.time
     clock.time += wrong
@@ -176,7 +178,7 @@ def test_d6_a_machine_that_learns_the_time_after_its_start_needs_nobody(wrong: i
 
 
 def test_d6_a_restart_alone_ends_no_hold() -> None:
-    """A day ahead is less than a long stop: but the daemon before had seen it jump."""
+    """A day ahead is less than a long stop, but the daemon before had seen the clock jump."""
     clock, safe = started()
     at = safe.now()
     clock.time += DAY
@@ -190,7 +192,7 @@ def test_d6_a_restart_alone_ends_no_hold() -> None:
 
 
 def test_d6_a_peer_that_differs_holds_it_until_it_agrees() -> None:
-    """Who is wrong can't be known: nothing expires meanwhile."""
+    """dapd can't know which of both is wrong, so nothing expires meanwhile."""
     clock, safe = started()
     at = safe.now()
     safe.ask_peer()(PEER, clock.time - 4 * 60 * SECOND)
@@ -205,7 +207,7 @@ def test_d6_a_peer_that_differs_holds_it_until_it_agrees() -> None:
 
 
 def test_d6_setting_this_machine_right_needs_no_new_answer() -> None:
-    """The peer's last answer still says what time it is."""
+    """The peer's last answer and the elapsed time still tell the peer's time."""
     clock, safe = started()
     safe.ask_peer()(PEER, clock.time - 20 * 60 * SECOND)
     clock.advance(3600)
@@ -244,7 +246,7 @@ def test_d6_a_slow_answer_leaves_what_a_prompt_one_said() -> None:
 
 
 def test_d6_one_of_several_peers_does_not_hold_it() -> None:
-    """Most peers decide: half of them is not most."""
+    """Only a majority of the peers holds it: half of them is not enough."""
     clock, safe = started()
     safe.ask_peer()("https://a.example", clock.time)
     safe.ask_peer()("https://b.example", clock.time + HOUR)
@@ -254,7 +256,7 @@ def test_d6_one_of_several_peers_does_not_hold_it() -> None:
 
 
 def test_d6_an_accepted_difference_holds_nothing_until_the_peer_agreed_once() -> None:
-    """A peer that stays wrong rings no pager for ever."""
+    """A peer that stays wrong must not raise the alarm for ever."""
     clock, safe = started()
     for _ in range(3):
         safe.ask_peer()(PEER, clock.time + HOUR)
@@ -269,7 +271,7 @@ def test_d6_an_accepted_difference_holds_nothing_until_the_peer_agreed_once() ->
 
 
 def test_e1_setting_the_clock_back_prolongs_no_peers_pause() -> None:
-    """A peer is left alone for a time that elapses, whatever the clock shows."""
+    """Back-off goes by elapsed time, whatever the clock shows."""
     clock = StillClock()
     peers = Peers(8, clock, lambda: 0.0)
     peer: Peer = peers.at(PEER)

@@ -1,4 +1,4 @@
-"""Free space: what the log says of it, beside the uploads that are refused (rule E4)."""
+"""What the log says of low disk space, beside the refused uploads (rule E4)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dapd.runtime.disk import Disk
 async def test_e4_the_log_says_once_that_the_disk_is_low_and_once_that_it_has_room(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """However often it is looked at: a person learns of it from the journal too."""
+    """Once, however often the disk is checked: an operator may watch only the journal."""
     disk = Disk(tmp_path / "dapd.sqlite", 0)
     with structlog.testing.capture_logs() as logs:
         for mark, low in ((0, False), (1 << 60, True), (1 << 60, True), (0, False), (0, False)):

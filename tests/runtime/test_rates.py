@@ -1,4 +1,4 @@
-"""Estimates of the Helper's work."""
+"""Estimates of how long the Helper's jobs take."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.build import task_pair
 
 
 def test_before_the_first_job_the_price_follows_the_measurements_length() -> None:
-    """40 us and 0.4 us for each field element, on one core."""
+    """It is 40 us and 0.4 us for each field element, on one core."""
     task = task_pair(Prio3SumVec(100, 3, 14)).helper
     rates = Rates(cores=2)
     assert rates.seconds_per_report(task) == pytest.approx(40e-6 + 0.4e-6 * 200)
@@ -18,7 +18,7 @@ def test_before_the_first_job_the_price_follows_the_measurements_length() -> Non
 
 
 def test_the_price_moves_towards_what_is_measured() -> None:
-    """The first measurement replaces the guess, later ones weigh a fifth."""
+    """The first measurement replaces the guess; each later one weighs a fifth."""
     task, rates = task_pair().helper, Rates(cores=1)
     rates.note(task, 1.0)
     assert rates.seconds_per_report(task) == 1.0
@@ -27,7 +27,7 @@ def test_the_price_moves_towards_what_is_measured() -> None:
 
 
 def test_work_lies_ahead_from_its_beginning_to_its_end() -> None:
-    """A job that is begun twice, by the store and by the driver, counts once."""
+    """A job that is begun twice, by the store and by its step, counts once."""
     task, rates = task_pair().helper, Rates(cores=1)
     rates.note(task, 0.001)
     for job_id in (b"one", b"two", b"two"):

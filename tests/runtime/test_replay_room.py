@@ -1,4 +1,4 @@
-"""The replay index's cap (rule E4)."""
+"""The limit of the replay index (rule E4)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from tests.build import make_config, open_context, task_pair
 async def test_e4_a_task_that_never_forgets_is_refused_at_the_cap_with_an_alarm(
     tmp_path: Path,
 ) -> None:
-    """One alarm a minute however many are refused; tasks with an expiry age go on."""
+    """There is one alarm a minute, however many requests are refused; tasks with an expiry age go
+    on.
+    """
     pair = task_pair()
     settings = msgspec.structs.replace(make_config(tmp_path), reports=Reports(max_replay_ids=2))
     for_ever = replace(pair.helper, settings=TaskSettings())

@@ -1,4 +1,4 @@
-"""The live tasks: what another process adds is there before it could be refused."""
+"""The tasks in memory: the daemon sees what another process writes before it refuses a request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ P = ParamSpec("P")
 
 @dataclass
 class Daemon:
-    """What one process knows of one task, while commands of another change it."""
+    """One process's view of one task, while commands of another process change the task."""
 
     store: Datastore
     pair: Pair
@@ -41,7 +41,7 @@ class Daemon:
         opened.close()
 
     async def state(self) -> TaskState | None:
-        """As a request finds it."""
+        """The task's state as a request finds it."""
         task = await self.live.find(self.task_id)
         return None if task is None else task.state
 
@@ -57,7 +57,7 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
 
 
 async def test_e5_a_task_that_a_command_has_just_added_is_not_refused(tmp_path: Path) -> None:
-    """The first request for it may come at once, right after one that was refused."""
+    """Its first request may come at once, right after one that was refused."""
     opened, pair = open_store(tmp_path / "dapd.sqlite"), task_pair()
     live = Tasks(opened.datastore, pair.sealer)
     assert await live.find(pair.helper.task_id) is None
@@ -71,7 +71,7 @@ async def test_e5_a_task_that_a_command_has_just_added_is_not_refused(tmp_path: 
 
 
 async def test_e5_a_change_by_a_command_is_seen_at_the_next_look(tmp_path: Path) -> None:
-    """``dapd task set`` reaches a running daemon."""
+    """``dapd task set`` takes effect in a running daemon."""
     opened, pair = open_store(tmp_path / "dapd.sqlite"), task_pair()
     live = Tasks(opened.datastore, pair.sealer)
     opened.datastore.run_sync(add_task, pair.helper, pair.sealer)
@@ -89,7 +89,7 @@ async def test_e5_a_change_by_a_command_is_seen_at_the_next_look(tmp_path: Path)
 async def test_e5_a_disabled_task_is_found_by_nobody_and_its_jobs_are_barred(
     daemon: Daemon,
 ) -> None:
-    """From the next look on; a step that is under way still knows what it works on."""
+    """This holds from the next refresh on; a step under way still finds its task."""
     (task,) = daemon.live.all()
     daemon.command(set_task_state, daemon.task_id, TaskState.DISABLED)
     assert await daemon.state() is TaskState.ACTIVE
@@ -104,7 +104,7 @@ async def test_e5_a_disabled_task_is_found_by_nobody_and_its_jobs_are_barred(
 
 
 async def test_e5_nobody_is_refused_by_a_state_that_is_over(daemon: Daemon) -> None:
-    """A task that drains is looked at before it refuses an upload."""
+    """Before a draining task refuses an upload, its state is read again."""
     daemon.command(set_task_state, daemon.task_id, TaskState.DRAINING)
     await daemon.live.refresh()
     assert await daemon.state() is TaskState.DRAINING
@@ -114,7 +114,9 @@ async def test_e5_nobody_is_refused_by_a_state_that_is_over(daemon: Daemon) -> N
 
 
 async def test_d6_a_deleted_task_comes_back_under_its_mark(daemon: Daemon) -> None:
-    """D6: deleted, purged, added again, beside one running daemon; a tombstone needs no secret."""
+    """D6: it is deleted, purged and added again beside a running daemon; a tombstone has no
+    secrets.
+    """
     with structlog.testing.capture_logs() as logs:
         daemon.command(delete_task, daemon.task_id, NOW, 0.0, discard=False)
         await daemon.live.refresh()
@@ -136,7 +138,7 @@ async def test_d6_a_deleted_task_comes_back_under_its_mark(daemon: Daemon) -> No
 
 
 async def test_f2_an_unreadable_task_is_said_once_and_harms_no_other(daemon: Daemon) -> None:
-    """F2: the line says what to do; when that is done, the task is served."""
+    """F2: the log line says what to do; when that is done, the task is served."""
     other = make_sealer([bytes(32)])
     live = Tasks(daemon.store, other)
     with structlog.testing.capture_logs() as logs:
@@ -151,7 +153,7 @@ async def test_f2_an_unreadable_task_is_said_once_and_harms_no_other(daemon: Dae
 
 
 async def test_a_task_of_another_version_is_left_alone(daemon: Daemon) -> None:
-    """Its rows mean something else; the remedy is another dapd."""
+    """Its rows mean something else; the remedy is another version of dapd."""
 
     def change(tx: Tx) -> None:
         tx.execute("UPDATE tasks SET dap_version = 'dap-19'")
@@ -167,7 +169,7 @@ async def test_a_task_of_another_version_is_left_alone(daemon: Daemon) -> None:
 
 
 async def test_what_the_helper_accepted_turns_no_change_back(daemon: Daemon) -> None:
-    """A step that began before the task was disabled notes what it learned, and no more."""
+    """A step that began before the task was disabled notes only what the Helper accepted."""
     (task,) = daemon.live.all()
     daemon.command(set_task_state, daemon.task_id, TaskState.DISABLED)
     await daemon.live.refresh()
@@ -179,8 +181,8 @@ async def test_what_the_helper_accepted_turns_no_change_back(daemon: Daemon) -> 
 async def test_many_that_would_be_refused_share_a_look(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Any request may cause one, so they don't queue up behind each other; each is served by one
-    that began after it came.
+    """Any request may cause a refresh, so they share one; each is served by one that began after
+    the request came.
     """
     looks = 0
     look = daemon.store.changes_elsewhere

@@ -12,7 +12,7 @@ from dapd.runtime.work import Work
 
 
 async def test_a2_work_goes_on_when_its_waiter_is_cancelled(nursery: trio.Nursery) -> None:
-    """A client that hangs up does not throw work away."""
+    """A client that hangs up doesn't waste the work."""
     work = Work(nursery, limit=4)
     go, done = trio.Event(), trio.Event()
 
@@ -31,7 +31,7 @@ async def test_a2_work_goes_on_when_its_waiter_is_cancelled(nursery: trio.Nurser
 
 
 async def test_a2_an_identical_request_joins_the_running_work(nursery: trio.Nursery) -> None:
-    """One piece of work, the same answer to all who ask."""
+    """The work runs once, and all that wait for it get the same result."""
     work = Work(nursery, limit=4)
     starts = 0
     go = trio.Event()
@@ -48,7 +48,7 @@ async def test_a2_an_identical_request_joins_the_running_work(nursery: trio.Nurs
 
 
 async def test_a2_a_failure_reaches_every_waiter_and_not_the_nursery(nursery: trio.Nursery) -> None:
-    """A step's exception is an outcome."""
+    """An exception is a result, too."""
     work = Work(nursery, limit=4)
 
     async def step() -> None:
@@ -61,7 +61,7 @@ async def test_a2_a_failure_reaches_every_waiter_and_not_the_nursery(nursery: tr
 
 
 async def test_a2_the_limit_holds_for_new_work_alone(nursery: trio.Nursery) -> None:
-    """A known request is never refused for want of room."""
+    """A request that joins running work is never refused for want of room."""
     work = Work(nursery, limit=1)
     go = trio.Event()
     work.start("known", go.wait)
@@ -76,7 +76,7 @@ async def test_a2_the_limit_holds_for_new_work_alone(nursery: trio.Nursery) -> N
 
 
 async def test_a_ring_before_the_wait_is_not_lost(autojump_clock: trio.abc.Clock) -> None:
-    """A loop that was busy when the event came looks again at once."""
+    """A loop that was busy at that time runs again at once."""
     bell = Wake()
     bell.ring()
     start = trio.current_time()
@@ -87,7 +87,7 @@ async def test_a_ring_before_the_wait_is_not_lost(autojump_clock: trio.abc.Clock
 
 
 async def test_i8_draining_lets_every_held_request_go() -> None:
-    """Held requests are answered "not ready" when the daemon stops."""
+    """A daemon that stops answers them "not ready"."""
     finished = Finished()
     held = finished.listen(("aggregation", b"x"))
     finished.announce_all()

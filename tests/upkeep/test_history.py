@@ -1,4 +1,4 @@
-"""The last hour in numbers: differences and levels of a real database, at Trio's own pace."""
+"""The last hour's numbers, from a real database, at Trio's own pace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def honest(pair: Pair, request: Request) -> bytes:
 async def test_a_point_has_what_happened_since_the_last_and_what_is_there_now(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
-    """What came before the first look is no event of this hour."""
+    """What happened before the first look is not part of this hour."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         found, metrics = house.context.history, house.context.metrics
         await house.upload(2)
@@ -81,7 +81,7 @@ async def test_an_hour_is_kept_and_no_more(tmp_path: Path, mock_clock: MockClock
 
 
 async def test_tasks_come_and_go(tmp_path: Path, mock_clock: MockClock) -> None:
-    """A new task's reports are all of this hour; a purged one takes its series with it."""
+    """A new task's reports are all of this hour; a purged task's series is dropped."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         context, found = house.context, house.context.history
         for _ in range(3):
@@ -102,7 +102,7 @@ async def test_tasks_come_and_go(tmp_path: Path, mock_clock: MockClock) -> None:
 
 
 class Look:
-    """Takes a point, and tells at which of Trio's times it was done, and whether it succeeded."""
+    """Adds a point, and tells when by Trio's clock, and whether it succeeded."""
 
     def __init__(self) -> None:
         self.tell, self.told = trio.open_memory_channel[tuple[float, bool]](math.inf)
@@ -119,7 +119,7 @@ class Look:
 async def test_the_loop_looks_twice_a_minute_until_draining(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
-    """A database that can't be read costs a point, which the next one makes up for."""
+    """A database that can't be read costs a point; the next one covers that time too."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         look, found = Look(), house.context.history
         start = trio.current_time()
@@ -141,7 +141,7 @@ async def test_the_loop_looks_twice_a_minute_until_draining(
 
 
 async def test_a_database_that_fails_is_said_to_who_asked(tmp_path: Path) -> None:
-    """The loop alone goes on in silence."""
+    """``take`` raises; only the loop goes on without a word."""
     async with open_house(tmp_path, task_pair(), honest) as house:
         await rename(house, "task_counters", "elsewhere")
         with pytest.raises(DatastoreError):
