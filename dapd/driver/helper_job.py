@@ -177,7 +177,7 @@ def _examine(
 def _new_key(context: Context, task: Task, digest: bytes, request: InitRequest) -> JobKey:
     at = context.instant()
     expired_before = task.expired_before_at(at)
-    # D6: a rejected report's time may be any; it must not keep the job for ever.
+    # D6: a rejected report may have any time; that must not keep the job for ever.
     latest = task.too_early_after_at(at)
     return JobKey(
         task_pk=task.task_pk,

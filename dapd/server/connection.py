@@ -68,11 +68,10 @@ class _Http1(H11Protocol):
 
 
 class _Tasks(TaskGroup):
-    """Runs the application; "disconnect" ends its queue of events instead of waiting in it.
+    """Runs the application, and delivers "disconnect" even if its queue of events is full.
 
-    hypercorn waits until there is room among the events that the application has yet to read, also
-    for "disconnect", and also if the application has answered and reads no more: such a connection
-    would stay for ever.
+    hypercorn waits for room in that queue, also for "disconnect", and also if the application has
+    answered and reads no more: such a connection would stay open for ever.
     """
 
     async def spawn_app(

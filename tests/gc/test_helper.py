@@ -251,8 +251,8 @@ async def test_d6_a_job_verified_before_the_mark_rose_is_verified_again(tmp_path
 async def test_d6_a_job_of_old_and_new_reports_keeps_its_answer_until_all_have_expired(
     tmp_path: Path,
 ) -> None:
-    """The Leader may send the same bytes for as long as its job lives, by its newest report: they
-    are never judged anew, though the only report that was admitted has expired (A1, I3).
+    """The Leader may send the same bytes until its job's newest report expires. They never become a
+    new job, even if the only report that was admitted has expired before (A1, I3).
     """
     async with open_side(tmp_path) as side:
         side.later(2)
@@ -272,7 +272,7 @@ async def test_d6_a_job_of_old_and_new_reports_keeps_its_answer_until_all_have_e
 
 
 async def test_d6_a_rejected_reports_time_keeps_no_job_for_longer(tmp_path: Path) -> None:
-    """A time may be any number of 64 bits: it neither overflows nor keeps the job for ever."""
+    """A time is any 64-bit number, which must neither overflow nor keep the job for ever."""
     async with open_side(tmp_path) as side:
         reports = make_reports(side.pair, [1, 1], times=[TIME, 2**63])
         job = leader_job(side.pair, reports)

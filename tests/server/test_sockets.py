@@ -93,7 +93,7 @@ async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> No
 
 @pytest.mark.parametrize("chunks", [9, 10, 11, 1000])
 async def test_a_refused_body_in_many_pieces_keeps_no_connection(chunks: int) -> None:
-    """More of them than the application has room for, which reads none."""
+    """The application reads none of it, and its queue has no room for all of it."""
     head = raw.request("POST", "/", {"Transfer-Encoding": "chunked"})
     head = head.replace(b"Content-Length: 0\r\n", b"")
     async with (
