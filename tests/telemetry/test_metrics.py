@@ -107,7 +107,7 @@ async def test_a_peer_that_answers_503_is_down_until_it_serves(tmp_path: Path) -
     async with hand_pair(tmp_path) as (pair, _):
         peer = f"peer={pair.helper.url}"
         task = await pair.new_task(min_batch_size=2)
-        pair.helper.context.disk.min_free_bytes = 1 << 60
+        pair.helper.context.work.limit = 0
         await task.upload([1, 1])
         gauges = Gauges(pair.leader.context)
         found = await peer_fails(gauges, pair.leader, pair.helper.url, "unserved")
@@ -115,7 +115,7 @@ async def test_a_peer_that_answers_503_is_down_until_it_serves(tmp_path: Path) -
         assert f"dapd_peer_down_since_timestamp_seconds {peer}" in found
         job = "blocked_by=peer_unreachable kind=aggregation role=leader state=stored"
         assert found[f"dapd_jobs {job}"] == 1
-        pair.helper.context.disk.min_free_bytes = 0
+        pair.helper.context.work.limit = 64
         assert (await task.collect(at_noon())).value == 2
         found = await samples(gauges, pair.leader)
         assert f"dapd_peer_down_since_timestamp_seconds {peer}" not in found
