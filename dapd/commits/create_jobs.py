@@ -50,7 +50,7 @@ def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: Random
         batch_ids: list[bytes] = []
     else:
         target = task.batch_target_size
-        mark = watermarks.expired_before(tx, task, at)
+        mark = watermarks.expiring_before(tx, task, at)
         batches = outstanding.open_batches(tx, task.task_pk, mark)
         batch_ids = [batch.batch_id for batch in batches]
         rooms = [batch.room(target) for batch in batches]

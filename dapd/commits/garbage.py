@@ -7,6 +7,7 @@ not forget the returned report ids before the commit (rule D3).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +23,9 @@ from dapd.datastore import (
 from dapd.datastore.batches import Contribution
 from dapd.datastore.leases import Kind
 from dapd.datastore.sqlite import Tx
-from dapd.protocol.batches import batch_id_range
+from dapd.protocol.batches import BucketRange, batch_id_range
+from dapd.protocol.states import RangeState
+from dapd.protocol.task import Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,30 +93,62 @@ def forget_answers(tx: Tx, job_pks: Sequence[int]) -> Freed:
     return Freed(sum(helper_jobs.forget(tx, job_pk) for job_pk in job_pks))
 
 
+def drop_buckets(tx: Tx, task_pk: int, past: BucketRange, most: int) -> int:
+    """Delete up to ``most`` contributions to expired buckets; return their number.
+
+    Reports that no collection has taken are counted.
+    """
+    dropped = batches.drop_contributions(tx, task_pk, past, most)
+    _count_uncollected(tx, task_pk, dropped)
+    return len(dropped)
+
+
 def drop_batches(
-    tx: Tx, task_pk: int, batch_ids: Sequence[bytes], expired_before: int, most: int
+    tx: Tx, task: Task, batch_ids: Sequence[bytes], expired_before: int, most: int
 ) -> DroppedBatches:
     """Delete whole leader-selected batches whose newest report is below the watermark (rule C6).
 
-    One call deletes up to ``most`` contributions; its first deletion ends the batch.
+    One call deletes up to ``most`` contributions; its first deletion ends the batch. A Helper keeps
+    its id closed for another expiry age, since a job that its Leader sent in time may come late.
+    Reports that no collection has taken are counted.
     """
-    rows = 0
+    rows, task_pk = 0, task.task_pk
     for done, batch_id in enumerate(batch_ids):
+        batch = batch_id_range(batch_id)
         newest = batches.newest(tx, task_pk, batch_id)
         if newest is not None and newest >= expired_before:
             continue
         if outstanding.has_unfinished_job(tx, task_pk, batch_id):
             continue
-        # Delete this before the contributions, so that no job adds to a batch in deletion.
-        outstanding.drop(tx, task_pk, batch_id)
-        rows += batches.drop_contributions(tx, task_pk, batch_id_range(batch_id), most - rows)
+        # These come before the contributions, so that no job adds to a batch in deletion.
+        if task.is_leader:
+            outstanding.drop(tx, task_pk, batch_id)
+        elif newest is not None:
+            batches.expire(tx, task_pk, batch, newest)
+        dropped = batches.drop_contributions(tx, task_pk, batch, most - rows)
+        _count_uncollected(tx, task_pk, dropped)
+        rows += len(dropped)
         if batches.newest(tx, task_pk, batch_id) is not None:
             return DroppedBatches(rows, done)
-        # Delete these after them, so that no collection takes a batch in deletion.
-        batches.drop_ranges(tx, task_pk, batch_id_range(batch_id), 1)
+        # This comes after them, so that no collection takes a batch in deletion.
+        if task.is_leader:
+            batches.drop_ranges(tx, task_pk, batch, 1)
         if rows >= most:
             return DroppedBatches(rows, done + 1)
     return DroppedBatches(rows, len(batch_ids))
+
+
+def _count_uncollected(tx: Tx, task_pk: int, dropped: Sequence[tuple[bytes, int]]) -> None:
+    totals: Counter[bytes] = Counter()
+    for bucket, n in dropped:
+        totals[bucket] += n
+    collected = (RangeState.CLOSED, RangeState.COLLECTED)
+    n = sum(
+        n
+        for bucket, n in totals.items()
+        if batches.bucket_state(tx, task_pk, bucket) not in collected
+    )
+    counters.add(tx, task_pk, {"contribution_expired": n})
 
 
 def _forget_batch(tx: Tx, task_pk: int, batch_id: bytes) -> None:

@@ -10,7 +10,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dapd.datastore import batches, chunks, collections, counters, leader_jobs, tasks
+from dapd.datastore import (
+    batches,
+    chunks,
+    collections,
+    counters,
+    leader_jobs,
+    tasks,
+    watermarks,
+)
 from dapd.datastore.chunks import Place, StoredChunk
 from dapd.datastore.leader_jobs import Job
 from dapd.datastore.leases import Lease
@@ -18,6 +26,7 @@ from dapd.datastore.sqlite import Tx
 from dapd.protocol.batches import batch_id_range
 from dapd.protocol.exchange import Later
 from dapd.protocol.states import LeaderJobState
+from dapd.protocol.task import Instant, Task
 from dapd.reports import BucketTotal, ReportError, count_outcomes, mask_of, outcome_name
 
 
@@ -33,15 +42,40 @@ def start_job(
     leader_jobs.store_bodies(tx, lease.pk, request, leader_state)
 
 
-def count_send(tx: Tx, lease: Lease, expired_before: int, now: int) -> Job | None:
-    """Count a send of the stored bytes before it happens, and load the job. If its reports have
-    expired, end it instead and return ``None``. Raises ``LeaseLost``.
+def count_send(tx: Tx, lease: Lease, task: Task, at: Instant) -> Job | LeaderJobState:
+    """Count a send of the stored bytes before it happens, and load the job. Instead, end a job
+    whose reports have expired, or one that was never sent and whose batch is about to expire; then
+    return the state that it ended in. Raises ``LeaseLost``.
     """
-    if leader_jobs.load(tx, lease).newest < expired_before:  # D6
-        expire_job(tx, lease.pk, now)
-        return None
+    job = leader_jobs.load(tx, lease)
+    if job.newest < task.expired_before_at(at):  # D6
+        expire_job(tx, lease.pk, at.now)
+        return LeaderJobState.EXPIRED
+    if not job.sends and batch_is_expiring(tx, task, job, at):
+        dissolve_job(tx, lease, job, at.now)
+        return LeaderJobState.ABANDONED
     leader_jobs.count_send(tx, lease)
     return leader_jobs.load(tx, lease)
+
+
+def batch_is_expiring(tx: Tx, task: Task, job: Job, at: Instant) -> bool:
+    """Return whether the Helper may have dropped the job's leader-selected batch before it commits
+    the job (rule C6). What keeps a batch alive on both sides is its newest committed report.
+    """
+    if not job.batch_id:
+        return False
+    newest = batches.newest(tx, job.task_pk, job.batch_id)
+    return newest is not None and newest < watermarks.expiring_before(tx, task, at)
+
+
+def dissolve_job(tx: Tx, lease: Lease, job: Job, now: int) -> None:
+    """End a job that was never sent; its reports wait for another batch. Raises ``LeaseLost``."""
+    held = chunks.of_job(tx, job.job_pk)
+    leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, "its batch is about to expire")
+    for chunk in held:
+        waiting = Place(chunk.task_pk, chunk.seq, b"", chunk.run_at, chunk.attempts)
+        chunks.hand_over(tx, chunk.chunk_pk, waiting)
+    collections.touch(tx, job.task_pk, now)
 
 
 def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:

@@ -61,7 +61,18 @@ SELECT bucket, (SELECT count(*) FROM (SELECT 1 FROM batch_shares AS s
 FROM here WHERE bucket IS NOT NULL"""
 _Q_DROP_BEFORE = """
 DELETE FROM batch_shares WHERE share_pk IN (SELECT share_pk FROM batch_shares
-  WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi LIMIT :most)"""
+  WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi LIMIT :most)
+RETURNING bucket, n"""
+_Q_EXPIRE = """
+UPDATE collected SET newest = max(COALESCE(newest, :newest), :newest),
+  state = CASE WHEN state = 'collected' THEN 'collected' ELSE 'expired' END
+WHERE task_pk = :task_pk AND lo = :lo"""
+_Q_INSERT_EXPIRED = """
+INSERT INTO collected (task_pk, lo, hi, state, newest)
+VALUES (:task_pk, :lo, :hi, 'expired', :newest)"""
+_Q_DROP_EXPIRED = """
+DELETE FROM collected WHERE collected_pk IN (SELECT collected_pk FROM collected
+  WHERE task_pk = :task_pk AND newest IS NOT NULL AND newest < :before LIMIT :most)"""
 _Q_DROP_RANGES = """
 DELETE FROM collected WHERE collected_pk IN (SELECT collected_pk FROM collected
   WHERE task_pk = :task_pk AND lo >= :lo AND lo < :hi AND hi <= :hi LIMIT :most)"""
@@ -272,9 +283,29 @@ def newest_of_each(
     ]
 
 
-def drop_contributions(tx: Tx, task_pk: int, batch: BucketRange, most: int) -> int:
-    """Delete up to ``most`` contributions to the buckets of a batch; return their number."""
-    return tx.execute(_Q_DROP_BEFORE, task_pk=task_pk, lo=batch.lo, hi=batch.hi, most=most)
+def drop_contributions(
+    tx: Tx, task_pk: int, batch: BucketRange, most: int
+) -> list[tuple[bytes, int]]:
+    """Delete up to ``most`` contributions to the buckets of a batch; return the bucket and the
+    number of reports of each.
+    """
+    rows = tx.all(_Q_DROP_BEFORE, task_pk=task_pk, lo=batch.lo, hi=batch.hi, most=most)
+    return [(bucket, n) for bucket, n in rows]
+
+
+def expire(tx: Tx, task_pk: int, batch: BucketRange, newest: int) -> None:
+    """Close an expired leader-selected batch to late jobs; ``newest`` is the time of its newest
+    report. A collected one stays collected.
+    """
+    if not tx.execute(_Q_EXPIRE, task_pk=task_pk, lo=batch.lo, newest=newest):
+        tx.execute(_Q_INSERT_EXPIRED, task_pk=task_pk, lo=batch.lo, hi=batch.hi, newest=newest)
+
+
+def drop_expired(tx: Tx, task_pk: int, before: int, most: int) -> int:
+    """Delete up to ``most`` ranges of batches whose newest report was below ``before``; return
+    their number.
+    """
+    return tx.execute(_Q_DROP_EXPIRED, task_pk=task_pk, before=before, most=most)
 
 
 def drop_ranges(tx: Tx, task_pk: int, within: BucketRange | None, most: int) -> int:

@@ -36,6 +36,11 @@ def expired_before(tx: Tx, task: Task, at: Instant) -> int:
     return max(task.expired_before_at(at), row[0] if row else 0)
 
 
+def expiring_before(tx: Tx, task: Task, at: Instant) -> int:
+    """Return the time from which on a batch lives long enough for another job (rule C6)."""
+    return max(task.expiring_before_at(at), expired_before(tx, task, at))
+
+
 def refused_before(tx: Tx, task_pk: int) -> int:
     """Return the stored time below which this transaction must not admit reports (rule D6).
 

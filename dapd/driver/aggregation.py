@@ -17,7 +17,9 @@ from dapd.commits.create_jobs import JOB_ID_SIZE
 from dapd.commits.leader_jobs import (
     Halves,
     Result,
+    batch_is_expiring,
     count_send,
+    dissolve_job,
     expire_job,
     finish_job,
     halve_job,
@@ -37,6 +39,7 @@ from dapd.messages.common import MediaType
 from dapd.protocol.exchange import Later, Unusable
 from dapd.protocol.outcome import Outcome, Ready, Refused
 from dapd.protocol.states import LeaderJobState
+from dapd.protocol.task import Instant, Task
 from dapd.reports import leader_finish, leader_start
 from dapd.runtime.context import Context
 
@@ -64,7 +67,11 @@ async def _start(context: Context, step: Step) -> None:
     """Compute and store the request (I3), and send it under the same lease if a permit is free."""
     lease, task = step.lease, step.task
     async with step.slots:
-        job, held = await context.read(_load, lease)
+        job, held, expiring = await context.read(_load, lease, task, context.instant())
+        if expiring:
+            await context.run(dissolve_job, lease, job, context.now())
+            _note_dissolved(context)
+            return
         started = await context.compute(
             leader_start,
             task.parameters,
@@ -96,13 +103,13 @@ async def _start(context: Context, step: Step) -> None:
 
 async def _send(context: Context, step: Step) -> None:
     """Send the stored bytes, for the first time or again (I3, I4)."""
-    at = context.instant()
-    now, mark = at.now, step.task.expired_before_at(at)
-    job = await context.run(count_send, step.lease, mark, now)
-    if job is None:
-        _warn_expired()
-    else:
-        await _exchange(context, step, job)
+    match await context.run(count_send, step.lease, step.task, context.instant()):
+        case LeaderJobState.EXPIRED:
+            _warn_expired()
+        case LeaderJobState():
+            _note_dissolved(context)
+        case job:
+            await _exchange(context, step, job)
 
 
 async def _poll(context: Context, step: Step) -> None:
@@ -208,8 +215,9 @@ async def _halve(context: Context, step: Step, job: Job, reason: str) -> None:
     _ring(context)
 
 
-def _load(tx: Tx, lease: Lease) -> tuple[Job, list[StoredChunk]]:
-    return leader_jobs.load(tx, lease), chunks.of_job(tx, lease.pk)
+def _load(tx: Tx, lease: Lease, task: Task, at: Instant) -> tuple[Job, list[StoredChunk], bool]:
+    job = leader_jobs.load(tx, lease)
+    return job, chunks.of_job(tx, lease.pk), batch_is_expiring(tx, task, job, at)
 
 
 def _ring(context: Context) -> None:
@@ -232,3 +240,11 @@ def _warn_expired() -> None:
         remedy="see this job's `job_waits` lines; if the Helper can be away for long, set a longer "
         "report_expiry_age",
     )
+
+
+def _note_dissolved(context: Context) -> None:
+    _log.info(
+        "job_dissolved",
+        effect="its batch is about to expire, so its reports wait for another one",
+    )
+    _ring(context)

@@ -18,6 +18,7 @@ from dapd.commits.garbage import (
     DroppedBatches,
     Freed,
     drop_batches,
+    drop_buckets,
     drop_chunks,
     drop_helper_jobs,
     drop_leader_jobs,
@@ -147,7 +148,7 @@ class Sweep:
         past = BucketRange(b"", time_bucket(self._mark.before))
 
         def drop_contributions(tx: Tx, most: int) -> int:
-            return batches.drop_contributions(tx, task_pk, past, most)
+            return drop_buckets(tx, task_pk, past, most)
 
         def drop_ranges(tx: Tx, most: int) -> int:
             return batches.drop_ranges(tx, task_pk, past, most)
@@ -165,7 +166,7 @@ class Sweep:
         while not self._stopped():
             found = await self._context.read(batches.newest_of_each, task_pk, after)
             if not found:
-                return
+                break
             after = found[-1][0]
             expired = [batch_id for batch_id, newest in found if newest < before]
             while expired and not self._stopped():
@@ -173,9 +174,24 @@ class Sweep:
                 self.counts["contributions"] += dropped.rows
                 expired = expired[dropped.done :]
                 await pace.pause()
+        if not self._task.is_leader:
+            await self._drop_expired_ids()
 
     def _drop_batches(self, tx: Tx, batch_ids: Sequence[bytes], most: int) -> DroppedBatches:
-        return drop_batches(tx, self._task.task_pk, batch_ids, self._mark.before, most)
+        return drop_batches(tx, self._task, batch_ids, self._mark.before, most)
+
+    async def _drop_expired_ids(self) -> None:
+        """Forget the ids of batches that expired an age ago at a Helper; no job comes as late."""
+        age = self._task.settings.report_expiry_age
+        if age is None:
+            return
+        task_pk, precision = self._task.task_pk, self._task.configuration.time_precision
+        before = self._mark.before - -(-age // precision)
+
+        def drop_ranges(tx: Tx, most: int) -> int:
+            return batches.drop_expired(tx, task_pk, before, most)
+
+        await self._drop_all("collected_ranges", drop_ranges)
 
     async def _drop_timeless_rows(self) -> None:
         """Delete the rows of a deleted task that have no time by which they would expire."""

@@ -145,6 +145,8 @@ def obstacle(state: RangeState | None) -> tuple[str, str] | None:
             return None
         case RangeState.QUARANTINED:
             return "batchInvalid", _QUARANTINED
+        case RangeState.EXPIRED:
+            return "batchInvalid", "expired"
         case RangeState.CLOSED | RangeState.COLLECTED:
             return "batchOverlap", "part of the batch is collected or being collected"
         case _:

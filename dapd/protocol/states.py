@@ -25,8 +25,8 @@ class LeaderJobState(StrEnum):
     FINISHED = "finished"
     """Every report is aggregated, rejected and counted, or waiting for a later job."""
     ABANDONED = "abandoned"
-    """The Helper refused the job for good. Its reports are in two jobs of half the size; a single
-    report is rejected (D5).
+    """It ended without an answer, and its reports are in other jobs or wait for one: it was refused
+    for good (D5; a single report is rejected), or not sent before its batch expired (C6).
     """
     EXPIRED = "expired"
     """All its reports fell below the watermark before it could finish (D6)."""
@@ -84,6 +84,8 @@ class RangeState(StrEnum):
     """The range is collected for good (C1)."""
     QUARANTINED = "quarantined"
     """A restore may have forgotten that it was collected, or some of its reports are lost."""
+    EXPIRED = "expired"
+    """A Helper's leader-selected batch that has expired; no late job opens it again (C6)."""
 
 
 JobState = LeaderJobState | HelperJobState | CollectionState
@@ -130,6 +132,7 @@ LEADER_JOB_MOVES: dict[LeaderJobState | None, frozenset[LeaderJobState]] = {
         {
             LeaderJobState.STORED,
             LeaderJobState.FINISHED,
+            LeaderJobState.ABANDONED,
             LeaderJobState.EXPIRED,
             LeaderJobState.LOST,
         }

@@ -6,7 +6,7 @@ stores them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +19,11 @@ from dapd.vdaf import Vdaf, make_vdaf
 MAX_INTEGER = 2**63 - 1
 """The largest integer of a task: the largest that SQLite stores."""
 END_OF_TIME = 2**64 - 1
+
+_TIME_TO_COMMIT_MS = 10 * 60 * 1000
+"""The time from making a job to its commit at the Helper, if nothing goes wrong, and the difference
+between both clocks; generous.
+"""
 
 
 class TaskState(StrEnum):
@@ -173,6 +178,10 @@ class Task:
         if age is None:
             return self.expired_before
         return max(self.expired_before, self.time_of(max(0, at.safe - age * 1000)))
+
+    def expiring_before_at(self, at: Instant) -> int:
+        """Times below this expire before a job could be sent and committed, or have expired."""
+        return self.expired_before_at(replace(at, safe=at.safe + _TIME_TO_COMMIT_MS))
 
     def mark_at(self, at: Instant) -> Mark:
         """Return the limits of expiry at this moment."""

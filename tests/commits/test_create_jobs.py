@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from dapd.commits import create_jobs
 from dapd.commits.create_jobs import Created
 from dapd.datastore import Datastore, Tx, batches, chunks, counters
+from dapd.datastore.batches import Contribution
 from dapd.datastore.chunks import Place
 from dapd.datastore.sqlite import Row
 from dapd.messages.common import BatchMode
@@ -73,6 +74,14 @@ class Leader:
             return tx.all(sql)
 
         return self.datastore.read_sync(look)
+
+    def contribute(self, batch_id: bytes, n: int, time: int) -> None:
+        """A job of the batch is committed."""
+        part = Contribution(batch_id, secrets.token_bytes(16), n, bytes(32), time, time, b"sealed")
+        self.datastore.run_sync(batches.add_contribution, self.task.task_pk, part)
+        self.datastore.run_sync(
+            lambda tx: tx.execute("UPDATE aggregation_jobs SET state = 'finished'")
+        )
 
     def collect(self, lo: bytes, hi: bytes, cut: int | None = None) -> None:
         """Insert a collection that waits for [lo, hi)."""
@@ -228,6 +237,29 @@ def test_c6_the_rest_of_a_batch_goes_to_it_although_it_is_small(selecting: Leade
     selecting.accept(3)
     assert selecting.create().jobs == 1
     assert selecting.rows("SELECT count(*) FROM outstanding_batches") == [(1,)]
+
+
+def test_c6_a_batch_that_is_about_to_expire_takes_no_more_reports(selecting: Leader) -> None:
+    """The Helper might have dropped it before the job comes; a batch that is fed lives on."""
+    age = TaskSettings(report_expiry_age=2 * PRECISION, batch_target_size=30)
+    selecting.task = replace(selecting.task, settings=age)
+    selecting.accept(10)
+    selecting.create()
+    [(first,)] = selecting.rows("SELECT bucket FROM aggregation_jobs")
+    selecting.contribute(first, 10, TIME)
+    lives_until = selecting.task.ms_of(TIME + 3)
+    selecting.accept(10, time=TIME + 2)
+    selecting.create(now=lives_until - 11 * 60_000)
+    selecting.accept(10, time=TIME + 2)
+    selecting.create(now=lives_until - 9 * 60_000)
+    [_, (second,), (third,)] = selecting.rows("SELECT bucket FROM aggregation_jobs ORDER BY job_pk")
+    assert second == first
+    assert third != first
+    selecting.contribute(first, 10, TIME + 2)
+    selecting.accept(1, time=TIME + 2)
+    selecting.create(now=lives_until - 8 * 60_000 + LIMITS.max_wait)
+    [(fed,)] = selecting.rows("SELECT bucket FROM aggregation_jobs ORDER BY job_pk DESC LIMIT 1")
+    assert fed == first
 
 
 def test_c6_a_waiting_query_flushes_the_task_up_to_its_cut(selecting: Leader) -> None:

@@ -32,6 +32,7 @@ from dapd.commits.helper_jobs import commit_job, delete_aggregation_job, store_j
 from dapd.commits.leader_jobs import (
     Halves,
     Result,
+    dissolve_job,
     expire_job,
     finish_job,
     halve_job,
@@ -320,6 +321,12 @@ def b6_all_reports_are_rejected_before_there_is_a_request(who: Aggregators) -> N
 def d5_reports_that_are_too_early_come_again(who: Aggregators) -> None:
     finish(who, stored(who), 2 * EARLY)
     finish(who, stored(who), FINE + EARLY)
+
+
+@makes("leader: assigned -> abandoned", "chunk: assigned -> waiting")
+def c6_a_job_that_was_not_sent_in_time_gives_its_reports_back(who: Aggregators) -> None:
+    leased = assigned(who)
+    who.store.run_sync(dissolve_job, leased, load(who, leased), who.clock.at)
 
 
 @makes("leader: stored -> abandoned", "leader: polling -> abandoned", "chunk: new -> assigned")

@@ -440,3 +440,34 @@ async def test_d6_a_stored_job_is_sent_until_its_newest_report_is_expired(tmp_pa
         assert await house.states() == {"expired": 1}
         assert (await house.counters())["aggregate_lost"] == 2
         assert len(house.helper.requests) == 1
+
+
+@pytest.mark.parametrize("is_computed", [False, True])
+async def test_c6_a_job_that_was_not_sent_before_its_batch_expires_gives_its_reports_back(
+    tmp_path: Path, is_computed: bool
+) -> None:
+    """Its Helper may drop the batch before the job comes; in another batch the reports count."""
+    settings = TaskSettings(report_expiry_age=2 * PRECISION, batch_target_size=10)
+    task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, settings=settings)
+    async with open_house(tmp_path, task, honest) as house:
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        house.later(PRECISION)
+        await house.upload(3, times=[TIME + 1] * 3)
+        await house.create()
+        peer = house.context.peers.at(house.task.configuration.helper_aggregator_endpoint)
+        if is_computed:  # and stored to be sent once the peer has a permit free
+            peer.paused = True
+            await house.step()
+            peer.paused = False
+            assert await house.states() == {"finished": 1, "stored": 1}
+        house.later(2 * PRECISION - 300)
+        await house.step()
+        assert await house.states() == {"finished": 1, "abandoned": 1}
+        assert [r.method for r in house.helper.requests] == ["POST", "DELETE"]
+        await house.create()
+        await house.step()
+        sizes = await house.rows("SELECT n FROM batch_shares GROUP BY bucket ORDER BY n")
+        assert sizes == [(2,), (3,)]
+        assert (await house.counters())["aggregate_finished"] == 5

@@ -164,7 +164,7 @@ async def test_d6_all_of_a_job_goes_and_its_ids_are_free(tmp_path: Path) -> None
         side.later(2)
         assert await side.collect() == {"jobs": 1, "contributions": 1}
         assert side.rows() == {}
-        assert await side.counters() == {"aggregate_finished": 5}
+        assert await side.counters() == {"aggregate_finished": 5, "contribution_expired": 5}
 
 
 async def test_d6_a_deleted_jobs_tombstone_goes_with_its_newest_admitted_report(
@@ -400,12 +400,41 @@ async def test_c6_a_leader_selected_batch_goes_whole_and_is_expired_before_and_a
         gone = await side.collect()
         assert gone["contributions"] == 2
         assert side.rows()["batch_shares"] == 2
-        assert side.rows().get("collected", 0) == 0
+        assert side.rows()["collected"] == 2, "late jobs find them closed"
         assert await side.refusal(third) == ("batchInvalid", "expired")
         assert (await side.share(batch)).response
-        side.later(3)
+        side.later(5)
         await side.collect()
         assert side.rows() == {}
+        expected = {"aggregate_finished": 10, "contribution_expired": 2}
+        assert await side.counters() == expected, "of the third alone, which nobody collected"
+
+
+async def test_c6_a_job_that_comes_late_does_not_open_its_expired_batch_again(
+    tmp_path: Path,
+) -> None:
+    """The Leader still counts the batch's older half, which is gone here: both sides must count the
+    late half as rejected, or they never agree again.
+    """
+    async with open_side(tmp_path, batch_mode=BatchMode.LEADER_SELECTED) as side:
+        batch = secrets.token_bytes(32)
+        await side.aggregate(2, TIME, batch)
+        side.later(3)
+        assert (await side.collect())["contributions"] == 1
+        reports = make_reports(side.pair, [1, 1], times=[TIME + 2] * 2)
+        late = leader_job(side.pair, reports, batch_id=batch)
+        answered = await helper_job.create(side.context, side.live(), late.body)
+        assert answered.response is not None
+        assert late.finish(answered.response) == bytes([ReportError.BATCH_COLLECTED] * 2)
+        assert side.rows().get("batch_shares", 0) == 0
+        assert await side.counters() == {
+            "aggregate_finished": 2,
+            "aggregate_batch_collected": 2,
+            "contribution_expired": 2,
+        }
+        side.later(2)
+        await side.collect()
+        assert side.rows() == {}, "an age later no job of this batch can come"
 
 
 async def test_c6_a_batch_stays_while_a_job_may_add_to_it(tmp_path: Path) -> None:

@@ -116,7 +116,11 @@ async def test_d6_all_of_a_finished_job_goes(tmp_path: Path) -> None:
         assert await collect(house) == {"chunks": 1, "jobs": 1, "contributions": 1}
         assert rows(house.context.datastore) == {}
         assert index(house, ids) == (0, bytes(5))
-        assert await house.counters() == {"upload_accepted": 5, "aggregate_finished": 5}
+        assert await house.counters() == {
+            "upload_accepted": 5,
+            "aggregate_finished": 5,
+            "contribution_expired": 5,
+        }
 
 
 async def test_d6_a_report_is_not_accepted_again_once_its_id_is_forgotten(tmp_path: Path) -> None:
@@ -182,7 +186,7 @@ async def test_d6_an_expired_job_is_taken_from_whoever_has_it_leased(tmp_path: P
         await collect(house)
         assert rows(house.context.datastore) == {}
         with pytest.raises(LeaseLost):
-            await house.context.run(count_send, lease, TIME + 1, house.context.now())
+            await house.context.run(count_send, lease, house.task, house.context.instant())
 
 
 async def test_d6_a_job_that_expires_between_its_lease_and_its_start_is_not_started(

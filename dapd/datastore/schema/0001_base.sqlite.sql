@@ -156,12 +156,15 @@ CREATE TABLE collected (
     lo BLOB NOT NULL,
     hi BLOB NOT NULL,
     state TEXT NOT NULL                   -- quarantined: a restore may have forgotten its collection
-        CHECK (state IN ('closed', 'collected', 'quarantined')),
-    collection_pk INTEGER
+        CHECK (state IN ('closed', 'collected', 'quarantined', 'expired')),
+    collection_pk INTEGER,
+    newest INTEGER                        -- of a leader-selected batch that has expired at a Helper: the time
+                                          -- of its newest report; one age later the row goes
 );
 -- The ranges of a task never overlap, so the last one that begins before a bucket decides.
 CREATE INDEX collected_range ON collected (task_pk, lo, hi, state);
 CREATE INDEX collected_collection ON collected (collection_pk) WHERE collection_pk IS NOT NULL;
+CREATE INDEX collected_expiring ON collected (task_pk, newest) WHERE newest IS NOT NULL;
 CREATE INDEX collected_quarantined ON collected (task_pk, lo, hi) WHERE state = 'quarantined';
 
 -- A task that is added after a restore may have been here before, and be forgotten as a whole.
