@@ -41,7 +41,7 @@ format: $(BUILT) ## Fix what lint complains about, where a tool can
 bench: $(BUILT) ## Measure throughput, garbage collection, disk and memory
 	$(BIN)/python bench/helper.py
 	$(BIN)/python bench/upload.py
-	$(BIN)/python bench/gc.py
+	$(BIN)/python bench/garbage.py
 	$(BIN)/python bench/sizing.py
 
 docs: $(BUILT) ## Build the documents as a site in site/; a dead link fails it

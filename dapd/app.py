@@ -53,6 +53,7 @@ from dapd.server.front import front
 from dapd.server.listener import Server
 from dapd.server.sockets import listening, unix_listener
 from dapd.telemetry import logs
+from dapd.telemetry.journal import complain
 from dapd.upkeep import clock_watch, history, lag, refresh
 
 _log = structlog.get_logger()
@@ -330,7 +331,7 @@ def run(config_path: Path) -> int:
         cause = _innermost(error)
         if not isinstance(cause, UsageError | DatastoreError):
             raise
-        logs.complain(cause)
+        complain(cause)
         return _exit_status(cause)
     return 0
 

@@ -27,7 +27,7 @@ def reload(config: Path | None, *, as_json: bool) -> None:
     from dapd.admin.operation import Nothing
     from dapd.admin.reload import RELOAD
     from dapd.cli.daemon import call
-    from dapd.telemetry.logs import complain
+    from dapd.telemetry.journal import complain
 
     try:
         done = call(load_config(config), RELOAD, Nothing())

@@ -11,19 +11,19 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 import trio
 
 from dapd.errors import describe, printable
+from dapd.telemetry.journal import PRIORITIES, goes_to_journal
 from dapd.telemetry.log_context import add_request_id
 
 _log = structlog.get_logger()
@@ -31,8 +31,6 @@ _REPORT = "report this line: it is a bug in dapd"
 _FLOOD_SECONDS = 60.0
 _FLOOD_LINES = 20
 """Lines of one warning or error that are written per minute; more are only counted."""
-_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""syslog's priorities, which the journal reads from the beginning of a line (sd-daemon(3))."""
 
 
 def configure(level: str, form: str) -> None:
@@ -103,22 +101,6 @@ _last_error: list[LoggedError] = []
 def last_error() -> LoggedError | None:
     """Return the last error that this process has logged, or suppressed in a flood."""
     return _last_error[-1] if _last_error else None
-
-
-def complain(problem: object) -> None:
-    """Print to standard error why this command or daemon fails; in the journal, as an error."""
-    priority = f"<{_PRIORITIES['error']}>" if goes_to_journal(sys.stderr) else ""
-    print(f"{priority}dapd: {problem}", file=sys.stderr)  # noqa: T201 - for a person, not an event
-
-
-def goes_to_journal(stream: TextIO) -> bool:
-    """Return whether ``stream`` is the journal itself, not redirected since (sd-daemon(3))."""
-    device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
-    try:
-        found = os.fstat(stream.fileno())
-    except (OSError, ValueError):
-        return False
-    return (device, inode) == (str(found.st_dev), str(found.st_ino))
 
 
 class Seldom:
@@ -236,4 +218,4 @@ def _to_json(_logger: object, _method: str, event: structlog.typing.EventDict) -
 
 
 def _to_journal(logger: object, method: str, event: structlog.typing.EventDict) -> str:
-    return f"<{_PRIORITIES[event['level']]}>{_to_json(logger, method, event)}"
+    return f"<{PRIORITIES[event['level']]}>{_to_json(logger, method, event)}"

@@ -1,6 +1,6 @@
 """Measure the latency of uploads without the garbage collector, and while it runs.
 
-    python bench/gc.py
+    python bench/garbage.py
 
 A real Leader starts on a database full of old reports: some that wait with all their rows, many
 that are aggregated, with their jobs and contributions. Single uploads arrive at a steady rate, each
