@@ -21,12 +21,14 @@ redirects, keeps no cookies and decompresses no bodies: callers get what the pee
 from __future__ import annotations
 
 import logging
+import os
 import random
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from pathlib import Path
 from typing import Self, TypeVar
@@ -308,7 +310,8 @@ class _Pool:
             keepalive_expiry=_KEEPALIVE_SECONDS,
         )
         self._client = httpx2.AsyncClient(
-            verify=tls or True,
+            verify=tls
+            or _system_trust(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")),
             timeout=None,  # _exchange limits the time of the whole exchange
             limits=limits,
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -336,6 +339,14 @@ class _Pool:
     async def aclose(self) -> None:
         with trio.CancelScope(shield=True):
             await self._client.aclose()
+
+
+@cache
+def _system_trust(_file: str | None, _directory: str | None) -> ssl.SSLContext:
+    """Return httpx2's own context for the system's trust store, once for each place that the
+    environment names: reading a hundred authorities takes longer than most exchanges.
+    """
+    return httpx2.create_ssl_context()
 
 
 def trusting(authorities: Path) -> ssl.SSLContext:
