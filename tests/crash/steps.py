@@ -5,7 +5,6 @@ looks at what is stored.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 
@@ -17,6 +16,7 @@ from dapd.collector import Collector, Query
 from dapd.errors import PeerError
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskFiles
+from tests import forks
 from tests.crash import dying
 from tests.crash.load import PRECISION, STUBBORN
 from tests.processes.daemons import DaemonProcess, run_command, start
@@ -102,9 +102,9 @@ async def dies(victim: DaemonProcess, moment: str, functions: Sequence[str]) -> 
 
 async def dying_command(daemon: DaemonProcess, moment: str, name: str, *words: object) -> None:
     """A command that dies at its transaction."""
-    command = [sys.executable, dying.__file__, moment, name, "--config", daemon.config, *words]
-    done = await trio.run_process([str(word) for word in command], check=False)
-    assert done.returncode == -9
+    command = (dying.__file__, moment, name, "--config", daemon.config, *words)
+    status, _, said = await forks.run(*command)
+    assert status == -9, said
 
 
 async def typed(daemon: DaemonProcess, *words: object) -> tuple[int, str]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import PIPE, STDOUT
 from typing import Any
 
 import trio
@@ -27,6 +25,7 @@ from dapd.datastore.check import Finding, check
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import HelperTask, LeaderTask, aggregator_task
+from tests import forks
 
 SECONDS = 300
 """After these a test has failed. None takes that long, also where a job waits since more than one
@@ -105,7 +104,7 @@ class DaemonProcess:
     wire: Wire
     lines: list[str] = field(default_factory=list)
     """What all its processes wrote, standard error included."""
-    process: trio.Process | None = None
+    process: forks.Fork | None = None
     _said: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -147,8 +146,8 @@ class DaemonProcess:
 
     async def start(self, *program: str) -> bool:
         """Start it and wait until it listens; whether it got so far."""
-        command = [sys.executable, *(program or AS_OPERATORS_DO), "--config", str(self.config)]
-        self.process = await trio.lowlevel.open_process(command, stdout=PIPE, stderr=STDOUT)
+        words = program or AS_OPERATORS_DO
+        self.process = await forks.start_reading(*words, "--config", self.config)
         port: int | None = await self.nursery.start(self._read_log, self.process)
         self.wire.target = port
         return port is not None
@@ -213,7 +212,7 @@ class DaemonProcess:
         return found
 
     async def _read_log(
-        self, process: trio.Process, *, task_status: trio.TaskStatus[int | None]
+        self, process: forks.Fork, *, task_status: trio.TaskStatus[int | None]
     ) -> None:
         """Keep its lines; started when it listens (the port), or has ended before (``None``)."""
         assert process.stdout is not None
@@ -267,14 +266,7 @@ async def start(*daemons: DaemonProcess) -> None:
 
 async def run_command(*arguments: object, stdin: bytes = b"") -> tuple[int, str, str]:
     """``dapd ARGUMENTS``: exit status, standard output, standard error."""
-    done = await trio.run_process(
-        [sys.executable, "-m", "dapd", *map(str, arguments)],
-        stdin=stdin,
-        capture_stdout=True,
-        capture_stderr=True,
-        check=False,
-    )
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+    return await forks.run(*AS_OPERATORS_DO, *arguments, stdin=stdin)
 
 
 def assert_calm(daemons: Sequence[DaemonProcess]) -> None:
