@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tomllib
@@ -22,6 +21,7 @@ from dapd.cli import root
 from dapd.config.minimal import minimal_config
 from dapd.messages.common import HpkeConfig, b64url_decode
 from dapd.process.reload import RESTART
+from dapd.server.sockets import reserved_port
 from dapd.taskfile import read_task_file
 from dapd.taskfile.values import check_pair
 
@@ -78,13 +78,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def walk(document: str, directory: Path) -> str:
     """What its blocks print: those for a shell in one shell, each Python block as a program, on
     ports that are free. How dapd is installed is left out.
@@ -96,9 +89,9 @@ def walk(document: str, directory: Path) -> str:
         elif block.language == "sh" and not block.text.startswith(("make ", "source ", "python3 ")):
             script.append(block.text)
     text = "\n".join([*script, "wait"])
-    for port in ("8081", "8082"):
-        text = text.replace(port, str(free_port()))
-    return shell(text, directory)
+    with reserved_port() as leader, reserved_port() as helper:
+        text = text.replace("8081", str(leader)).replace("8082", str(helper))
+        return shell(text, directory)
 
 
 def pattern(line: str) -> str:

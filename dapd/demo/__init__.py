@@ -10,11 +10,11 @@ from __future__ import annotations
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from dapd.demo.questions import QUESTIONS, Outcome, Question
 from dapd.demo.view import DemoFailed, Role, View
 from dapd.errors import PeerError
 from dapd.messages.common import b64url_encode
+from dapd.server.sockets import reserved_port
 from dapd.taskfile import read_task_file
 
 _PRECISION = 3600
@@ -53,7 +54,8 @@ class Demo:
         self._clients = clients
         self._random = random.Random(seed)  # noqa: S311 - the same truth again for the same seed
         self._view = view
-        ports = _free_ports(2)
+        self._ports = ExitStack()
+        ports = [self._ports.enter_context(reserved_port()) for _ in range(2)]
         self.leader = Daemon("leader", directory, ports[0], view, self._queue_line)
         self.helper = Daemon("helper", directory, ports[1], view, self._queue_line)
         self.daemons = (self.leader, self.helper)
@@ -71,6 +73,7 @@ class Demo:
                 raise DemoFailed(str(cause)) from error
             raise cause from None
         finally:
+            self._ports.close()
             self._show_lines(0)
 
     async def _run(self) -> list[Outcome]:
@@ -216,17 +219,6 @@ class Demo:
                     return result
         except trio.TooSlowError:
             raise DemoFailed(f"{question.name}: no result after {limit:.0f} s") from None
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
 
 
 async def _fail_on_sigterm() -> None:

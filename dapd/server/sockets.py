@@ -37,6 +37,19 @@ async def listening(
             each.socket.close()
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 for a daemon to listen on, which Linux gives to nobody who asks for any
+    free one, also before the daemon listens and while it is stopped.
+    """
+    with socket.socket() as holder:
+        # Sockets of one address that both say this exclude each other only in listening.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", 0))
+        port: int = holder.getsockname()[1]
+        yield port
+
+
 async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
     # Trio's socket for "::" would take IPv6 alone; without a host it opens one for IPv4 as well.
     every = None if host == "::" else host

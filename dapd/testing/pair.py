@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import base64
 import secrets
-import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from dapd.messages.common import BatchMode
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.clock import Clock
 from dapd.runtime.context import Context
+from dapd.server.sockets import reserved_port
 from dapd.taskfile import (
     TaskDraft,
     TaskFiles,
@@ -229,7 +229,7 @@ async def running_pair(
     """
     if not structlog.is_configured():
         _log_to_standard_error()
-    with _reserved_port() as leader_port, _reserved_port() as helper_port:
+    with reserved_port() as leader_port, reserved_port() as helper_port:
         async with trio.open_nursery() as nursery:
             pair = Pair(
                 Aggregator(directory / "leader", leader_port, leader or {}, clock, nursery),
@@ -244,16 +244,3 @@ async def running_pair(
                     for side in (pair.leader, pair.helper):
                         if side.daemon is not None:
                             await side.stop()
-
-
-@contextmanager
-def _reserved_port() -> Iterator[int]:
-    """A port for a daemon to listen on, which Linux gives to nobody who asks for any free one, also
-    before the daemon listens and while it is stopped.
-    """
-    with socket.socket() as holder:
-        # Sockets of one address that both say this exclude each other only in listening.
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind(("127.0.0.1", 0))
-        port: int = holder.getsockname()[1]
-        yield port

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from subprocess import PIPE
 
 import trio
 
+from dapd.server.sockets import reserved_port
 from tests.certificates import Authority
 
 PACKAGING = Path(__file__).parents[2] / "packaging"
@@ -132,22 +132,23 @@ async def running(
     Once it serves, it has no place left where it could put a temporary file.
     """
     directory.mkdir(parents=True)
-    proxy = Proxy(name, directory, _free_port())
-    kind = _KINDS[name]
-    _, *arguments = kind.write(directory, proxy.port, target, authority)
-    home = {"HOME": str(directory), "TMPDIR": str(directory / "spool")}
-    process = await trio.lowlevel.open_process(
-        [str(program(name)), *arguments], stderr=PIPE, env=os.environ | home
-    )
-    async with trio.open_nursery() as nursery:
-        try:
-            await nursery.start(_read, process, proxy.stderr, kind.ready)
-            shutil.rmtree(directory / "spool", ignore_errors=True)
-            yield proxy
-        finally:
-            process.terminate()
-            with trio.CancelScope(shield=True):
-                await process.wait()
+    with reserved_port() as port:
+        proxy = Proxy(name, directory, port)
+        kind = _KINDS[name]
+        _, *arguments = kind.write(directory, proxy.port, target, authority)
+        home = {"HOME": str(directory), "TMPDIR": str(directory / "spool")}
+        process = await trio.lowlevel.open_process(
+            [str(program(name)), *arguments], stderr=PIPE, env=os.environ | home
+        )
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(_read, process, proxy.stderr, kind.ready)
+                shutil.rmtree(directory / "spool", ignore_errors=True)
+                yield proxy
+            finally:
+                process.terminate()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
 
 
 async def _read(
@@ -166,10 +167,3 @@ async def _read(
                 served = True
                 task_status.started()
     assert served, into.decode()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -9,22 +9,17 @@ import signal
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trio
 
 from dapd.messages.common import b64url_encode
+from dapd.server.sockets import reserved_port
 from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command, start
 
 README = Path(__file__).parents[2] / "README.md"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def init(directory: Path, role: str, port: int) -> Path:
@@ -54,16 +49,22 @@ async def refusal(config: Path, status: int = 78) -> str:
 
 
 @pytest.fixture
-async def config(tmp_path: Path) -> Path:
+def ports() -> Iterator[dict[str, int]]:
+    """A Leader's and a Helper's, which nobody else has while nobody listens there."""
+    with reserved_port() as leader, reserved_port() as helper:
+        yield {"leader": leader, "helper": helper}
+
+
+@pytest.fixture
+async def config(tmp_path: Path, ports: dict[str, int]) -> Path:
     """A new Helper's configuration."""
-    return await init(tmp_path / "helper", "helper", free_port())
+    return await init(tmp_path / "helper", "helper", ports["helper"])
 
 
 async def test_from_nothing_to_a_result_by_commands_alone(
-    tmp_path: Path, nursery: trio.Nursery
+    tmp_path: Path, ports: dict[str, int], nursery: trio.Nursery
 ) -> None:
     """The README's way: init, start, task new, task add while it runs, upload, collect, stop."""
-    ports = {role: free_port() for role in ("leader", "helper")}
     configs = {role: await init(tmp_path / role, role, port) for role, port in ports.items()}
     daemons = {role: daemon_at(config, nursery) for role, config in configs.items()}
     with trio.fail_after(SECONDS):

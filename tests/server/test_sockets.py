@@ -14,7 +14,7 @@ import trio
 
 from dapd.runtime.clock import SystemClock
 from dapd.server.listener import Server, clear_text
-from dapd.server.sockets import listening
+from dapd.server.sockets import listening, reserved_port
 from tests.certificates import Authority
 from tests.paths import raw
 
@@ -24,6 +24,20 @@ async def test_every_address_is_that_of_either_protocol() -> None:
     async with listening(("::", 0), "server") as listeners:
         families = {each.socket.family for each in listeners}
     assert families == {socket.AF_INET, *([socket.AF_INET6] if socket.has_dualstack_ipv6() else [])}
+
+
+async def test_a_reserved_port_is_nobody_elses_between_one_listener_and_the_next() -> None:
+    """Whoever connects meanwhile is refused, and whoever asks for any port gets another one."""
+    with reserved_port() as port:
+        for _ in range(2):
+            with pytest.raises(OSError, match="refused"), socket.socket() as sock:
+                sock.connect(("127.0.0.1", port))
+            async with (
+                listening(("127.0.0.1", port), "server"),
+                listening(("127.0.0.1", 0), "admin") as [other],
+            ):
+                assert other.socket.getsockname()[1] != port
+                socket.create_connection(("127.0.0.1", port)).close()
 
 
 async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
