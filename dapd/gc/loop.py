@@ -136,7 +136,12 @@ class GarbageCollector:
                 return sweep.counts
 
     async def _purge(self, task: Task) -> Counter[str]:
-        """Delete everything of a deleted task but its tombstone."""
+        """Delete everything of a deleted task but its tombstone.
+
+        Reload the live task first: one that this process still takes for active would accept
+        reports by its old mark as soon as the task is added again.
+        """
+        await self._context.tasks.reload()
         sweep = Sweep(self._context, task, ALL)
         if await self._has_rows(task):
             await sweep.run()

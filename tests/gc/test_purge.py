@@ -94,6 +94,17 @@ async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
         assert row_of(context).state == "purged"
 
 
+async def test_d6_a_purged_task_is_live_no_more(tmp_path: Path) -> None:
+    """However soon after a command has deleted it: added again, it must go by its new mark."""
+    pair = task_pair()
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        [task] = context.tasks.all()
+        await context.run(tasks.delete, task.task_pk, TIME + 2)
+        await GarbageCollector(context).collect()
+        assert row_of(context).state == "purged"
+        assert context.tasks.all() == []
+
+
 async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
     tmp_path: Path,
 ) -> None:
