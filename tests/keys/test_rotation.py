@@ -275,5 +275,5 @@ def test_pending_must_be_shorter_than_active(tmp_path: Path) -> None:
     made = make_config(tmp_path)
     wrong = msgspec.structs.replace(made, keys=config.Keys(pending=7200, active=7200))
     assert contradictions(wrong) == [
-        "keys.pending: it is not below keys.active; lower it, or raise that"
+        "keys.pending: is not below keys.active; lower it, or raise that one"
     ]

@@ -38,7 +38,7 @@ async def test_reload_says_what_it_applied_and_what_waits_and_exits_1_if_refused
         assert status == 0, stderr
         assert json.loads(stdout) == {"applied": ["leader.retry_max"], "restart": ["leader.slots"]}
         _, stdout, _ = await run_command("--config", daemon.config, "status")
-        assert "configured before as leader.slots: restart dapd" in stdout
+        assert "still runs with the old leader.slots: restart dapd" in stdout
         change(daemon, "retry_max = 0.3", "retry_max = -1")
         status, _, stderr = await run_command("--config", daemon.config, "reload")
         assert (status, "leader.retry_max" in stderr) == (1, True)

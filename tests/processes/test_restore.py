@@ -83,7 +83,7 @@ async def test_restore_status_and_accept(tmp_path: Path) -> None:
         assert await daemon.start()
         assert not any(line["event"] == "restored_database" for line in daemon.records())
         _, said, _ = await run_command("--config", daemon.config, "status")
-        assert "a restore has closed batches of 1: dapd restore status" in said
+        assert "a restore has closed batches of 1 task" in said
         [task] = json.loads(await operator.succeeds("status", "--json"))
         assert task["quarantined_intervals"] == [[0, task["reports_dropped_before"]]]
         assert (task["buckets"], task["buckets_are_complete"]) == ([], True)
