@@ -49,7 +49,7 @@ _OUTCOMES = {
     "upload": ("accepted", *_REPORT_ERRORS, _OTHER),
     "aggregate": ("finished", *_REPORT_ERRORS, "lost", _OTHER),
 }
-_EVENTS = ("collection_expired", "contribution_expired", "contribution_lost")
+_EVENTS = ("collection_expired", "contribution_dropped", "contribution_lost")
 
 
 @dataclass(frozen=True, slots=True)

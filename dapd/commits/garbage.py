@@ -148,7 +148,7 @@ def _count_uncollected(tx: Tx, task_pk: int, dropped: Sequence[tuple[bytes, int]
         for bucket, n in totals.items()
         if batches.bucket_state(tx, task_pk, bucket) not in collected
     )
-    counters.add(tx, task_pk, {"contribution_expired": n})
+    counters.add(tx, task_pk, {"contribution_dropped": n})
 
 
 def _forget_batch(tx: Tx, task_pk: int, batch_id: bytes) -> None:

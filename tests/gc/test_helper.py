@@ -164,7 +164,7 @@ async def test_d6_all_of_a_job_goes_and_its_ids_are_free(tmp_path: Path) -> None
         side.later(2)
         assert await side.collect() == {"jobs": 1, "contributions": 1}
         assert side.rows() == {}
-        assert await side.counters() == {"aggregate_finished": 5, "contribution_expired": 5}
+        assert await side.counters() == {"aggregate_finished": 5, "contribution_dropped": 5}
 
 
 async def test_d6_a_deleted_jobs_tombstone_goes_with_its_newest_admitted_report(
@@ -406,7 +406,7 @@ async def test_c6_a_leader_selected_batch_goes_whole_and_is_expired_before_and_a
         side.later(5)
         await side.collect()
         assert side.rows() == {}
-        expected = {"aggregate_finished": 10, "contribution_expired": 2}
+        expected = {"aggregate_finished": 10, "contribution_dropped": 2}
         assert await side.counters() == expected, "of the third alone, which nobody collected"
 
 
@@ -430,7 +430,7 @@ async def test_c6_a_job_that_comes_late_does_not_open_its_expired_batch_again(
         assert await side.counters() == {
             "aggregate_finished": 2,
             "aggregate_batch_collected": 2,
-            "contribution_expired": 2,
+            "contribution_dropped": 2,
         }
         side.later(2)
         await side.collect()

@@ -119,7 +119,7 @@ async def test_d6_all_of_a_finished_job_goes(tmp_path: Path) -> None:
         assert await house.counters() == {
             "upload_accepted": 5,
             "aggregate_finished": 5,
-            "contribution_expired": 5,
+            "contribution_dropped": 5,
         }
 
 
