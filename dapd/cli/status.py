@@ -28,9 +28,9 @@ _NAMED = 5
 @AS_JSON
 @click.pass_obj
 def status(config: Path | None, *, as_json: bool) -> None:
-    """Show the state of the daemon; the last lines say what you must do, if anything.
+    """Show the daemon's state, and what you must do.
 
-    Exits 3 if no daemon runs.
+    The last lines list what you must do, if anything. Exits 3 if no daemon runs.
 
     \b
     Example:
