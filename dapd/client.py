@@ -47,7 +47,7 @@ from dapd.reports import (
     shard,
     split_ids,
 )
-from dapd.taskfile import ClientTask, read_task_file
+from dapd.taskfile import ClientTask, read_task_file, refuse_insecure_http
 from dapd.vdaf import Measurement, make_vdaf
 
 # Seconds, for an Aggregator that sends no Cache-Control.
@@ -110,10 +110,14 @@ class Client:
         http: connections to share with others; by default the client opens its own.
         ca: a PEM file with certificate authorities to trust instead of the system's; only without
             ``http``.
+        allow_insecure_http: accept ``http://`` endpoints beyond loopback. The network can then
+            replace the Aggregators' HPKE keys, and so read the measurements.
         clock: returns seconds since the Epoch, for reports without a time.
+
+    Raises ``UsageError`` for a task file that can't be used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options, each by its name
         self,
         task: ClientTask | Path | str,
         *,
@@ -121,12 +125,15 @@ class Client:
         patience: Patience | None = None,
         http: DapHttp | None = None,
         ca: Path | str | None = None,
+        allow_insecure_http: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not isinstance(task, ClientTask):
             task = read_task_file(task)
+        if not allow_insecure_http:
+            refuse_insecure_http(task.configuration)
         self._task = task
         self._configuration = task.configuration
         self._configuration_bytes = task.configuration.encode()

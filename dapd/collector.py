@@ -49,7 +49,7 @@ from dapd.messages.common import (
     b64url_encode,
 )
 from dapd.messages.task import TaskConfiguration
-from dapd.taskfile import CollectorTask, read_task_file
+from dapd.taskfile import CollectorTask, read_task_file, refuse_insecure_http
 from dapd.taskfile.values import parse_interval
 from dapd.vdaf import make_vdaf, unshard
 
@@ -141,6 +141,10 @@ class Collector:
         http: connections to share with others; by default the collector opens its own.
         ca: a PEM file with certificate authorities to trust instead of the system's; only without
             ``http``.
+        allow_insecure_http: accept an ``http://`` Leader beyond loopback. The network can then
+            read the token, and collect in this Collector's place.
+
+    Raises ``UsageError`` for a task file that can't be used.
     """
 
     def __init__(
@@ -150,9 +154,12 @@ class Collector:
         patience: Patience | None = None,
         http: DapHttp | None = None,
         ca: Path | str | None = None,
+        allow_insecure_http: bool = False,
     ) -> None:
         if not isinstance(task, CollectorTask):
             task = read_collector_task(task)
+        if not allow_insecure_http:
+            refuse_insecure_http(task.configuration, ["leader_aggregator_endpoint"])
         self._task = task
         self._configuration = task.configuration
         self._vdaf = make_vdaf(task.configuration.vdaf)

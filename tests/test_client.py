@@ -11,10 +11,11 @@ from trio.testing import MockClock
 
 from dapd.client import Client, Rejection, Uploaded, UploadFailed
 from dapd.crypto import HpkeKeypair
+from dapd.errors import UsageError
 from dapd.http import Patience
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
 from dapd.taskfile import TaskFiles, write_task_files
-from tests.parties import NOW, SUITE, Aggregators
+from tests.parties import NOW, SUITE, Aggregators, beyond_loopback, make_task
 from tests.peer import Request, answer
 
 QUICK = Patience(attempts=3, minimum=0.001, maximum=0.001)
@@ -211,6 +212,25 @@ async def test_a_measurement_that_cannot_be_encoded_is_named(nursery: trio.Nurse
         with pytest.raises(ValueError, match=r"counted from measurement 2"):
             await uploader.upload([0, 1, 2, 4])
     assert aggregators.accepted == 2
+
+
+@pytest.mark.parametrize("party", ["leader", "helper"])
+async def test_b7_nothing_is_sent_over_http_beyond_loopback(
+    nursery: trio.Nursery, party: str
+) -> None:
+    """Unless permitted: an attacker could replace both HPKE keys and read every measurement."""
+    aggregators = Aggregators()
+    await aggregators.serve(nursery)
+    url = aggregators.peer.url
+    ends = {"leader": f"{url}/leader/", "helper": f"{url}/helper"}
+    ends[party] = beyond_loopback(ends[party])
+    keys = {f"{name}_aggregator_endpoint": end for name, end in ends.items()}
+    files = aggregators.files = make_task(url, **keys)
+    with pytest.raises(UsageError, match=rf"^{party}_aggr.* https://, or .*allow_insecure_http"):
+        client(files)
+    assert not aggregators.peer.requests
+    async with client(files, allow_insecure_http=True) as uploader:
+        assert await uploader.upload([0]) == Uploaded(1, ())
 
 
 def test_a_batch_has_at_least_one_report() -> None:

@@ -20,7 +20,7 @@ from dapd.messages.collection import AggregateShareAad, CollectionJobReq, Collec
 from dapd.messages.common import BatchMode, HpkeCiphertext, Interval, MediaType, Role
 from dapd.taskfile import CollectorTask, TaskFiles, write_task_files
 from dapd.vdaf import make_vdaf, merge
-from tests.parties import make_task
+from tests.parties import beyond_loopback, make_task
 from tests.peer import Peer, Request, answer
 
 QUICK = Patience(attempts=3, minimum=0.001, maximum=0.001)
@@ -293,6 +293,18 @@ async def test_c7_a_query_that_does_not_fit_the_task_is_refused_here(
     selected = replace(configuration, batch_mode=BatchMode.LEADER_SELECTED)
     with pytest.raises(ValueError, match="query the next batch"):
         HOUR.request(selected)
+
+
+async def test_b7_the_token_is_not_sent_over_http_beyond_loopback(nursery: trio.Nursery) -> None:
+    """Unless permitted. Where the Helper is doesn't matter: the Collector never talks to it."""
+    peer, files = await leader(
+        nursery, serving(Batch()), helper_aggregator_endpoint="http://helper.example/"
+    )
+    await collected(files, HOUR)
+    files = make_task(peer.url, leader_aggregator_endpoint=beyond_loopback(peer.url))
+    with pytest.raises(UsageError, match=r"^leader_aggr.* https://, or .*allow_insecure_http"):
+        Collector(files.collector)
+    assert len(peer.requests) == 1
 
 
 def test_another_partys_file_is_refused(tmp_path: Path) -> None:

@@ -49,12 +49,15 @@ _BAR_WIDTH = 50
     metavar="FILE",
     help="Trust the certificate authorities in this PEM file, instead of the system's.",
 )
+@click.option("--allow-insecure-http", is_flag=True, help="Allow http:// URLs beyond this machine.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on one line.")
 def collect(
     task_file: Path,
+    *,
     interval: tuple[str, str] | None,
     next_batch: bool,
     ca: Path | None,
+    allow_insecure_http: bool,
     as_json: bool,
 ) -> None:
     """Collect a batch and print its result.
@@ -87,7 +90,7 @@ def collect(
             click.echo(_json(result) if as_json else _text(result, task.configuration))
             sys.stdout.flush()  # before the Leader may forget the batch (A8)
 
-        collect_sync(task, query, show, ca=ca)
+        collect_sync(task, query, show, ca=ca, allow_insecure_http=allow_insecure_http)
 
 
 def _json(result: Result) -> str:

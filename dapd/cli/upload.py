@@ -39,9 +39,15 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Trust the certificate authorities in this PEM file, instead of the system's.",
 )
+@click.option("--allow-insecure-http", is_flag=True, help="Allow http:// URLs beyond this machine.")
 @click.argument("measurements", nargs=-1)
 def upload(
-    task_file: Path, batch_size: int, ca: Path | None, measurements: tuple[str, ...]
+    task_file: Path,
+    *,
+    batch_size: int,
+    ca: Path | None,
+    allow_insecure_http: bool,
+    measurements: tuple[str, ...],
 ) -> None:
     """Upload MEASUREMENTS, or those on standard input, one per line.
 
@@ -82,6 +88,7 @@ def upload(
                 progress=progress,
                 batch_size=batch_size,
                 ca=ca,
+                allow_insecure_http=allow_insecure_http,
             )
         except ValueError as error:
             before = f"; delivered before: {count(delivered, 'report')}" if delivered else ""

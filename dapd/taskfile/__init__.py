@@ -29,7 +29,7 @@ from dapd.taskfile.files import (
     write_task_file,
     write_task_files,
 )
-from dapd.taskfile.making import new_task, refuse_unsafe
+from dapd.taskfile.making import new_task, refuse_insecure_http, refuse_unsafe
 from dapd.taskfile.values import parse_vdaf_spec
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "parse_vdaf_spec",
     "read_task_draft",
     "read_task_file",
+    "refuse_insecure_http",
     "refuse_unsafe",
     "to_toml",
     "write_task_file",

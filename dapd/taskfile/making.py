@@ -6,7 +6,7 @@ The files are written by ``.files``.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -39,6 +39,7 @@ HELPER_KEEPS_LONGER = 86_400
 report that expires in between is counted by one Aggregator or by none. A day covers differing
 clocks and retries.
 """
+_ENDPOINTS = ("leader_aggregator_endpoint", "helper_aggregator_endpoint")
 # DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM: what every party must support.
 _COLLECTOR_SUITE = (0x0020, 0x0001, 0x0001)
 
@@ -75,18 +76,27 @@ def refuse_unsafe(
     allow_tiny_batches: bool = False,
 ) -> None:
     """Raise ``UsageError`` for whatever needs a flag of its own that is not given (rule B7)."""
-    for key in ("leader_aggregator_endpoint", "helper_aggregator_endpoint"):
-        url = getattr(configuration, key)
-        if not allow_insecure_http and values.is_insecure(url):
-            raise UsageError(
-                f"{key}: with {url} tokens are sent unencrypted over a network;"
-                " use https://, or give --allow-insecure-http"
-            )
+    if not allow_insecure_http:
+        refuse_insecure_http(configuration)
     if not allow_tiny_batches and configuration.min_batch_size == 1:
         raise UsageError(
             "min_batch_size: a batch of one report reveals one client's measurement;"
             " raise it, or give --allow-tiny-batches"
         )
+
+
+def refuse_insecure_http(
+    configuration: TaskConfiguration, endpoints: Sequence[str] = _ENDPOINTS
+) -> None:
+    """Raise ``UsageError`` if an endpoint is ``http://`` beyond this machine (rule B7)."""
+    for key in endpoints:
+        url = getattr(configuration, key)
+        if values.is_insecure(url):
+            raise UsageError(
+                f"{key}: with {url} the network can read or replace tokens, keys and results;"
+                " use https://, or give --allow-insecure-http"
+                " (in Python: allow_insecure_http=True)"
+            )
 
 
 def _validated(draft: TaskDraft) -> TaskDraft:

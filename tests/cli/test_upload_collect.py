@@ -16,7 +16,7 @@ import trio
 from dapd.cli import main
 from dapd.protocol.task import END_OF_TIME
 from dapd.taskfile import write_task_files
-from tests.parties import Aggregators, make_task
+from tests.parties import Aggregators, beyond_loopback, make_task
 from tests.peer import Peer, Request, answer
 from tests.test_collector import Batch
 
@@ -84,7 +84,12 @@ async def test_upload_tells_rejected_reports(
 
 
 async def collecting(
-    nursery: trio.Nursery, tmp_path: Path, mode: str, on_delete: Callable[[], None] = lambda: None
+    nursery: trio.Nursery,
+    tmp_path: Path,
+    mode: str,
+    named: Callable[[str], str] = str,
+    *,
+    on_delete: Callable[[], None] = lambda: None,
 ) -> Peer:
     def script(request: Request) -> bytes:
         if request.method == "DELETE":
@@ -93,7 +98,7 @@ async def collecting(
         return Batch().answer(files.collector, request.body)
 
     peer = Peer(script)
-    files = make_task(await peer.serve(nursery), batch_mode=mode)
+    files = make_task(named(await peer.serve(nursery)), batch_mode=mode)
     write_task_files(tmp_path, files)
     return peer
 
@@ -120,7 +125,10 @@ async def test_a8_next_batch_prints_before_the_leader_may_forget(
     """Killed between the two, the command prints the same batch the next time."""
     printed: list[str] = []
     await collecting(
-        nursery, tmp_path, "leader-selected", lambda: printed.append(capsys.readouterr().out)
+        nursery,
+        tmp_path,
+        "leader-selected",
+        on_delete=lambda: printed.append(capsys.readouterr().out),
     )
     arguments = ("--task", tmp_path / "collector.toml", "--next-batch", "--json")
     assert await run("collect", *arguments) == 0
@@ -155,6 +163,28 @@ async def test_collect_refuses_what_is_no_batch_of_the_task(
     assert await run("collect", "--task", tmp_path / "collector.toml", *which) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not peer.requests
+
+
+async def test_b7_http_beyond_loopback_needs_a_flag(
+    nursery: trio.Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reports and the token would travel unencrypted; one line names the flag."""
+    made = Aggregators(too_early_after=END_OF_TIME)
+    await made.serve(nursery)
+    made.files = make_task(beyond_loopback(made.peer.url))
+    write_task_files(tmp_path / "client", made.files)
+    upload = ("upload", "--task", tmp_path / "client/client.toml", "1")
+    peer = await collecting(nursery, tmp_path / "collector", "time-interval", beyond_loopback)
+    query = ("--interval", "3600", "3600")
+    collect = ("collect", "--task", tmp_path / "collector/collector.toml", *query)
+    for command in (upload, collect):
+        assert await run(*command) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert "use https://, or give --allow-insecure-http" in line
+    assert not made.peer.requests
+    assert not peer.requests
+    for command in (upload, collect):
+        assert await run(*command, "--allow-insecure-http") == 0
 
 
 async def test_a_missing_task_file_is_one_line(
