@@ -196,8 +196,8 @@ class Collector:
         request = query.request(self._configuration)
         ready = await self._wait(request.encode())
         yield self._open(request, ready.body)
-        if query.times is None and ready.location is not None:  # A8
-            await self._release(ready.location)
+        if query.times is None:  # A8
+            await self._release(ready)
 
     async def _wait(self, body: bytes) -> Ready:
         """Start or find the collection job, and poll it until it is ready."""
@@ -223,7 +223,10 @@ class Collector:
             return Ready(outcome.body, location)
         return outcome
 
-    async def _release(self, location: str) -> None:
+    async def _release(self, ready: Ready) -> None:
+        location = ready.location
+        if location is None:
+            raise _unconfirmed(f"the Location in its answer is {ready.elsewhere or 'missing'}")
         outcome, _ = await until_known(
             lambda: self._http.delete(location, self._token), self._patience
         )
@@ -231,10 +234,7 @@ class Collector:
             case Ready() | Refused(status=404):  # gone already
                 return
             case Refused() | Unknown():
-                raise CollectionFailed(
-                    "the result is complete, but confirming it to the Leader failed"
-                    f" ({_what(outcome)}): the next query will return the same batch again"
-                )
+                raise _unconfirmed(_what(outcome))
             case _:
                 assert_never(outcome)
 
@@ -314,6 +314,13 @@ def read_collector_task(path: Path | str) -> CollectorTask:
     if not isinstance(task, CollectorTask):
         raise UsageError(f"{path}: not the Collector's file; use collector.toml")
     return task
+
+
+def _unconfirmed(why: str) -> CollectionFailed:
+    return CollectionFailed(
+        f"the result is complete, but confirming it to the Leader failed ({why}):"
+        " the next query will return the same batch again"
+    )
 
 
 def _failed(outcome: Refused | Unknown, url: str) -> CollectionFailed:

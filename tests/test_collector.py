@@ -181,6 +181,27 @@ async def test_a8_a_release_that_fails_says_what_comes_next(nursery: trio.Nurser
         await collected(files, Query.next_batch())
 
 
+async def test_a8_a_job_whose_location_leads_elsewhere_is_not_released(
+    nursery: trio.Nursery,
+) -> None:
+    """The result is complete all the same; the error says what the next query returns."""
+    serve = serving(Batch())
+    peer, files = await leader(
+        nursery,
+        lambda r, f: serve(r, f).replace(b"collection_jobs/j", b"http://inside:8080/job"),
+        batch_mode="leader-selected",
+    )
+    results = []
+    with pytest.raises(CollectionFailed, match=r"http://inside:8080/job.* the same batch again"):
+        async with (
+            Collector(files.collector) as collector,
+            collector.collect(Query.next_batch()) as result,
+        ):
+            results.append(result.value)
+    assert results == [COUNTS]
+    assert [r.method for r in peer.requests] == ["POST"]
+
+
 async def test_a8_a_job_that_is_gone_is_released(nursery: trio.Nursery) -> None:
     """The first DELETE's answer was lost."""
     serve = serving(Batch())

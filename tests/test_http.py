@@ -18,7 +18,7 @@ from dapd.http import (
     Unknown,
     resource_url,
 )
-from dapd.http.fields import message_of, parse_retry_after
+from dapd.http.fields import message_of, parse_retry_after, usable_location
 from dapd.messages.common import MediaType
 from tests.peer import Peer, Request, answer
 
@@ -71,27 +71,77 @@ async def test_a5_an_empty_creation_without_location_is_unknown(
     assert outcome == Unknown("an empty answer without a Location", 200)
 
 
-@pytest.mark.parametrize(
-    "location",
-    [
-        "https://elsewhere.example/job",
-        "//elsewhere.example/job",
-        "http://127.0.0.1:1/job",
-        "http://[broken",
-        "http://127.0.0.1:99999999/job",
-        "ftp:job",
-        "/" + "a" * 3000,
-    ],
-)
-@pytest.mark.parametrize("body", [b"", b"shares"])
-async def test_a5_a_location_of_another_origin_is_unknown(
-    http: DapHttp, nursery: trio.Nursery, location: str, body: bytes
+ELSEWHERE = [
+    "https://elsewhere.example/job",
+    "//elsewhere.example/job",
+    "http://127.0.0.1:1/job",
+    "https://127.0.0.1/job",
+    "http://[broken",
+    "http://127.0.0.1:99999999/job",
+    "ftp:job",
+    "/" + "a" * 3000,
+]
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+async def test_a5_an_empty_answer_with_a_location_of_another_origin_is_unknown(
+    http: DapHttp, nursery: trio.Nursery, location: str
 ) -> None:
     """The token never goes to an origin that the operator did not name."""
-    reply = answer(200, body, Content_Type=RESP, Location=location)
-    outcome, _ = await created(http, nursery, reply)
+    outcome, _ = await created(http, nursery, answer(200, Location=location))
     assert isinstance(outcome, Unknown)
     assert "Location that can't be used" in outcome.reason
+
+
+@pytest.mark.parametrize("location", ELSEWHERE)
+async def test_a5_a_location_of_another_origin_leaves_a_complete_answer_complete(
+    http: DapHttp, nursery: trio.Nursery, location: str
+) -> None:
+    """Only the DELETE that the Location would be for is not possible."""
+    reply = answer(200, b"shares", Content_Type=RESP, Location=location)
+    outcome, _ = await created(http, nursery, reply)
+    assert outcome == Ready(b"shares", elsewhere=location[:200])
+
+
+async def test_a5_a_poll_goes_on_whatever_its_location_says(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """The resource is at the URL that was polled."""
+    peer = Peer(lambda _: answer(200, Location="https://elsewhere.example/job", Retry_After="7"))
+    job = f"{await peer.serve(nursery)}/job"
+    assert await http.poll(job, "t", MediaType.AGGREGATE_SHARE) == Processing(job, 7.0)
+
+
+async def test_a5_a_location_of_another_scheme_keeps_that_of_the_request(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """A server behind a TLS proxy writes ``http://``; and the reverse."""
+    peer = Peer(lambda r: answer(Location=f"https://{r.headers['host']}/job?step=0"))
+    url = await peer.serve(nursery)
+    assert await http.create(url, b"", JOB, "secret") == Processing(f"{url}/job?step=0")
+
+
+@pytest.mark.parametrize(
+    ("location", "url", "usable"),
+    [
+        ("http://h.example/job", "https://h.example/dap", "https://h.example/job"),
+        ("http://h.example:80/job", "https://h.example/dap", "https://h.example/job"),
+        ("http://H.example/job", "https://h.example:443/dap", "https://h.example:443/job"),
+        ("https://h.example:443/job", "http://h.example/dap", "http://h.example/job"),
+        ("http://h.example:8443/job", "https://h.example:8443/dap", "https://h.example:8443/job"),
+        ("http://h.example:8080/job", "https://h.example/dap", None),
+        ("http://h.example/job", "https://h.example:8443/dap", None),
+        ("http://i.example/job", "https://h.example/dap", None),
+        ("http://eve@h.example/job", "https://h.example/dap", None),
+        ("ws://h.example/job", "https://h.example/dap", None),
+        ("job#part", "https://h.example/dap/", "https://h.example/dap/job"),
+    ],
+)
+def test_a5_only_the_scheme_of_a_location_may_differ(
+    location: str, url: str, usable: str | None
+) -> None:
+    """Another port may be another server."""
+    assert usable_location(location, url) == usable
 
 
 async def test_a5_user_info_in_a_location_is_unknown(http: DapHttp, nursery: trio.Nursery) -> None:
@@ -211,11 +261,88 @@ async def test_e1_a_busy_peer_can_be_told_from_a_broken_one() -> None:
     assert not Unknown("").busy
 
 
-async def test_a_redirect_is_not_followed(http: DapHttp, nursery: trio.Nursery) -> None:
-    """Neither the body nor the token goes where the answer points."""
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a5_a_redirect_to_another_origin_is_not_followed(
+    http: DapHttp, nursery: trio.Nursery, status: int
+) -> None:
+    """Neither the body nor the token goes to the other origin, nor by another scheme."""
+    elsewhere = Peer(lambda _: answer(200))
+    for place in (f"{await elsewhere.serve(nursery)}/job", "https://{host}/job"):
+
+        def redirect(request: Request, place: str = place) -> bytes:
+            return answer(status, Location=place.format(host=request.headers["host"]))
+
+        peer = Peer(redirect)
+        outcome = await http.create(await peer.serve(nursery), b"body", JOB, "secret")
+        assert isinstance(outcome, Unknown)
+        assert f"HTTP {status}: redirected to {place[:8]}" in outcome.reason
+        assert "not followed" in outcome.reason
+        assert len(peer.requests) == 1
+    assert not elsewhere.requests
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+async def test_a5_a_redirect_that_may_change_the_method_is_not_followed(
+    http: DapHttp, nursery: trio.Nursery, status: int
+) -> None:
+    """A POST must not become a GET."""
+    outcome, peer = await created(http, nursery, answer(status, Location="/elsewhere"))
+    reason = f"HTTP {status}: redirected to /elsewhere, not followed"
+    assert outcome == Unknown(reason, status)
+    assert len(peer.requests) == 1
+
+
+@pytest.mark.parametrize("status", [307, 308])
+async def test_a5_a_redirect_within_the_origin_is_followed(
+    http: DapHttp, nursery: trio.Nursery, status: int
+) -> None:
+    """With method, body and token; a Location is resolved against the URL that answered."""
+
+    def script(request: Request) -> bytes:
+        if request.target == "/dap":
+            return answer(status, b"moved", Location=f"{peer.url}/other/dap#part")
+        return answer(201, Location="job")
+
+    peer = Peer(script)
+    url = await peer.serve(nursery)
+    assert await http.create(f"{url}/dap", b"body", JOB, "secret") == Processing(f"{url}/other/job")
+    assert await http.delete(f"{url}/dap", "secret") == Ready(b"")
+    assert [(r.method, r.target, r.body) for r in peer.requests] == [
+        ("POST", "/dap", b"body"),
+        ("POST", "/other/dap", b"body"),
+        ("DELETE", "/dap", b""),
+        ("DELETE", "/other/dap", b""),
+    ]
+    assert {r.headers["authorization"] for r in peer.requests} == {"Bearer secret"}
+    assert {r.headers.get("content-type") for r in peer.requests[:2]} == {JOB}
+
+
+async def test_a5_a_redirect_to_itself_ends(http: DapHttp, nursery: trio.Nursery) -> None:
+    """A proxy that redirects in a circle costs four requests, not the whole timeout."""
     outcome, peer = await created(http, nursery, answer(307, Location="/elsewhere"))
     assert outcome == Unknown("HTTP 307: redirected to /elsewhere, not followed", 307)
-    assert len(peer.requests) == 1
+    assert len(peer.requests) == 4
+
+
+async def test_d4_the_timeout_bounds_all_redirects_together(
+    autojump_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    """A peer that redirects slowly occupies its permit no longer than a silent one."""
+
+    async def slow(stream: trio.SocketStream) -> None:
+        while await stream.receive_some():
+            await trio.sleep(2)
+            await stream.send_all(answer(307, Location="/again"))
+
+    listeners = await nursery.start(trio.serve_tcp, slow, 0)
+    port = listeners[0].socket.getsockname()[1]
+    began = trio.current_time()
+    async with DapHttp(timeout=5) as http:
+        outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
+    assert isinstance(outcome, Unknown)
+    assert "no whole answer within 5 s" in outcome.reason
+    assert trio.current_time() - began == pytest.approx(5)
+    nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

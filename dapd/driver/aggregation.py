@@ -44,6 +44,7 @@ from dapd.reports import leader_finish, leader_start
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
+_NO_LOCATION_EVERY = 86_400.0
 
 
 async def run(context: Context, step: Step) -> None:
@@ -152,8 +153,11 @@ async def _judge(context: Context, step: Step, job: Job, outcome: Outcome | Unus
     accepted = context.tasks.by_pk(job.task_pk).peer_accepted
     standing = job.standing(step.lease, accepted=accepted)
     match step.judge(context, standing, outcome):
-        case Ready(body, location):
-            await _complete(context, step, replace(job, location=location or job.location), body)
+        case Ready(body, location) as ready:
+            job = replace(job, location=location or job.location)
+            if job.location is None:
+                _warn_no_location(context, step, ready.elsewhere)
+            await _complete(context, step, job, body)
         case Refused() as refused:
             await _halve(context, step, job, refused.reason)
         case Later() as later:
@@ -231,6 +235,20 @@ def _ring(context: Context) -> None:
 def _token(step: Step) -> str:
     assert step.task.aggregator_token is not None, "a Leader's task has a token for its Helper"
     return step.task.aggregator_token
+
+
+def _warn_no_location(context: Context, step: Step, given: str | None) -> None:
+    """Warn once a day for each Helper; the result is complete all the same."""
+    endpoint = step.task.configuration.helper_aggregator_endpoint
+    if context.seldom.due(f"no_location {endpoint}", _NO_LOCATION_EVERY):
+        _log.warning(
+            "job_stays",
+            location=given,
+            effect="the Leader can't delete finished jobs at the Helper, which keeps each until it "
+            "expires",
+            remedy="ask the Helper's operator to make it, or the proxy in front of it, send a "
+            f"Location below {endpoint} with each answer to a job",
+        )
 
 
 def _warn_expired() -> None:

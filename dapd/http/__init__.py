@@ -6,12 +6,13 @@ Every exchange returns one of these values and never raises:
 - ``Processing``: the peer works on it; poll ``location``;
 - ``Refused``: a 4xx that says what is wrong with the request;
 - ``Unknown``: no usable answer: no connection, a truncated or oversized body, a wrong media type,
-  a redirect, a Location of another origin, 408, 425, 429, 5xx. The peer may or may not have carried
-  out the request. ``status`` is ``None`` unless a whole answer arrived.
+  a redirect, an empty answer with a Location of another origin, 408, 425, 429, 5xx. The peer may or
+  may not have carried out the request. ``status`` is ``None`` unless a whole answer arrived.
 
-Callers decide which refusals are final (rule D4) and parse the bodies. This client follows no
-redirects, keeps no cookies and decompresses no bodies: callers get what the peer sent.
-``until_known`` repeats an exchange for callers that can wait; the Leader's driver never waits (I5).
+Callers decide which refusals are final (rule D4) and parse the bodies. This client follows only
+redirects with 307 or 308 within the origin (rule A5), keeps no cookies and decompresses no bodies:
+callers get what the peer sent. ``until_known`` repeats an exchange for callers that can wait; the
+Leader's driver never waits (I5).
 
     async with DapHttp(timeout=30) as http:
         match await http.create(url, body, MediaType.AGGREGATION_JOB_INIT_REQ, token):
@@ -43,6 +44,7 @@ from dapd.http.fields import (
     message_of,
     parse_retry_after,
     problem,
+    same_origin_redirect,
     timestamp,
     usable_location,
     with_step,
@@ -80,6 +82,10 @@ _ANSWERS = {
 # These statuses ask for another try; they say nothing about the request itself.
 _NOT_JUDGED = (408, 425, 429)
 
+# Redirects with these statuses keep method and body, so the repeated request is the same one.
+_FOLLOWED = (307, 308)
+_MOST_REDIRECTS = 3
+
 # Many servers close an idle connection after five seconds. A request sent at that very moment is
 # lost and its outcome unknown, so we close ours earlier.
 _KEEPALIVE_SECONDS = 4.0
@@ -95,7 +101,17 @@ class Patience:
 
 
 @dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    headers: dict[str, str]
+    body: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Answer:
+    """An answer from ``url``: the request's own, or where a redirect has led."""
+
+    url: str
     status: int
     headers: httpx2.Headers
     body: bytes
@@ -111,8 +127,8 @@ class DapHttp:
         max_retry_after: a longer Retry-After is cut to this many seconds.
         max_connections: the limit for all peers together.
         tls: a context that replaces the system's trust store; see ``trusting``.
-        on_request: called as each exchange begins; what it returns is told the origin of the answer
-            and its ``Date`` in milliseconds, if it has one.
+        on_request: called before each request is sent; what it returns is told the origin of the
+            answer and its ``Date`` in milliseconds, if it has one.
     """
 
     def __init__(
@@ -155,7 +171,7 @@ class DapHttp:
         ``media_type`` is the body's; it also determines the media type of a ready answer.
         """
         answer = await self._exchange("POST", url, token, body, media_type)
-        return self._resource(answer, url, _ANSWERS[media_type], created=True)
+        return self._resource(answer, _ANSWERS[media_type], polled=None)
 
     async def poll(
         self, location: str, token: str, expect: MediaType, *, step: int | None = None
@@ -163,7 +179,7 @@ class DapHttp:
         """GET a resource of media type ``expect``; ``step`` for aggregation jobs (rule A5)."""
         url = with_step(location, step)
         answer = await self._exchange("GET", url, token)
-        return self._resource(answer, url, expect, created=False)
+        return self._resource(answer, expect, polled=url)
 
     async def delete(self, location: str, token: str) -> Ready | Refused | Unknown:
         """DELETE a resource, without ``step`` (rule A5). Any 2xx is ``Ready``."""
@@ -201,61 +217,87 @@ class DapHttp:
             headers["Authorization"] = f"Bearer {token}"
         if media_type is not None:
             headers["Content-Type"] = media_type
-        body_read = bytearray()
+        request = _Request(method, headers, body)
         timeout = self.timeout
         async with self._pool.used() as client:
             with trio.move_on_after(timeout) as scope:
-                try:
-                    # httpx2 leaks a connection if Trio cancels its handshake, so httpx2's own
-                    # timeout must expire first. It covers connecting and the handshake each,
-                    # therefore half.
-                    connecting = httpx2.Timeout(None, connect=timeout / 2)
-                    request = client.build_request(
-                        method, url, content=body, headers=headers, timeout=connecting
-                    )
-                    on_date = self._on_request and self._on_request()
-                    response = await client.send(request, stream=True)
-                    if on_date is not None:
-                        _tell_date(on_date, url, response.headers)
-                    try:
-                        async for piece in response.aiter_raw():
-                            body_read += piece
-                            if len(body_read) > self._max_body:
-                                # Not `break`, which would leave httpx2's generators unfinished
-                                # until Python's garbage collector finds them.
-                                scope.cancel()
-                    finally:
-                        await response.aclose()
-                except httpx2.ConnectTimeout:
-                    return Unknown(f"{method} {url}: no connection within {timeout / 2:g} s")
-                except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-                    return Unknown(f"{method} {url}: {_why(error)}")
-        if len(body_read) > self._max_body:
-            return Unknown(f"{method} {url}: an answer longer than {self._max_body} bytes")
+                answer = await self._send(client, request, url, scope.deadline)
+                for _ in range(_MOST_REDIRECTS):
+                    target = None if isinstance(answer, Unknown) else _redirect_target(answer)
+                    if target is None:
+                        break
+                    answer = await self._send(client, request, target, scope.deadline)
         if scope.cancelled_caught:
             return Unknown(f"{method} {url}: no whole answer within {timeout:g} s")
-        answer = _Answer(response.status_code, response.headers, bytes(body_read))
-        if token is None or _succeeded(answer):
+        if token is None or isinstance(answer, Unknown) or _succeeded(answer):
             return answer
         # An error page may echo our request; keep the token out of our log (I9).
         return replace(answer, body=answer.body.replace(token.encode(), b"(the token)"))
 
+    async def _send(
+        self, client: httpx2.AsyncClient, request: _Request, url: str, deadline: float
+    ) -> _Answer | Unknown:
+        """Send the request once, to this URL; the caller cancels it at the deadline."""
+        what = f"{request.method} {url}"
+        # httpx2 leaks a connection if Trio cancels its handshake, so httpx2's own timeout must
+        # expire first. It covers connecting and the handshake each, therefore half.
+        connecting = max(0, deadline - trio.current_time()) / 2
+        body_read = bytearray()
+        try:
+            built = client.build_request(
+                request.method,
+                url,
+                content=request.body,
+                headers=request.headers,
+                timeout=httpx2.Timeout(None, connect=connecting),
+            )
+            on_date = self._on_request and self._on_request()
+            response = await client.send(built, stream=True)
+            if on_date is not None:
+                _tell_date(on_date, url, response.headers)
+            try:
+                with trio.CancelScope() as reading:
+                    async for piece in response.aiter_raw():
+                        body_read += piece
+                        if len(body_read) > self._max_body:
+                            # Not `break`, which would leave httpx2's generators unfinished until
+                            # Python's garbage collector finds them.
+                            reading.cancel()
+            finally:
+                await response.aclose()
+        except httpx2.ConnectTimeout:
+            return Unknown(f"{what}: no connection within {round(connecting, 1):g} s")
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            return Unknown(f"{what}: {_why(error)}")
+        if len(body_read) > self._max_body:
+            return Unknown(f"{what}: an answer longer than {self._max_body} bytes")
+        return _Answer(url, response.status_code, response.headers, bytes(body_read))
+
     def _resource(
-        self, answer: _Answer | Unknown, url: str, expect: MediaType, *, created: bool
+        self, answer: _Answer | Unknown, expect: MediaType, *, polled: str | None
     ) -> Outcome:
-        """Interpret an answer to the creation or a poll of a resource."""
+        """Interpret an answer to a poll of the URL ``polled``, or if ``None`` to a creation.
+
+        A complete answer stays complete if its Location has another origin (rule A5).
+        """
         if isinstance(answer, Unknown):
             return answer
         if not _succeeded(answer):
             return self._failure(answer)
-        location = _location(answer, url)
-        if isinstance(location, Unknown):
-            return location
+        given = answer.headers.get("Location")
+        location = None if given is None else usable_location(given, answer.url)
         if answer.body:
-            return _ready(answer, expect, location)
-        if location is None and created:
+            ready = _ready(answer, expect)
+            if isinstance(ready, Unknown):
+                return ready
+            elsewhere = given[:200] if given is not None and location is None else None
+            return replace(ready, location=location, elsewhere=elsewhere)
+        where = location or polled
+        if where is not None:
+            return Processing(where, self._retry_after(answer))
+        if given is None:
             return Unknown("an empty answer without a Location", answer.status)
-        return Processing(location or url, self._retry_after(answer))
+        return Unknown(f"a Location that can't be used: {given[:200]}", answer.status)
 
     def _representation(
         self, answer: _Answer | Unknown, expect: MediaType, *, may_be_empty: bool
@@ -267,7 +309,7 @@ class DapHttp:
             return self._failure(answer)
         if not answer.body and may_be_empty:
             return Ready(b"")
-        return _ready(answer, expect, None)
+        return _ready(answer, expect)
 
     def _failure(self, answer: _Answer) -> Refused | Unknown:
         status = answer.status
@@ -395,21 +437,18 @@ def _succeeded(answer: _Answer) -> bool:
     return 200 <= answer.status < 300
 
 
-def _ready(answer: _Answer, expect: MediaType, location: str | None) -> Ready | Unknown:
+def _ready(answer: _Answer, expect: MediaType) -> Ready | Unknown:
     content_type = answer.headers.get("Content-Type")
     if message_of(content_type) is not expect:  # A10
         return Unknown(f"the answer's media type is {content_type}, not {expect}", answer.status)
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         return Unknown("the answer is compressed, but dapd did not ask for that", answer.status)
-    return Ready(answer.body, location, max_age(answer.headers.get("Cache-Control", "")))
+    return Ready(answer.body, max_age=max_age(answer.headers.get("Cache-Control", "")))
 
 
-def _location(answer: _Answer, url: str) -> str | Unknown | None:
-    """Return the answer's Location, if it has one, resolved and checked."""
+def _redirect_target(answer: _Answer) -> str | None:
+    """Return the URL to send the same request to again, if this is such a redirect (rule A5)."""
     given = answer.headers.get("Location")
-    if given is None:
+    if answer.status not in _FOLLOWED or given is None:
         return None
-    usable = usable_location(given, url)
-    if usable is None:
-        return Unknown(f"a Location that can't be used: {given[:200]}", answer.status)
-    return usable
+    return same_origin_redirect(given, answer.url)

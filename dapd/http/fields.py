@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
-from urllib.parse import urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from dapd.messages.common import MediaType
 
@@ -53,16 +53,24 @@ def timestamp(http_date: str) -> float | None:
 
 
 def usable_location(given: str, url: str) -> str | None:
-    """Resolve a Location against the request's URL (A5); ``None`` if it has another origin."""
-    try:
-        resolved = urljoin(url, given)
-        same = _origin(resolved) == _origin(url)
-    except ValueError:
+    """Resolve a Location against the request's URL (A5); ``None`` if it has another origin.
+
+    If only the scheme differs, keep the request's: a server behind a TLS proxy believes that its
+    own URL begins with ``http://``.
+    """
+    resolved = _resolved(given, url)
+    if resolved is None:
         return None
-    # The token must not go to another origin, and user info would replace it in our header.
-    if not same or len(resolved) > _MAX_LOCATION or "@" in urlsplit(resolved).netloc:
+    asked = urlsplit(url)
+    return urlunsplit(resolved._replace(scheme=asked.scheme, netloc=asked.netloc, fragment=""))
+
+
+def same_origin_redirect(given: str, url: str) -> str | None:
+    """Resolve a redirect against the request's URL (A5); ``None`` if it has another origin."""
+    resolved = _resolved(given, url)
+    if resolved is None or resolved.scheme != urlsplit(url).scheme:
         return None
-    return urlunsplit(urlsplit(resolved)._replace(fragment=""))
+    return urlunsplit(resolved._replace(fragment=""))
 
 
 def with_step(location: str, step: int | None) -> str:
@@ -106,6 +114,25 @@ def max_age(cache_control: str) -> int | None:
     return min((int(age) for age in ages if age.isdecimal()), default=None)
 
 
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+def _resolved(given: str, url: str) -> SplitResult | None:
+    """Resolve a Location; ``None`` if its host or port is another than the request's. The scheme
+    may differ, and with it the default port.
+    """
+    try:
+        resolved = urlsplit(urljoin(url, given))
+        same = _server(resolved) == _server(urlsplit(url))
+    except ValueError:
+        return None
+    # The token must not go to another origin, and user info would replace it in our header.
+    if not same or len(resolved.geturl()) > _MAX_LOCATION or "@" in resolved.netloc:
+        return None
+    return resolved
+
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _server(parts: SplitResult) -> tuple[bool, str | None, int | None]:
+    """Return whether the scheme is HTTP's, the host, and the port; ``None`` if that is default."""
+    default = _DEFAULT_PORTS.get(parts.scheme)
+    return default is not None, parts.hostname, None if parts.port == default else parts.port

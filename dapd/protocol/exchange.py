@@ -21,10 +21,11 @@ Refused otherwise                             send      as told or long back-off
 Unusable: decodes to nothing that fits (B5)   send      long back-off; alarm           + 1
 Unknown: 429, 503 (E1)                        repeat    as told or back-off            as before
 Unknown: no answer, 408, 425, other 5xx       repeat    as told or back-off            + 1
-Unknown otherwise: 3xx, a wrong media type    send      as told or back-off            + 1
+Unknown otherwise: 3xx [2]_, wrong media type send      as told or back-off            + 1
 ============================================= ========= ============================== =========
 
 .. [1] As a first send: the peer has stored none of the earlier ones.
+.. [2] Except that the HTTP client follows a 307 or 308 within the origin (A5).
 
 *As told* is the answer's Retry-After, at least ``retry_min`` and at most a day. *Back-off* doubles
 with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, for what trying

@@ -11,11 +11,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The peer returned the representation. ``max_age`` is Cache-Control's, in seconds."""
+    """The peer returned the representation. ``max_age`` is Cache-Control's, in seconds.
+
+    ``location`` is absolute. ``elsewhere`` is the answer's Location if it can't be used (A5).
+    """
 
     body: bytes
     location: str | None = None
     max_age: int | None = None
+    elsewhere: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,8 +119,8 @@ async def test_a_peer_without_a_suite_that_is_known(nursery: trio.Nursery) -> No
         (
             answer(301, Location="https://www.a.example/"),
             "HTTP 301: redirected to https://www.a.example/",
-            "dapd follows no redirects: make the proxy",
-            "dapd follows no redirects: ask the peer's operator",
+            "dapd follows only redirects with 307 or 308 within the origin: make the proxy",
+            "dapd follows only redirects with 307 or 308 within the origin: ask the peer's",
         ),
         (
             answer(404, b"<h1>Not Found</h1>", Content_Type="text/html"),

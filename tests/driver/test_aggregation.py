@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import structlog
 
 from dapd.config import Leader
 from dapd.datastore import Tx, tasks
@@ -188,6 +189,27 @@ async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_pa
             *[("GET", f"{root}/job?step=0")] * 3,
             ("DELETE", f"{root}/job"),
         ]
+
+
+async def test_a5_a_result_counts_whose_location_leads_elsewhere(tmp_path: Path) -> None:
+    """A Helper behind a proxy sends its own address: no DELETE, no token, but a warning."""
+    task = task_pair()
+
+    def script(pair: Pair, request: Request) -> bytes:
+        return ready(helper_response(pair, request.body), Location="http://inside:8080/job")
+
+    async with open_house(tmp_path, task, script) as house:
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(2):
+                await house.upload(3)
+                await house.create()
+                await house.step()
+        assert await house.states() == {"finished": 2}
+        assert await house.aggregated() == 6
+        assert [r.method for r in house.helper.requests] == ["POST", "POST"]
+        [line] = [entry for entry in logs if entry["event"] == "job_stays"]
+        assert line["location"] == "http://inside:8080/job"
+        assert house.task.configuration.helper_aggregator_endpoint in line["remedy"]
 
 
 async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(

@@ -13,6 +13,8 @@ from dapd.http import Ready, Refused, Unknown
 from dapd.messages.common import HpkeConfig, HpkeConfigList
 from dapd.protocol.keys import KeyState
 
+_REDIRECTS = "dapd follows only redirects with 307 or 308 within the origin"
+
 
 def configs_of(outcome: Ready | Refused | Unknown) -> tuple[HpkeConfig, ...] | Trouble:
     """Return the HPKE configurations in an answer, or what is wrong with the answer."""
@@ -88,9 +90,8 @@ def _status(status: int, detail: str) -> Trouble:
     if status < 400:
         return Trouble(
             detail,
-            "dapd follows no redirects: make the proxy forward this URL, or put the other URL into "
-            "the tasks",
-            "dapd follows no redirects: ask the peer's operator to serve this URL itself",
+            f"{_REDIRECTS}: make the proxy forward this URL, or put the other URL into the tasks",
+            f"{_REDIRECTS}: ask the peer's operator to serve this URL itself",
         )
     if status in (401, 403, 407):
         return Trouble(
