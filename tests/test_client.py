@@ -204,6 +204,19 @@ async def test_an_unsupported_suite_is_passed_over(nursery: trio.Nursery) -> Non
             await uploader.upload([0])
 
 
+async def test_a_list_with_an_id_twice_is_refused(nursery: trio.Nursery) -> None:
+    """The Leader could not tell the keys apart, so the Client uploads nothing."""
+    aggregators = Aggregators()
+    files = await aggregators.serve(nursery)
+    aggregators.leader_keys += [HpkeKeypair.generate(1, *SUITE)]
+    async with client(files) as uploader:
+        with pytest.raises(
+            UploadFailed, match=r"HpkeConfigList .*: a second HpkeConfig .* id 1 at"
+        ):
+            await uploader.upload([0])
+    assert "reports" not in aggregators.targets()
+
+
 async def test_a_measurement_that_cannot_be_encoded_is_named(nursery: trio.Nursery) -> None:
     """The batches before it have arrived, its own was not sent."""
     aggregators = Aggregators()

@@ -140,17 +140,23 @@ class HpkeConfig(Message):
 
 @dataclass(frozen=True, slots=True)
 class HpkeConfigList(Message):
-    """``HpkeConfig HpkeConfigList<10..2^16-1>``, in decreasing order of preference."""
+    """``HpkeConfig HpkeConfigList<10..2^16-1>``, in decreasing order of preference; the ids are
+    distinct.
+    """
 
     configs: tuple[HpkeConfig, ...]
 
     @classmethod
     def read(cls, reader: Reader) -> Self:
         inner = reader.vector(2, "HpkeConfigList", 10)
-        configs = []
+        configs: dict[int, HpkeConfig] = {}
         while inner.remaining:
-            configs.append(HpkeConfig.read(inner))
-        return cls(tuple(configs))
+            start = inner.offset
+            config = HpkeConfig.read(inner)
+            if config.id in configs:
+                raise DecodeError(start, f"a second HpkeConfig with the id {config.id}")
+            configs[config.id] = config
+        return cls(tuple(configs.values()))
 
     def encode(self) -> bytes:
         return opaque(b"".join(config.encode() for config in self.configs), 2, 10)

@@ -48,7 +48,7 @@ ciphertexts = st.builds(HpkeCiphertext, u8, filled, filled)
 hpke_configs = st.builds(HpkeConfig, u8, u16, u16, u16, filled)
 hpke_config_lists = st.builds(
     HpkeConfigList,
-    st.lists(hpke_configs, min_size=1, max_size=4).map(tuple),
+    st.lists(hpke_configs, min_size=1, max_size=4, unique_by=lambda each: each.id).map(tuple),
 ).filter(lambda configs: sum(len(each.encode()) for each in configs.configs) >= 10)
 extensions = st.lists(st.builds(Extension, u16, short), max_size=3).map(tuple)
 task_extensions = st.lists(

@@ -167,6 +167,13 @@ class TestBounds:
         with pytest.raises(ValueError, match="can't hold 0 bytes"):
             HpkeConfigList(()).encode()
 
+    def test_two_hpke_configs_of_one_id(self) -> None:
+        """Section "HPKE Configuration Request": Aggregators MUST allocate distinct ids."""
+        config = b"\x07\0\x20\0\x01\0\x01\0\x01k"
+        with pytest.raises(DecodeError, match="a second HpkeConfig with the id 7") as caught:
+            HpkeConfigList.decode(bytes([0, 2 * len(config)]) + config + config)
+        assert caught.value.offset == 2 + len(config)
+
     def test_empty_enc(self) -> None:
         with pytest.raises(DecodeError) as caught:
             HpkeCiphertext.decode(b"\x01\0\0\0\0\0\x01p")
