@@ -25,7 +25,7 @@ from typing import Any, Self, assert_never, cast
 
 import trio
 
-from dapd.crypto import hpke_supported
+from dapd.crypto import hpke_usable
 from dapd.errors import DecodeError, PeerError
 from dapd.http import (
     DapHttp,
@@ -49,6 +49,7 @@ from dapd.reports import (
 )
 from dapd.taskfile import ClientTask, read_task_file, refuse_insecure_http
 from dapd.vdaf import Measurement, make_vdaf
+from dapd.wording import count
 
 # Seconds, for an Aggregator that sends no Cache-Control.
 _DEFAULT_MAX_AGE = 3600
@@ -285,7 +286,7 @@ class Client:
         return _Keys(leader, helper, trio.current_time() + min(leader_age, helper_age))
 
     async def _fetch_key(self, who: str, endpoint: str) -> tuple[HpkeConfig, int]:
-        """Return the first HPKE configuration that dapd supports, and how long to use it (s)."""
+        """Return the first HPKE configuration that dapd can seal to, and how long to use it (s)."""
         url = resource_url(endpoint, "hpke_config")
         outcome, _ = await until_known(
             lambda: self._http.get(url, MediaType.HPKE_CONFIG_LIST), self._patience
@@ -297,10 +298,13 @@ class Client:
         except DecodeError as error:
             raise UploadFailed(f"{url}: {who}'s HpkeConfigList is invalid: {error}") from None
         for config in configs:
-            if hpke_supported(config.kem_id, config.kdf_id, config.aead_id):
+            if hpke_usable(config.as_tuple):
                 age = _DEFAULT_MAX_AGE if outcome.max_age is None else outcome.max_age
                 return config, age
-        raise UploadFailed(f"{url}: dapd supports none of {who}'s {len(configs)} HPKE suites")
+        raise UploadFailed(
+            f"{url}: dapd can use none of {who}'s {count(len(configs), 'HPKE configuration')}: the"
+            " suite is not supported, or the key is invalid"
+        )
 
 
 def upload_sync(

@@ -36,6 +36,7 @@ __all__ = [
     "hpke_private_key_aad",
     "hpke_seal",
     "hpke_supported",
+    "hpke_usable",
     "leader_state_aad",
     "make_sealer",
     "reseal_rows",
@@ -88,6 +89,15 @@ def token_aad(task_id: bytes) -> bytes:
 def hpke_private_key_aad(config_id: int, public_key: bytes) -> bytes:
     """AAD of ``hpke_keypairs.private_key``."""
     return b"hpke_keypairs.private_key" + bytes([config_id]) + public_key
+
+
+def hpke_usable(config: tuple[int, int, int, int, bytes]) -> bool:
+    """Return whether an HPKE configuration has a supported suite and a valid public key."""
+    try:
+        hpke_seal(config, b"", b"", b"")
+    except ValueError:
+        return False
+    return True
 
 
 def collection_share_aad(task_id: bytes, collection_job_id: bytes) -> bytes:

@@ -197,10 +197,42 @@ async def test_an_unsupported_suite_is_passed_over(nursery: trio.Nursery) -> Non
     async with client(files) as uploader:
         assert await uploader.upload([0]) == Uploaded(1, ())
     async with client(files) as uploader:
-        with pytest.raises(UploadFailed, match="none of the Leader's 1 HPKE suites"):
+        with pytest.raises(UploadFailed, match="none of the Leader's 1 HPKE configuration:"):
             await uploader.upload([0])
     async with client(files) as uploader:
         with pytest.raises(UploadFailed, match="the Leader's HpkeConfigList"):
+            await uploader.upload([0])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (SUITE, bytes(31)),
+        (SUITE, bytes(32)),
+        ((0x0010, 0x0001, 0x0001), b"\4" + bytes(64)),
+    ],
+    ids=["short", "of small order", "not on the curve"],
+)
+async def test_an_invalid_key_is_passed_over(
+    nursery: trio.Nursery, key: tuple[tuple[int, int, int], bytes]
+) -> None:
+    """The Client uses the next configuration, as it does after an unsupported suite."""
+    aggregators = Aggregators()
+    files = await aggregators.serve(nursery)
+    suite, public = key
+    invalid = (7, *suite, public)
+    lists = iter([listed(invalid, aggregators.leader_keys[0].config), listed(invalid)])
+
+    def offer(request: Request) -> bytes | None:
+        if not request.target.endswith("leader/hpke_config"):
+            return None
+        return answer(200, next(lists), Content_Type=MediaType.HPKE_CONFIG_LIST)
+
+    aggregators.disturb = offer
+    async with client(files) as uploader:
+        assert await uploader.upload([0]) == Uploaded(1, ())
+    async with client(files) as uploader:
+        with pytest.raises(UploadFailed, match=r"none of the Leader's 1 .* the key is invalid"):
             await uploader.upload([0])
 
 

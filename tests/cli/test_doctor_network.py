@@ -104,8 +104,13 @@ def test_another_key_under_the_same_id_is_another_dapds() -> None:
     assert "(id 7)" in found.detail
 
 
-async def test_a_peer_without_a_suite_that_is_known(nursery: trio.Nursery) -> None:
-    body = HpkeConfigList((UNKNOWN_SUITE,)).encode()
+@pytest.mark.parametrize(
+    "config", [UNKNOWN_SUITE, HpkeConfig(8, *X25519, bytes(32))], ids=["suite", "key"]
+)
+async def test_a_peer_whose_only_suite_is_unknown_or_whose_key_is_invalid(
+    nursery: trio.Nursery, config: HpkeConfig
+) -> None:
+    body = HpkeConfigList((config,)).encode()
     reply = answer(200, body, Content_Type=MediaType.HPKE_CONFIG_LIST)
     heard, _ = await ask(lambda _: reply, nursery)
     other = both(heard, [])[1]

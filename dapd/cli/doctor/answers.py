@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from dapd.cli.doctor.diagnose import Trouble
 from dapd.cli.doctor.findings import Finding, failure, ok, warning
-from dapd.crypto import hpke_supported
+from dapd.crypto import hpke_usable
 from dapd.datastore.keys import SealedKeypair
 from dapd.errors import DecodeError
 from dapd.http import Ready, Refused, Unknown
@@ -57,12 +57,12 @@ def own(url: str, offered: Iterable[HpkeConfig], stored: list[SealedKeypair]) ->
 
 def peer(url: str, offered: Iterable[HpkeConfig]) -> Finding:
     """Check that Clients can seal reports to a peer."""
-    usable = [each.as_tuple for each in offered if hpke_supported(*each.as_tuple[1:4])]
+    usable = [each.as_tuple for each in offered if hpke_usable(each.as_tuple)]
     if usable:
         return ok(url, f"answers, and offers usable HPKE keys: {_ids(usable)}")
     return failure(
         url,
-        "offers no HPKE key of a suite that dapd supports",
+        "offers no HPKE key that dapd can use: its suite is not supported, or it is invalid",
         "ask the peer's operator for a key of the mandatory suite: X25519, HKDF-SHA256, "
         "AES-128-GCM",
     )
