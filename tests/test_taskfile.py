@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dapd.crypto import HpkeKeypair, hash_token, hpke_seal
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, HpkeConfig, Interval, Role, b64url_encode
-from dapd.messages.task import Prio3Histogram, Prio3SumVec
+from dapd.messages.task import Prio3Histogram, Prio3SumVec, TaskConfiguration
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import (
     ClientTask,
@@ -231,7 +231,7 @@ class TestNewTask:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("time_precision", 0), ("min_batch_size", 2**63), ("batch_mode", "x"), ("vdaf", "count")],
+        [("time_precision", 0), ("min_batch_size", 2**64), ("batch_mode", "x"), ("vdaf", "count")],
     )
     def test_a_draft_made_in_python_is_checked_like_a_file(self, key: str, value: object) -> None:
         """The command line's numbers never went through TOML."""
@@ -350,7 +350,7 @@ class TestC7:
             ("[3600, 0]", "give a start from 0 and a duration from 1, in seconds"),
             ("[-3600, 3600]", "give a start from 0 and a duration from 1, in seconds"),
             ("[3600, true]", "give a start from 0 and a duration from 1, in seconds"),
-            ("[3600, 9223372036854775807]", "shorten it"),
+            (f"[3600, {(2**64 - 1) * PRECISION}]", "shorten it"),
             ("[2026-01-01T00:00:00, 3600]", "a time with a zone"),
             ('["tomorrow", 3600]', "a time with a zone"),
             ("[3600]", "length 2"),
@@ -364,6 +364,29 @@ class TestC7:
         message = _refusal(tmp_path, _with(to_toml(files.client), "task_interval", value))
         assert "task_interval: " in message
         assert re.search(why, message)
+
+    def test_every_uint64_of_the_draft_comes_back(self, tmp_path: Path) -> None:
+        """From the file and from the TaskConfiguration's bytes; C7: also those of the interval."""
+        largest = 2**64 - 1
+        vdaf: dict[str, int | str] = {
+            "type": "sumvec",
+            "length": 2,
+            "max_measurement": largest,
+            "chunk_length": 8,
+        }
+        draft = _draft(
+            vdaf=vdaf,
+            time_precision=largest,
+            min_batch_size=largest,
+            task_interval=(largest, (largest - 1) * largest),
+        )
+        made = new_task(draft)
+        configuration = made.client.configuration
+        assert (configuration.time_precision, configuration.min_batch_size) == (largest, largest)
+        assert configuration.task_interval == Interval(1, largest - 1)
+        assert TaskConfiguration.decode(configuration.encode()) == configuration
+        for path in write_task_files(tmp_path, made):
+            assert read_task_file(path).configuration == configuration
 
     def test_c7_the_command_line_gives_texts(self) -> None:
         """A duration there is a text too; what is no number is refused."""
@@ -401,7 +424,9 @@ class TestRefusals:
             ("task_id", "7", "expected `str"),
             ("time_precision", "0", ">= 1"),
             ("min_batch_size", "0", ">= 1"),
-            ("min_batch_size", str(2**63), "<= 9223372036854775807"),
+            ("time_precision", str(2**64), "at most 2.64-1"),
+            ("min_batch_size", str(2**64), "at most 2.64-1"),
+            ("report_expiry_age", str(2**63), "<= 9223372036854775807"),
             ("batch_mode", '"time_interval"', "invalid enum value"),
             ("vdaf_verify_key", '"AAAA"', "it must have 32"),
             ("verification_key_id", "256", "<= 255"),
@@ -423,8 +448,18 @@ class TestRefusals:
             ),
             ("vdaf", '{ type = "count", length = 1 }', "`length`; count takes no parameters"),
             ("vdaf", '{ type = "sum", bits = 8 }', "unknown key `bits`; sum takes max_measurement"),
-            ("vdaf", '{ type = "sum", max_measurement = -1 }', "from 0 to 2.63-1"),
-            ("vdaf", '{ type = "sum", max_measurement = "9" }', "from 0 to 2.63-1"),
+            (
+                "vdaf",
+                f"{{ type = 'histogram', length = {2**63}, chunk_length = 1 }}",
+                "length must be a whole number from 1 to",
+            ),
+            (
+                "vdaf",
+                f"{{ type = 'sum', max_measurement = {2**64 - 1} }}",
+                "max_measurement must be a whole number from 1 to 18446744069414584320",
+            ),
+            ("vdaf", '{ type = "sum", max_measurement = -1 }', "from 0 to 2.64-1"),
+            ("vdaf", '{ type = "sum", max_measurement = "9" }', "from 0 to 2.64-1"),
             ("verify_key", '"AA"', r"unknown key `verify_key`; did you mean `vdaf_verify_key`\?"),
             ("favourite", '"AA"', "unknown key `favourite`; docs/tasks.md explains every key"),
         ],

@@ -15,14 +15,11 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from dapd.config import Scope
+from dapd.protocol.task import LAST_MOMENT
 from dapd.runtime.context import Context
 
 Q = TypeVar("Q", bound=msgspec.Struct)
 R = TypeVar("R", bound=msgspec.Struct)
-
-_LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999, in ms."""
-
 
 Document = Callable[[Context, dict[str, str]], Awaitable[tuple[int, list[tuple[str, str]], bytes]]]
 """Answers a GET, given the request's headers (names in lower case), with a status, headers and a
@@ -83,7 +80,7 @@ def rfc3339(milliseconds: int) -> Moment:
 
 def rfc3339_or_never(milliseconds: int | None) -> Moment | None:
     """Return a time as responses have it; ``None`` for never, or after the year 9999."""
-    if milliseconds is None or milliseconds > _LAST_MOMENT:
+    if milliseconds is None or milliseconds > LAST_MOMENT:
         return None
     return rfc3339(milliseconds)
 

@@ -107,14 +107,20 @@ def _json(result: Result) -> str:
 def _text(result: Result, configuration: TaskConfiguration) -> str:
     from dapd.vdaf import format_result
 
-    start, end = (
-        datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        for seconds in (result.start, result.start + result.duration)
-    )
+    start, end = _time(result.start), _time(result.start + result.duration)
     about = f"{count(result.report_count, 'report')} from {start} to {end}"
     if configuration.vdaf.kind == "histogram" and isinstance(result.value, list):
         return "\n".join([*bars(result.value), about])
     return f"{format_result(result.value)}\n{about}"
+
+
+def _time(seconds: int) -> str:
+    """Format a time in ISO 8601, or as seconds after the year 9999: a precision may be longer."""
+    try:
+        moment = datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} s"
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def bars(counts: list[int], width: int = _BAR_WIDTH) -> Iterator[str]:

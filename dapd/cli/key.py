@@ -211,16 +211,18 @@ def _sealed_to(datastore: Datastore, config_id: int) -> int:
 
 def _description(each: StoredKey, stored: list[StoredKey], times: KeyTimes) -> dict[str, Any]:
     from dapd.protocol.keys import next_of
+    from dapd.protocol.task import LAST_MOMENT
 
     names = {ids: name for name, ids in SUITES.items()}
     upcoming = next_of(each, stored, times)
+    at = upcoming.at
     return {
         "config_id": each.config_id,
         "suite": names.get(each.suite) or "/".join(f"0x{number:04x}" for number in each.suite),
         "state": each.state.value,
         "since": _date(each.changed_at),
         "next_state": upcoming.to.value,
-        "next_at": None if upcoming.at is None else _date(upcoming.at),
+        "next_at": None if at is None or at > LAST_MOMENT else _date(at),
     }
 
 

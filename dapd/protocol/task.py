@@ -17,8 +17,11 @@ from dapd.reports import ReportRules, TaskParameters
 from dapd.vdaf import Vdaf, make_vdaf
 
 MAX_INTEGER = 2**63 - 1
-"""The largest integer of a task: the largest that SQLite stores."""
-END_OF_TIME = 2**64 - 1
+"""The largest integer that SQLite stores; a TaskConfiguration is stored as bytes."""
+MAX_UINT64 = 2**64 - 1
+END_OF_TIME = MAX_UINT64
+LAST_MOMENT = 253_402_300_799_000
+"""The end of the year 9999 in ms: Python has no later dates."""
 
 _TIME_TO_COMMIT_MS = 10 * 60 * 1000
 """The time from making a job to its commit at the Helper, if nothing goes wrong, and the difference

@@ -15,7 +15,7 @@ from dapd.config.loading import read_toml
 from dapd.errors import UsageError
 from dapd.messages.common import TASK_ID_SIZE, BatchMode, HpkeConfig, b64url_encode
 from dapd.messages.task import TaskConfiguration, task_interval_extension
-from dapd.protocol.task import MAX_INTEGER
+from dapd.protocol.task import MAX_INTEGER, MAX_UINT64
 from dapd.taskfile import values
 from dapd.taskfile.values import Fault
 from dapd.wording import count
@@ -25,7 +25,8 @@ VERIFY_KEY_SIZE = 32
 HINT = "docs/tasks.md explains every key"
 _MODES = {"time-interval": BatchMode.TIME_INTERVAL, "leader-selected": BatchMode.LEADER_SELECTED}
 
-_Positive = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
+_Positive = Annotated[int, Meta(ge=1)]
+_Seconds = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 Age = int | Literal["never"] | None
 """``report_expiry_age`` of a file: seconds, never, or (``None``) the Aggregator's default."""
 
@@ -53,7 +54,7 @@ class TaskDraft(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, o
     collector_auth_token: str | None = None
     collector_hpke_config: str | None = None
     collector_hpke_private_key: str | None = None
-    report_expiry_age: _Positive | Literal["never"] | None = None
+    report_expiry_age: _Seconds | Literal["never"] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +247,9 @@ def _configuration(draft: TaskDraft) -> TaskConfiguration:
     task_info = values.bytes_of("task_info", draft.task_info)
     if not 1 <= len(task_info) <= 255:  # B7
         raise Fault("task_info", f"has {count(len(task_info), 'byte')}; it must have 1 to 255")
+    for key in ("time_precision", "min_batch_size"):
+        if getattr(draft, key) > MAX_UINT64:  # msgspec itself can't check bounds beyond 2^63-1
+            raise Fault(key, f"is {getattr(draft, key)}; it must be at most 2^64-1")
     leader, helper = draft.leader_aggregator_endpoint, draft.helper_aggregator_endpoint
     return TaskConfiguration(
         task_info=task_info,

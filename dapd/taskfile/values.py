@@ -20,7 +20,7 @@ from dapd.crypto import HpkeKeypair, hpke_seal, hpke_supported
 from dapd.errors import DecodeError, UsageError, printable
 from dapd.messages.common import HpkeConfig, Interval, b64url_decode, b64url_encode
 from dapd.messages.task import VdafConfiguration
-from dapd.protocol.task import MAX_INTEGER
+from dapd.protocol.task import END_OF_TIME, MAX_UINT64
 from dapd.vdaf import KINDS, make_config
 from dapd.wording import count
 
@@ -135,8 +135,8 @@ def vdaf_of(table: Mapping[str, int | str], *, complete: bool) -> VdafConfigurat
             continue
         if name not in known:
             raise Fault("vdaf", unknown_key(name, known, _parameters_of(kind, known)))
-        if not isinstance(value, int) or not 0 <= value <= MAX_INTEGER:
-            raise Fault("vdaf", f"{name} is {value!r}; it must be a number from 0 to 2^63-1")
+        if not isinstance(value, int) or not 0 <= value <= MAX_UINT64:
+            raise Fault("vdaf", f"{name} is {value!r}; it must be a number from 0 to 2^64-1")
         numbers[name] = value
     if complete and (absent := [name for name in known if name not in numbers]):
         raise Fault("vdaf", f"without {absent[0]}; copy the line from another party's file")
@@ -196,8 +196,8 @@ def parse_interval(start: Any, duration: Any, precision: int) -> Interval:
         duration = _moment(duration)
     if isinstance(duration, bool) or not isinstance(duration, int) or duration < 1 or start < 0:
         raise ValueError("not an interval; give a start from 0 and a duration from 1, in seconds")
-    if start + duration > MAX_INTEGER:
-        raise ValueError("the interval ends after 2^63-1 seconds; shorten it")
+    if start + duration > END_OF_TIME * precision:
+        raise ValueError("the interval ends after 2^64-1 time precisions; shorten it")
     if start % precision or duration % precision:
         raise ValueError(
             f"start {start} and duration {duration} must be multiples of time_precision, "

@@ -20,7 +20,7 @@ from dapd.datastore import tasks as task_table
 from dapd.datastore.helper_jobs import JobKey
 from dapd.datastore.safe_clock import StoredClock
 from dapd.protocol.keys import MANDATORY_SUITE
-from dapd.protocol.task import TaskSettings
+from dapd.protocol.task import MAX_INTEGER, TaskSettings
 from tests.build import (
     NOW,
     SEALING_KEY,
@@ -144,6 +144,16 @@ def test_f1_list_says_that_reports_which_never_expire_keep_every_key(
     said = run("list")[1]
     assert "kept for ever" in said
     assert f"reports of task {task.id_text} never expire" in said
+    assert listed(run)[0]["next_at"] is None
+
+
+def test_f1_list_shows_no_date_for_what_comes_after_all_dates(run: Run, config: Path) -> None:
+    """Reports that expire after the year 9999 keep a key until then."""
+    run("add", "--active")
+    run("add", "--active")
+    task = task_pair(settings=TaskSettings(report_expiry_age=MAX_INTEGER)).helper
+    in_datastore(config, lambda store: store.run_sync(task_table.insert, task, SEALER))
+    assert "kept for ever" in run("list")[1]
     assert listed(run)[0]["next_at"] is None
 
 

@@ -22,10 +22,10 @@ def test_what_a_restore_has_closed_is_said_at_once_and_of_tasks_added_later(
     config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """D6: the file may have forgotten reports of every task, also of one that it does not know."""
-    for name in ("known", "new"):
+    for name, precision in (("known", 86_400), ("new", 86_400), ("coarse", 2**64 - 1)):
         typed(
             capsys, "task", "new", "--vdaf", "count", "--batch-mode", "time-interval",
-            "--time-precision", 86_400, "--min-batch-size", 2, "--leader", "https://leader.example/",
+            "--time-precision", precision, "--min-batch-size", 2, "--leader", "https://leader.example/",
             "--helper", "https://helper.example/", "--out", tmp_path / name,
         )  # fmt: skip
     added = typed(capsys, "--config", config, "task", "add", tmp_path / "known/leader.toml")
@@ -39,3 +39,5 @@ def test_what_a_restore_has_closed_is_said_at_once_and_of_tasks_added_later(
     assert line.endswith(" are dropped")
     added = typed(capsys, "--config", config, "task", "add", tmp_path / "new/leader.toml")
     assert "This database was restored: reports until " in added
+    added = typed(capsys, "--config", config, "task", "add", tmp_path / "coarse/leader.toml")
+    assert "This database was restored: reports until 9999-12-31 " in added

@@ -90,6 +90,7 @@ async def collecting(
     named: Callable[[str], str] = str,
     *,
     on_delete: Callable[[], None] = lambda: None,
+    **keys: object,
 ) -> Peer:
     def script(request: Request) -> bytes:
         if request.method == "DELETE":
@@ -98,7 +99,7 @@ async def collecting(
         return Batch().answer(files.collector, request.body)
 
     peer = Peer(script)
-    files = make_task(named(await peer.serve(nursery)), batch_mode=mode)
+    files = make_task(named(await peer.serve(nursery)), batch_mode=mode, **keys)
     write_task_files(tmp_path, files)
     return peer
 
@@ -117,6 +118,18 @@ async def test_collect_draws_a_histogram(
         "3 6 " + "█" * 50,
         "10 reports from 1970-01-01T01:06:40Z to 1970-01-01T01:10:00Z",
     ]
+
+
+async def test_collect_shows_times_for_which_there_is_no_date(
+    nursery: trio.Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A time precision may be longer than 9999 years."""
+    precision = 2**60
+    await collecting(nursery, tmp_path, "time-interval", time_precision=precision)
+    interval = ("--interval", str(36 * precision), str(36 * precision))
+    assert await run("collect", "--task", tmp_path / "collector.toml", *interval) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == f"10 reports from {40 * precision} s to {42 * precision} s"
 
 
 async def test_a8_next_batch_prints_before_the_leader_may_forget(

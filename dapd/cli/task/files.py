@@ -151,7 +151,7 @@ def add(
     """
     from dapd.commits.tasks import add_task
     from dapd.datastore import tasks
-    from dapd.protocol.task import TaskSettings
+    from dapd.protocol.task import LAST_MOMENT, TaskSettings
     from dapd.taskfile import aggregator_task, local_settings, refuse_unsafe
 
     read = _read(file)
@@ -178,7 +178,8 @@ def add(
         )
     click.echo(f"TaskConfiguration SHA-256 {digest(task)}")
     click.echo("Compare this hash with the other operator's: if it differs, every report fails.")
-    quarantined = datetime.fromtimestamp(task.ms_of(stored.marks[1]) // 1000, UTC)
+    mark = min(task.ms_of(stored.marks[1]), LAST_MOMENT)
+    quarantined = datetime.fromtimestamp(mark // 1000, UTC)
     if quarantined > datetime.now(UTC):
         click.echo(f"This database was restored: reports until {moment(quarantined)} are dropped.")
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from dapd.datastore.tasks import SealedTask
     from dapd.protocol.task import Task
 
-_LAST_MOMENT = 253_402_300_799_000
-"""The end of the year 9999 in ms: later moments are shown as never."""
 _EMPTY = {"report_expiry_age": "never", "helper_mode": "default"}
 
 
@@ -127,8 +125,10 @@ def _uncollected(standing: TaskStanding) -> dict[str, Any]:
 
 
 def _moment(ms: int | None) -> str | None:
-    """Return a time in ISO 8601 and UTC; ``None`` for never."""
-    if not ms or ms > _LAST_MOMENT:
+    """Return a time in ISO 8601 and UTC; ``None`` for never, or after the year 9999."""
+    from dapd.protocol.task import LAST_MOMENT
+
+    if not ms or ms > LAST_MOMENT:
         return None
     return datetime.fromtimestamp(ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
