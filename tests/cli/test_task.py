@@ -125,6 +125,18 @@ def test_a_tasks_life_as_the_commands_tell_it(new: Callable[..., Path], run: Run
     assert "still being deleted" in refusal(run("add", file))
 
 
+@pytest.mark.parametrize("option", ["--batch-target-size", "--report-expiry-age"])
+def test_a_setting_that_sqlite_cannot_store_is_refused(
+    new: Callable[..., Path], run: Run, option: str
+) -> None:
+    """The refusal is one line and changes nothing; 2^63-1 is accepted."""
+    run("add", new() / "leader.toml")
+    before = only(run)
+    assert "at most 2^63-1" in refusal(run("set", before["task_id"], option, 2**63))
+    assert only(run) == before
+    ok(run("set", before["task_id"], option, 2**63 - 1))
+
+
 def test_a_tombstone_is_shown_when_asked_for(
     new: Callable[..., Path], run: Run, config: Path
 ) -> None:

@@ -64,6 +64,7 @@ def set_task(
       dapd task set 6Xf --report-expiry-age 1209600
     """
     from dapd.datastore import tasks
+    from dapd.protocol.task import MAX_INTEGER
 
     if reports_never_expire:
         refuse_both(report_expiry_age)
@@ -77,6 +78,8 @@ def set_task(
             settings = replace(settings, batch_target_size=batch_target_size or None)
         if report_expiry_age is not None or reports_never_expire:
             settings = replace(settings, report_expiry_age=report_expiry_age)
+        if max(settings.batch_target_size or 0, settings.report_expiry_age or 0) > MAX_INTEGER:
+            raise UsageError("a size or an age is at most 2^63-1, as SQLite stores it; lower it")
         if settings == found.settings:
             raise UsageError("nothing to change; `dapd task set --help` lists the options")
         datastore.run_sync(tasks.set_settings, found.task_pk, settings)
