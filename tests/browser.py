@@ -1,4 +1,4 @@
-"""Headless Chromium in the hands of a test, by its DevTools protocol over a pipe.
+"""Headless Chromium driven by its DevTools protocol over a pipe.
 
 Nothing is polled: what a page says and that it has loaded are events. Needs Debian's ``chromium``.
 """

@@ -15,8 +15,9 @@ from dapd.errors import UsageError
 from dapd.http import Patience
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
 from dapd.taskfile import TaskFiles, write_task_files
-from tests.parties import NOW, SUITE, Aggregators, beyond_loopback, make_task
-from tests.peer import Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_aggregators import NOW, ScriptedAggregators, beyond_loopback, make_task
+from tests.task_pair import X25519
 
 QUICK = Patience(attempts=3, minimum=0.001, maximum=0.001)
 URN = "urn:ietf:params:ppm:dap:error:"
@@ -28,7 +29,7 @@ def client(files: TaskFiles, **options: object) -> Client:
 
 async def test_measurements_arrive_in_batches(nursery: trio.Nursery) -> None:
     """Each request has at most ``batch_size`` reports; the Leader opens them all."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     done: list[int] = []
     async with client(files, batch_size=2) as uploader:
@@ -40,7 +41,7 @@ async def test_measurements_arrive_in_batches(nursery: trio.Nursery) -> None:
 
 async def test_a_task_file_is_enough(nursery: trio.Nursery, tmp_path: Path) -> None:
     """A program names the file and uploads."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     write_task_files(tmp_path, await aggregators.serve(nursery))
     async with Client(tmp_path / "client.toml", clock=lambda: NOW) as uploader:
         assert (await uploader.upload([1])).accepted == 1
@@ -48,7 +49,7 @@ async def test_a_task_file_is_enough(nursery: trio.Nursery, tmp_path: Path) -> N
 
 async def test_a_rejected_report_is_a_value(nursery: trio.Nursery) -> None:
     """It has the measurement's index, also in a later batch, and the draft's name of the error."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     async with client(files, batch_size=2) as uploader:
         result = await uploader.upload([0, 1, 2], time=NOW + 100)
@@ -66,33 +67,33 @@ async def test_a_rejected_report_is_a_value(nursery: trio.Nursery) -> None:
 async def test_d7_a_replay_of_the_same_bytes_counts_as_delivered(nursery: trio.Nursery) -> None:
     """The Leader's answer is lost after its commit; the retry sends the identical bytes."""
     lost = iter([b""])
-    aggregators = Aggregators(
+    aggregators = ScriptedAggregators(
         lambda request: next(lost, None) if request.method == "POST" else None
     )
     files = await aggregators.serve(nursery)
     async with client(files) as uploader:
         assert await uploader.upload([0, 1]) == Uploaded(2, ())
-    first, second = (r.body for r in aggregators.peer.requests if r.method == "POST")
+    first, second = (r.body for r in aggregators.server.requests if r.method == "POST")
     assert first == second
     assert aggregators.accepted == 2
 
 
 async def test_d7_after_outdated_config_reports_are_made_anew(nursery: trio.Nursery) -> None:
     """The Leader changed its key: fresh configurations, fresh report ids, one more attempt."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     async with client(files) as uploader:
         await uploader.upload([0])
-        aggregators.leader_keys = [HpkeKeypair.generate(2, *SUITE)]
+        aggregators.leader_keys = [HpkeKeypair.generate(2, *X25519)]
         assert await uploader.upload([1, 2]) == Uploaded(2, ())
-    before, after = (r.body for r in aggregators.peer.requests[-4:] if r.method == "POST")
+    before, after = (r.body for r in aggregators.server.requests[-4:] if r.method == "POST")
     assert before[:16] != after[:16]
     assert aggregators.targets()[-4:] == ["reports", "hpke_config", "hpke_config", "reports"]
 
 
 async def test_outdated_config_twice_is_final(nursery: trio.Nursery) -> None:
     """A Leader that publishes a key it doesn't have is asked once more, not for ever."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     stale = aggregators.leader_keys[0].config
 
@@ -102,7 +103,7 @@ async def test_outdated_config_twice_is_final(nursery: trio.Nursery) -> None:
         return answer(200, listed(stale), Content_Type=MediaType.HPKE_CONFIG_LIST)
 
     aggregators.disturb = publish_stale
-    aggregators.leader_keys = [HpkeKeypair.generate(2, *SUITE)]
+    aggregators.leader_keys = [HpkeKeypair.generate(2, *X25519)]
     async with client(files) as uploader:
         assert (await uploader.upload([1, 2])).rejected == (Rejection(0, 11), Rejection(1, 11))
     assert aggregators.targets().count("reports") == 2
@@ -112,7 +113,7 @@ async def test_configurations_are_fetched_once_and_again_when_stale(
     nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     """Cache-Control says for how long; concurrent uploads share one fetch."""
-    aggregators = Aggregators(cache_control="max-age=60")
+    aggregators = ScriptedAggregators(cache_control="max-age=60")
     files = await aggregators.serve(nursery)
     async with client(files) as uploader:
         async with trio.open_nursery() as uploads:
@@ -126,7 +127,7 @@ async def test_configurations_are_fetched_once_and_again_when_stale(
 
 async def test_a_leader_out_of_reach_is_one_clear_error(nursery: trio.Nursery) -> None:
     """After its patience the client says so, and what had been delivered before."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     async with client(files, batch_size=2) as uploader:
         await uploader.upload([0])
@@ -135,7 +136,7 @@ async def test_a_leader_out_of_reach_is_one_clear_error(nursery: trio.Nursery) -
         with pytest.raises(UploadFailed, match="HTTP 503: later; try again later") as error:
             await uploader.upload([0, 1, 2])
     assert error.value.delivered == Uploaded(2, ())
-    assert len(aggregators.peer.requests) == 3 + 1 + QUICK.attempts
+    assert len(aggregators.server.requests) == 3 + 1 + QUICK.attempts
 
 
 @pytest.mark.parametrize(
@@ -168,7 +169,7 @@ async def test_a_refusal_says_what_to_do(
     nursery: trio.Nursery, reply: bytes, message: str, type_: str | None
 ) -> None:
     """A refusal of the whole request is not repeated."""
-    aggregators = Aggregators(lambda request: reply if request.method == "POST" else None)
+    aggregators = ScriptedAggregators(lambda request: reply if request.method == "POST" else None)
     files = await aggregators.serve(nursery)
     async with client(files) as uploader:
         with pytest.raises(UploadFailed, match=message) as error:
@@ -183,7 +184,7 @@ def listed(*configs: tuple[int, int, int, int, bytes]) -> bytes:
 
 async def test_an_unsupported_suite_is_passed_over(nursery: trio.Nursery) -> None:
     """The first configuration that is supported here is used."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     unknown = (7, 0x7777, 1, 1, b"key")
     lists = iter([listed(unknown, aggregators.leader_keys[0].config), listed(unknown), b"\0\0"])
@@ -207,8 +208,8 @@ async def test_an_unsupported_suite_is_passed_over(nursery: trio.Nursery) -> Non
 @pytest.mark.parametrize(
     "key",
     [
-        (SUITE, bytes(31)),
-        (SUITE, bytes(32)),
+        (X25519, bytes(31)),
+        (X25519, bytes(32)),
         ((0x0010, 0x0001, 0x0001), b"\4" + bytes(64)),
     ],
     ids=["short", "of small order", "not on the curve"],
@@ -217,7 +218,7 @@ async def test_an_invalid_key_is_passed_over(
     nursery: trio.Nursery, key: tuple[tuple[int, int, int], bytes]
 ) -> None:
     """The Client uses the next configuration, as it does after an unsupported suite."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     suite, public = key
     invalid = (7, *suite, public)
@@ -238,9 +239,9 @@ async def test_an_invalid_key_is_passed_over(
 
 async def test_a_list_with_an_id_twice_is_refused(nursery: trio.Nursery) -> None:
     """The Leader could not tell the keys apart, so the Client uploads nothing."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
-    aggregators.leader_keys += [HpkeKeypair.generate(1, *SUITE)]
+    aggregators.leader_keys += [HpkeKeypair.generate(1, *X25519)]
     async with client(files) as uploader:
         with pytest.raises(
             UploadFailed, match=r"HpkeConfigList .*: a second HpkeConfig .* id 1 at"
@@ -251,7 +252,7 @@ async def test_a_list_with_an_id_twice_is_refused(nursery: trio.Nursery) -> None
 
 async def test_a_measurement_that_cannot_be_encoded_is_named(nursery: trio.Nursery) -> None:
     """The batches before it have arrived, its own was not sent."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     files = await aggregators.serve(nursery)
     async with client(files, batch_size=2) as uploader:
         with pytest.raises(ValueError, match=r"counted from measurement 2"):
@@ -264,16 +265,16 @@ async def test_b7_nothing_is_sent_over_http_beyond_loopback(
     nursery: trio.Nursery, party: str
 ) -> None:
     """Unless permitted: an attacker could replace both HPKE keys and read every measurement."""
-    aggregators = Aggregators()
+    aggregators = ScriptedAggregators()
     await aggregators.serve(nursery)
-    url = aggregators.peer.url
+    url = aggregators.server.url
     ends = {"leader": f"{url}/leader/", "helper": f"{url}/helper"}
     ends[party] = beyond_loopback(ends[party])
     keys = {f"{name}_aggregator_endpoint": end for name, end in ends.items()}
     files = aggregators.files = make_task(url, **keys)
     with pytest.raises(UsageError, match=rf"^{party}_aggr.* https://, or .*allow_insecure_http"):
         client(files)
-    assert not aggregators.peer.requests
+    assert not aggregators.server.requests
     async with client(files, allow_insecure_http=True) as uploader:
         assert await uploader.upload([0]) == Uploaded(1, ())
 

@@ -20,8 +20,9 @@ from dapd.messages.collection import AggregateShareAad, CollectionJobReq, Collec
 from dapd.messages.common import BatchMode, HpkeCiphertext, Interval, MediaType, Role
 from dapd.taskfile import CollectorTask, TaskFiles, write_task_files
 from dapd.vdaf import make_vdaf, merge
-from tests.parties import beyond_loopback, make_task
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_aggregators import beyond_loopback, make_task
+from tests.scripted_server import ScriptedServer
 
 QUICK = Patience(attempts=3, minimum=0.001, maximum=0.001)
 COUNTS = [3, 0, 1, 6]
@@ -67,8 +68,8 @@ class Batch:
 
 async def leader(
     nursery: trio.Nursery, script: Callable[[Request, TaskFiles], bytes], **keys: object
-) -> tuple[Peer, TaskFiles]:
-    peer = Peer(lambda request: script(request, files))
+) -> tuple[ScriptedServer, TaskFiles]:
+    peer = ScriptedServer(lambda request: script(request, files))
     files = make_task(await peer.serve(nursery), **keys)
     return peer, files
 

@@ -20,7 +20,8 @@ from dapd.http import (
 )
 from dapd.http.fields import message_of, parse_retry_after, usable_location
 from dapd.messages.common import MediaType
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
 
 JOB = MediaType.AGGREGATION_JOB_INIT_REQ
 RESP = MediaType.AGGREGATION_JOB_RESP
@@ -33,8 +34,10 @@ async def http() -> AsyncIterator[DapHttp]:
         yield client
 
 
-async def created(http: DapHttp, nursery: trio.Nursery, reply: bytes) -> tuple[Outcome, Peer]:
-    peer = Peer(lambda _: reply)
+async def created(
+    http: DapHttp, nursery: trio.Nursery, reply: bytes
+) -> tuple[Outcome, ScriptedServer]:
+    peer = ScriptedServer(lambda _: reply)
     url = await peer.serve(nursery)
     return await http.create(f"{url}/x/tasks/t/aggregation_jobs", b"body", JOB, "secret"), peer
 
@@ -107,7 +110,9 @@ async def test_a5_a_poll_goes_on_whatever_its_location_says(
     http: DapHttp, nursery: trio.Nursery
 ) -> None:
     """The resource is at the URL that was polled."""
-    peer = Peer(lambda _: answer(200, Location="https://elsewhere.example/job", Retry_After="7"))
+    peer = ScriptedServer(
+        lambda _: answer(200, Location="https://elsewhere.example/job", Retry_After="7")
+    )
     job = f"{await peer.serve(nursery)}/job"
     assert await http.poll(job, "t", MediaType.AGGREGATE_SHARE) == Processing(job, 7.0)
 
@@ -116,7 +121,7 @@ async def test_a5_a_location_of_another_scheme_keeps_that_of_the_request(
     http: DapHttp, nursery: trio.Nursery
 ) -> None:
     """A server behind a TLS proxy writes ``http://``; and the reverse."""
-    peer = Peer(lambda r: answer(Location=f"https://{r.headers['host']}/job?step=0"))
+    peer = ScriptedServer(lambda r: answer(Location=f"https://{r.headers['host']}/job?step=0"))
     url = await peer.serve(nursery)
     assert await http.create(url, b"", JOB, "secret") == Processing(f"{url}/job?step=0")
 
@@ -146,7 +151,7 @@ def test_a5_only_the_scheme_of_a_location_may_differ(
 
 async def test_a5_user_info_in_a_location_is_unknown(http: DapHttp, nursery: trio.Nursery) -> None:
     """It would replace the bearer token by a Basic one."""
-    peer = Peer(lambda r: answer(Location=f"http://eve:x@{r.headers['host']}/job"))
+    peer = ScriptedServer(lambda r: answer(Location=f"http://eve:x@{r.headers['host']}/job"))
     url = await peer.serve(nursery)
     assert isinstance(await http.create(url, b"", JOB, "secret"), Unknown)
 
@@ -155,7 +160,7 @@ async def test_a5_a_get_carries_step_where_asked_and_delete_never(
     http: DapHttp, nursery: trio.Nursery
 ) -> None:
     """The Location's own ``step`` is replaced, other parameters stay as they are."""
-    peer = Peer(lambda _: answer(200))
+    peer = ScriptedServer(lambda _: answer(200))
     job = f"{await peer.serve(nursery)}/job?x=%2F&step=5"
     assert await http.poll(job, "t", RESP, step=0) == Processing(f"{peer.url}/job?x=%2F&step=0")
     await http.poll(job, "t", MediaType.AGGREGATE_SHARE)
@@ -266,13 +271,13 @@ async def test_a5_a_redirect_to_another_origin_is_not_followed(
     http: DapHttp, nursery: trio.Nursery, status: int
 ) -> None:
     """Neither the body nor the token goes to the other origin, nor by another scheme."""
-    elsewhere = Peer(lambda _: answer(200))
+    elsewhere = ScriptedServer(lambda _: answer(200))
     for place in (f"{await elsewhere.serve(nursery)}/job", "https://{host}/job"):
 
         def redirect(request: Request, place: str = place) -> bytes:
             return answer(status, Location=place.format(host=request.headers["host"]))
 
-        peer = Peer(redirect)
+        peer = ScriptedServer(redirect)
         outcome = await http.create(await peer.serve(nursery), b"body", JOB, "secret")
         assert isinstance(outcome, Unknown)
         assert f"HTTP {status}: redirected to {place[:8]}" in outcome.reason
@@ -303,7 +308,7 @@ async def test_a5_a_redirect_within_the_origin_is_followed(
             return answer(status, b"moved", Location=f"{peer.url}/other/dap#part")
         return answer(201, Location="job")
 
-    peer = Peer(script)
+    peer = ScriptedServer(script)
     url = await peer.serve(nursery)
     assert await http.create(f"{url}/dap", b"body", JOB, "secret") == Processing(f"{url}/other/job")
     assert await http.delete(f"{url}/dap", "secret") == Ready(b"")
@@ -429,7 +434,7 @@ async def test_a_compressed_answer_is_unknown(http: DapHttp, nursery: trio.Nurse
 
 async def test_an_empty_upload_answer_is_ready(http: DapHttp, nursery: trio.Nursery) -> None:
     """All reports accepted: there is nothing to poll."""
-    peer = Peer(lambda _: answer(200))
+    peer = ScriptedServer(lambda _: answer(200))
     assert await http.upload(await peer.serve(nursery), b"reports") == Ready(b"")
     assert "authorization" not in peer.requests[0].headers
 
@@ -453,7 +458,7 @@ async def test_cache_control_is_kept(
         "Content_Type": MediaType.HPKE_CONFIG_LIST,
         "Cache_Control": cache_control,
     }
-    peer = Peer(lambda _: answer(200, b"list", **headers))
+    peer = ScriptedServer(lambda _: answer(200, b"list", **headers))
     outcome = await http.get(await peer.serve(nursery), MediaType.HPKE_CONFIG_LIST)
     assert outcome == Ready(b"list", max_age=max_age)
 
@@ -462,7 +467,7 @@ async def test_connections_are_kept_and_cookies_are_not(
     http: DapHttp, nursery: trio.Nursery
 ) -> None:
     """One connection serves many requests; a server can't mark a client."""
-    peer = Peer(lambda _: answer(200, Set_Cookie="id=7"))
+    peer = ScriptedServer(lambda _: answer(200, Set_Cookie="id=7"))
     url = await peer.serve(nursery)
     for _ in range(3):
         await http.upload(url, b"reports")
@@ -475,7 +480,7 @@ async def test_d4_every_call_ends_as_a_value(
     http: DapHttp, nursery: trio.Nursery, method: str
 ) -> None:
     """A cut connection raises from none of them."""
-    peer = Peer(lambda _: b"")
+    peer = ScriptedServer(lambda _: b"")
     url = await peer.serve(nursery)
     calls: dict[str, Callable[[], object]] = {
         "create": lambda: http.create(url, b"", JOB, "t"),
@@ -499,7 +504,7 @@ async def test_d6_each_answers_date_is_told_with_its_origin(nursery: trio.Nurser
         answer(200, Date="soon"),
     ]
     told: list[tuple[str, int]] = []
-    peer = Peer(lambda _: replies[len(peer.requests) - 1])
+    peer = ScriptedServer(lambda _: replies[len(peer.requests) - 1])
     url = await peer.serve(nursery)
     async with DapHttp(
         timeout=60, on_request=lambda: lambda origin, ms: told.append((origin, ms))
@@ -521,7 +526,7 @@ async def test_d6_a_request_is_told_before_it_is_sent(nursery: trio.Nursery) -> 
         told.append("asked")
         return lambda _, __: told.append("answered")
 
-    url = await Peer(script).serve(nursery)
+    url = await ScriptedServer(script).serve(nursery)
     async with DapHttp(on_request=on_request) as client:
         await client.get(f"{url}/dap/hpke_config", MediaType.HPKE_CONFIG_LIST)
     assert told == ["asked", "dated", "answered"]

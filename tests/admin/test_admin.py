@@ -21,7 +21,7 @@ from dapd.errors import DatastoreError, UsageError
 from dapd.server.sockets import unix_listener
 from dapd.telemetry import logs
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import hand_pair
+from tests.pair_harness import open_pair
 
 ACCEPT = "/api/v1/clock/accept"
 JSON = {"Content-Type": "application/json"}
@@ -30,7 +30,7 @@ JSON = {"Content-Type": "application/json"}
 @asynccontextmanager
 async def leader_of(directory: Path) -> AsyncIterator[tuple[Aggregator, httpx2.AsyncClient]]:
     """Run a Leader, with a client on its admin socket."""
-    async with hand_pair(directory) as (pair, _):
+    async with open_pair(directory) as (pair, _):
         transport = httpx2.AsyncHTTPTransport(uds=str(pair.leader.context.config.admin_socket))
         async with httpx2.AsyncClient(transport=transport, base_url="http://dapd") as client:
             yield pair.leader, client

@@ -17,7 +17,7 @@ from dapd.errors import UsageError
 from dapd.http import Refused
 from dapd.messages.common import BatchMode
 from dapd.protocol.states import CollectionState, HelperJobState, LeaderJobState, RangeState
-from tests.collecting import NEXT_BATCH
+from tests.database_pair import NEXT_BATCH
 from tests.server.test_collection_jobs import served
 
 
@@ -31,7 +31,7 @@ async def test_a_waiting_collection_shows_what_it_counts(tmp_path: Path, mode: B
         (listed,) = (await operations.list_jobs(it.context, JobsRequest())).jobs
         assert (listed.kind, listed.id) == ("collection", location.rpartition("/")[2])
         shown = await operations.show(it.context, JobRequest(listed.job))
-        needed = it.who.leader.configuration.min_batch_size
+        needed = it.databases.leader.configuration.min_batch_size
         assert shown.progress == Progress(0, 0, 0, needed)
         assert shown.job.state == "waiting"
 

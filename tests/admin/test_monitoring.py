@@ -15,7 +15,7 @@ from dapd.admin.monitoring import healthy, ready
 from dapd.config import Disk
 from dapd.errors import Abort, DatastoreError
 from dapd.runtime.context import Context
-from tests.build import make_config, open_context
+from tests.contexts import make_config, open_context
 
 
 class Looks:

@@ -25,7 +25,7 @@ from dapd.messages.common import b64url_encode
 from dapd.runtime.history import POINTS, History, TaskHistory
 from dapd.testing import Pair
 from dapd.upkeep.history import take
-from tests.paths.hands import Hands, hand_pair, until_down
+from tests.pair_harness import TaskHarness, open_pair, until_down
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 CSP = "Content-Security-Policy"
@@ -36,7 +36,7 @@ CALM = {"leader": {"retry_min": 60, "retry_max": 60}}
 @asynccontextmanager
 async def shown(directory: Path) -> AsyncIterator[tuple[Pair, DapHttp, httpx2.AsyncClient]]:
     """Run a pair without a task, with a DAP client and one on the Leader's admin socket."""
-    async with hand_pair(directory, leader=CALM) as (pair, http):
+    async with open_pair(directory, leader=CALM) as (pair, http):
         transport = httpx2.AsyncHTTPTransport(uds=str(pair.leader.context.config.admin_socket))
         async with httpx2.AsyncClient(transport=transport, base_url="http://dapd") as client:
             yield pair, http, client
@@ -175,7 +175,7 @@ async def test_tasks_have_counts_rates_and_the_last_hour(tmp_path: Path) -> None
         for context in (leader, helper):
             await take(context)
         task = await pair.new_task(task_info=b64url_encode(b"Schlaf & Traum"))
-        hands = Hands(task, http)
+        hands = TaskHarness(task, http)
         reports = hands.seal([1] * 5, "once")
         await hands.upload(reports)
         await hands.upload(reports[:2])
@@ -204,7 +204,7 @@ async def test_tasks_have_counts_rates_and_the_last_hour(tmp_path: Path) -> None
 async def test_jobs_that_wait_say_why_and_peers_how_they_are(tmp_path: Path) -> None:
     """The Helper is down: the page shows what waits, since when, and the remedy."""
     async with shown(tmp_path) as (pair, http, client):
-        hands = Hands(await pair.new_task(), http)
+        hands = TaskHarness(await pair.new_task(), http)
         reports = hands.seal([1] * 3, "waits")
         await pair.helper.stop()
         await hands.upload(reports)

@@ -20,7 +20,7 @@ from dapd.runtime.history import POINTS
 from dapd.testing import Pair
 from dapd.upkeep.history import take
 from tests.browser import CHROMIUM, Browser, open_browser
-from tests.paths.hands import Hands, hand_pair, until_down
+from tests.pair_harness import TaskHarness, open_pair, until_down
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, as Debian packages it")
 
@@ -80,13 +80,13 @@ SEEN = 'document.querySelector("main").innerText'
 @asynccontextmanager
 async def shown(directory: Path) -> AsyncIterator[tuple[Pair, Browser]]:
     """Serve a busy Leader's page: tasks, waiting jobs, a peer that is down, an hour of numbers."""
-    async with hand_pair(directory, leader=WITH_PAGE) as (pair, http):
+    async with open_pair(directory, leader=WITH_PAGE) as (pair, http):
         context = pair.leader.context
         tasks = [
             await pair.new_task(task_info=b64url_encode(info.encode()))
             for info in ("Sleep survey", LONG, "<script>alert(1)</script>")
         ]
-        hands = [Hands(task, http) for task in tasks]
+        hands = [TaskHarness(task, http) for task in tasks]
         reports = [each.seal([1] * 3, each.id_text) for each in hands]
         await pair.helper.stop()
         for each, sealed in zip(hands, reports, strict=True):

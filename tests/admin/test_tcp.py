@@ -21,7 +21,7 @@ from dapd.http import trusting
 from dapd.messages.common import b64url_encode
 from dapd.process import reload
 from tests.certificates import Authority
-from tests.filed import daemon, write
+from tests.daemon_from_file import running_daemon, write_config
 
 READ, OPERATE, REVOKED = "read-token", "operate-token", "revoked-token"
 ACCEPT = "/api/v1/clock/accept"
@@ -52,7 +52,7 @@ async def on_loopback(directory: Path, more: str = "") -> AsyncIterator[httpx2.A
     """Run a daemon with a listener on loopback, and a client on it."""
     text = f'[admin]\nlisten = "127.0.0.1:0"\n{more}'
     async with (
-        daemon(write(directory, text)) as running,
+        running_daemon(write_config(directory, text)) as running,
         httpx2.AsyncClient(base_url=f"http://127.0.0.1:{running.admin_port}") as client,
     ):
         yield client
@@ -64,7 +64,7 @@ async def beyond(directory: Path) -> AsyncIterator[tuple[Daemon, Authority, http
     authority = Authority(directory / "tls").issue()
     tokens = line("read", READ), line("operate", OPERATE)
     async with (
-        daemon(write(directory, remote(authority, *tokens))) as running,
+        running_daemon(write_config(directory, remote(authority, *tokens))) as running,
         httpx2.AsyncClient(
             base_url=f"https://127.0.0.1:{running.admin_port}", verify=trusting(authority.file)
         ) as client,
@@ -342,7 +342,7 @@ async def test_an_address_that_is_taken_stops_the_start(tmp_path: Path) -> None:
             pytest.RaisesExc(UsageError, match=r"\[admin\] listen = .* another program"),
             flatten_subgroups=True,
         ):
-            async with daemon(write(other, text)):
+            async with running_daemon(write_config(other, text)):
                 pass
 
 
@@ -352,11 +352,11 @@ async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path:
         context, port = running.context, running.admin_port
         assert port is not None
         assert (await client.get("/metrics", headers=bearer(READ))).status_code == 200
-        write(tmp_path, remote(authority, line("operate", OPERATE)))
+        write_config(tmp_path, remote(authority, line("operate", OPERATE)))
         assert (await reload.reload(context)).applied == ("admin.tokens",)
         assert is_problem(await client.get("/metrics", headers=bearer(READ)), 401)
         assert (await client.get("/metrics", headers=bearer(OPERATE))).status_code == 200
-        write(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')
+        write_config(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')
         done = await reload.reload(context)
         assert done.restart == ("admin.listen",)
         asked = (
@@ -370,8 +370,10 @@ async def test_a_reload_takes_a_token_and_the_certificate_away_at_once(tmp_path:
 async def test_what_moves_away_from_loopback_has_no_tls_before_the_restart(tmp_path: Path) -> None:
     """Else scrapers would get nothing between the reload and the restart."""
     authority = Authority(tmp_path / "tls").issue()
-    async with daemon(write(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')) as running:
-        write(tmp_path, remote(authority, line("read", READ)))
+    async with running_daemon(
+        write_config(tmp_path, '[admin]\nlisten = "127.0.0.1:0"\n')
+    ) as running:
+        write_config(tmp_path, remote(authority, line("read", READ)))
         assert "admin.listen" in (await reload.reload(running.context)).restart
         async with httpx2.AsyncClient() as client:
             answer = await client.get(f"http://127.0.0.1:{running.admin_port}/healthz")
@@ -382,7 +384,7 @@ async def test_a_renewed_certificate_is_shown_by_this_listener_too(tmp_path: Pat
     """As by the public one: it notices that the files have changed."""
     old = Authority(tmp_path / "tls").issue()
     new = Authority(tmp_path / "new").issue()
-    async with daemon(write(tmp_path, remote(old, line("read", READ)))) as running:
+    async with running_daemon(write_config(tmp_path, remote(old, line("read", READ)))) as running:
 
         async def believed(authority: Authority) -> bool:
             async with httpx2.AsyncClient(verify=trusting(authority.file)) as client:

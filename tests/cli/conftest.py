@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dapd.cli import main
-from tests.build import make_config
 from tests.cli.typed import Run
+from tests.contexts import make_config
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ from dapd.crypto import sealing_key_id
 from dapd.datastore import backup, open_for_command, sealed
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
-from tests.build import NOW, SEALING_KEY, add_task, make_config, open_store, task_pair
 from tests.cli.typed import Run
+from tests.clock import NOW
+from tests.contexts import add_task, make_config, open_store
+from tests.task_pair import SEALING_KEY, task_pair
 
 CONFIG = """[datastore]
 path = "state/dapd.sqlite"

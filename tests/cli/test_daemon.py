@@ -19,8 +19,9 @@ from dapd.config import Admin, Config
 from dapd.datastore import Datastore
 from dapd.errors import DatastoreError, UsageError
 from dapd.runtime.clock import SafeClock
-from tests.build import StillClock, make_config, open_store
-from tests.paths.hands import hand_pair
+from tests.clock import ManualClock
+from tests.contexts import make_config, open_store
+from tests.pair_harness import open_pair
 
 
 class Force(msgspec.Struct):
@@ -48,7 +49,7 @@ async def test_blame_comes_back_as_the_exception_that_it_was(
         raise DatastoreError("the disk is gone")
 
     other: Any = replace(SHOW, response=Other)  # type: ignore[arg-type]
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         told = partial(call, pair.leader.context.config)
         for operation, request, error, says in (
             (replace(SHOW, path="/api/v1/bell"), Nothing(), UsageError, "serves nothing"),
@@ -66,7 +67,7 @@ async def test_blame_comes_back_as_the_exception_that_it_was(
 async def test_a_socket_set_in_the_configuration_is_the_one(tmp_path: Path) -> None:
     """The database's directory need not be where the group looks."""
     path = tmp_path / "admin.sock"
-    async with hand_pair(tmp_path, leader={"admin": {"socket": path}}) as (pair, _):
+    async with open_pair(tmp_path, leader={"admin": {"socket": path}}) as (pair, _):
         config = pair.leader.context.config
         assert path.is_socket()
         assert not config.datastore.path.with_name("dapd.sqlite.admin").exists()
@@ -76,7 +77,7 @@ async def test_a_socket_set_in_the_configuration_is_the_one(tmp_path: Path) -> N
 def test_e5_without_a_daemon_a_change_is_made_under_the_lock(tmp_path: Path) -> None:
     """Whoever holds it meanwhile is named, and nothing is changed beside it."""
     config = make_config(tmp_path)
-    changed = view(SafeClock(StillClock(), None, 0).look())
+    changed = view(SafeClock(ManualClock(), None, 0).look())
     with pytest.raises(NoDaemon, match="no daemon runs with this configuration"):
         call(config, SHOW, Nothing())
     opened = open_store(config.datastore.path)

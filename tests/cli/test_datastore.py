@@ -17,8 +17,9 @@ from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Datastore, Tx, sealed
-from tests.build import SEALING_KEY, make_config, open_store, task_pair
 from tests.cli.typed import Run
+from tests.contexts import make_config, open_store
+from tests.task_pair import SEALING_KEY, task_pair
 
 OLD = sealing_key_id(SEALING_KEY).hex()
 GROUP = "datastore"

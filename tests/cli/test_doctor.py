@@ -26,7 +26,7 @@ from dapd.datastore.migrate import migrations
 from dapd.errors import DatastoreError, UsageError
 from dapd.messages.common import b64url_encode
 from tests.certificates import Authority
-from tests.paths.hands import hand_pair
+from tests.pair_harness import open_pair
 
 Look = Callable[..., list[dict[str, Any]]]
 SAFE_CLOCK = "INSERT INTO safe_clock (one, safe_now, doubted) VALUES (1, ?, 0)"
@@ -367,7 +367,7 @@ async def test_a_daemon_from_before_an_upgrade(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It runs on until it is restarted."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         monkeypatch.setattr("dapd.cli.doctor.daemon.__version__", "99")
         config = pair.leader.context.config
 

@@ -23,9 +23,10 @@ from dapd.datastore.keys import SealedKeypair
 from dapd.http import trusting
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
 from dapd.protocol.keys import KeyState
-from tests.build import X25519
 from tests.certificates import Authority
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
+from tests.task_pair import X25519
 
 SECONDS = 60
 KEY = HpkeConfig(*HpkeKeypair.generate(7, *X25519).config)
@@ -43,7 +44,7 @@ def without_proxies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def ask(script: Callable[[Request], bytes], nursery: trio.Nursery) -> tuple[Heard, str]:
     """Ask a server that answers so, both as the own URL and as a peer."""
-    url = await Peer(script).serve(nursery) + "/"
+    url = await ScriptedServer(script).serve(nursery) + "/"
     with trio.fail_after(SECONDS):
         return await ask_all({url}, {url}, (context(), context()), SECONDS), url
 
@@ -227,7 +228,7 @@ def test_a_server_that_never_answers_is_given_up_after_the_timeout() -> None:
 
     async def main() -> tuple[Heard, str, str]:
         async with trio.open_nursery() as nursery:
-            good = await Peer(lambda _: GOOD).serve(nursery)
+            good = await ScriptedServer(lambda _: GOOD).serve(nursery)
             listeners = await nursery.start(trio.serve_tcp, silent, 0)
             port = listeners[0].socket.getsockname()[1]
             url = f"http://127.0.0.1:{port}/"

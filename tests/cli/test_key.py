@@ -21,16 +21,10 @@ from dapd.datastore.helper_jobs import JobKey
 from dapd.datastore.safe_clock import StoredClock
 from dapd.protocol.keys import MANDATORY_SUITE
 from dapd.protocol.task import MAX_INTEGER, TaskSettings
-from tests.build import (
-    NOW,
-    SEALING_KEY,
-    TIME,
-    add_task,
-    leader_job,
-    make_reports,
-    task_pair,
-)
 from tests.cli.typed import Run
+from tests.clock import NOW, TIME
+from tests.contexts import add_task
+from tests.task_pair import SEALING_KEY, leader_job, make_reports, task_pair
 
 SEALER = make_sealer([SEALING_KEY])
 LONG = 10**13

@@ -16,8 +16,9 @@ import trio
 from dapd.cli import main
 from dapd.protocol.task import END_OF_TIME
 from dapd.taskfile import write_task_files
-from tests.parties import Aggregators, beyond_loopback, make_task
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_aggregators import ScriptedAggregators, beyond_loopback, make_task
+from tests.scripted_server import ScriptedServer
 from tests.test_collector import Batch
 
 
@@ -34,14 +35,14 @@ async def run(*arguments: str | Path) -> int:
 
 
 @pytest.fixture
-async def aggregators(nursery: trio.Nursery, tmp_path: Path) -> Aggregators:
-    made = Aggregators(too_early_after=END_OF_TIME)
+async def aggregators(nursery: trio.Nursery, tmp_path: Path) -> ScriptedAggregators:
+    made = ScriptedAggregators(too_early_after=END_OF_TIME)
     write_task_files(tmp_path, await made.serve(nursery))
     return made
 
 
 async def test_upload_takes_measurements_from_the_command_line(
-    aggregators: Aggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    aggregators: ScriptedAggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The last line says how many have arrived."""
     assert await run("upload", "--task", tmp_path / "client.toml", "3", "0", "1") == 0
@@ -50,7 +51,7 @@ async def test_upload_takes_measurements_from_the_command_line(
 
 
 async def test_upload_takes_measurements_from_standard_input(
-    aggregators: Aggregators, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    aggregators: ScriptedAggregators, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One a line; empty lines don't count."""
     monkeypatch.setattr("sys.stdin", io.StringIO("1\n\n2\n3"))
@@ -60,7 +61,7 @@ async def test_upload_takes_measurements_from_standard_input(
 
 @pytest.mark.parametrize("bad", ["4", "-1", "x", "1,2"])
 async def test_upload_says_which_measurement_is_wrong(
-    aggregators: Aggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
+    aggregators: ScriptedAggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: str
 ) -> None:
     """One line, exit status 2, and what was delivered before."""
     arguments = ("--task", tmp_path / "client.toml", "--batch-size", "1")
@@ -73,7 +74,7 @@ async def test_upload_says_which_measurement_is_wrong(
 
 
 async def test_upload_tells_rejected_reports(
-    aggregators: Aggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    aggregators: ScriptedAggregators, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit status 1, and the draft's reason for each."""
     aggregators.too_early_after = 0
@@ -91,14 +92,14 @@ async def collecting(
     *,
     on_delete: Callable[[], None] = lambda: None,
     **keys: object,
-) -> Peer:
+) -> ScriptedServer:
     def script(request: Request) -> bytes:
         if request.method == "DELETE":
             on_delete()
             return answer(200)
         return Batch().answer(files.collector, request.body)
 
-    peer = Peer(script)
+    peer = ScriptedServer(script)
     files = make_task(named(await peer.serve(nursery)), batch_mode=mode, **keys)
     write_task_files(tmp_path, files)
     return peer
@@ -182,9 +183,9 @@ async def test_b7_http_beyond_loopback_needs_a_flag(
     nursery: trio.Nursery, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The reports and the token would travel unencrypted; one line names the flag."""
-    made = Aggregators(too_early_after=END_OF_TIME)
+    made = ScriptedAggregators(too_early_after=END_OF_TIME)
     await made.serve(nursery)
-    made.files = make_task(beyond_loopback(made.peer.url))
+    made.files = make_task(beyond_loopback(made.server.url))
     write_task_files(tmp_path / "client", made.files)
     upload = ("upload", "--task", tmp_path / "client/client.toml", "1")
     peer = await collecting(nursery, tmp_path / "collector", "time-interval", beyond_loopback)
@@ -194,7 +195,7 @@ async def test_b7_http_beyond_loopback_needs_a_flag(
         assert await run(*command) == 2
         [line] = capsys.readouterr().err.splitlines()
         assert "use https://, or give --allow-insecure-http" in line
-    assert not made.peer.requests
+    assert not made.server.requests
     assert not peer.requests
     for command in (upload, collect):
         assert await run(*command, "--allow-insecure-http") == 0

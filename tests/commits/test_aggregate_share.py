@@ -28,20 +28,10 @@ from dapd.messages.task import Prio3Histogram
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.helper import judge_init
 from dapd.protocol.task import Instant, Task, TaskSettings
-from dapd.reports import leader_finish
 from dapd.vdaf import merge, unshard
-from tests.build import (
-    ANY_TIME,
-    NOW,
-    PRECISION,
-    TIME,
-    Pair,
-    add_task,
-    leader_job,
-    make_reports,
-    open_store,
-    task_pair,
-)
+from tests.clock import NOW, PRECISION, TIME
+from tests.contexts import add_task, open_store
+from tests.task_pair import ANY_TIME, TaskPair, leader_job, make_reports, task_pair
 
 BATCH_ID = bytes(range(32))
 
@@ -54,11 +44,11 @@ def store(tmp_path: Path) -> Iterator[Datastore]:
 
 
 @dataclass
-class Bench:
+class AggregatedBatches:
     """A Helper's datastore with aggregated jobs, and the Leader's shares of them."""
 
     store: Datastore
-    pair: Pair
+    pair: TaskPair
     task: Task
     count: int = 0
     checksum: int = 0
@@ -78,11 +68,7 @@ class Bench:
         )  # fmt: skip
         done = verified.finish([], bytes(rows.count))
         self.store.run_sync(batches.add_contributions, self.task.task_pk, job_id, done.buckets)
-        leader = leader_finish(
-            self.pair.leader.parameters, self.pair.sealer, job_id, batch_id, job.state,
-            done.response,
-        )  # fmt: skip
-        for total in leader.buckets:
+        for total in job.lead(done.response).buckets:
             aad = batch_share_aad(self.task.task_id, job_id, total.bucket)
             self.leader_shares.append(self.pair.sealer.open(aad, total.share))
             self.count += total.count
@@ -127,18 +113,20 @@ class Bench:
 
 
 @pytest.fixture
-def bench(store: Datastore) -> Bench:
+def bench(store: Datastore) -> AggregatedBatches:
     pair = task_pair(Prio3Histogram(4, 2), min_batch_size=3)
-    return Bench(store, pair, add_task(store, pair.helper, pair))
+    return AggregatedBatches(store, pair, add_task(store, pair.helper, pair))
 
 
 @pytest.fixture
-def selected(store: Datastore) -> Bench:
+def selected(store: Datastore) -> AggregatedBatches:
     pair = task_pair(min_batch_size=2, batch_mode=BatchMode.LEADER_SELECTED)
-    return Bench(store, pair, add_task(store, pair.helper, pair))
+    return AggregatedBatches(store, pair, add_task(store, pair.helper, pair))
 
 
-def test_the_share_opens_with_the_collectors_key_and_the_result_is_exact(bench: Bench) -> None:
+def test_the_share_opens_with_the_collectors_key_and_the_result_is_exact(
+    bench: AggregatedBatches,
+) -> None:
     """Contributions of several jobs and buckets are merged."""
     bench.aggregate([0, 1, 3])
     bench.aggregate([3, 3], time=TIME + 1)
@@ -146,7 +134,7 @@ def test_the_share_opens_with_the_collectors_key_and_the_result_is_exact(bench: 
     assert bench.result(message, bench.serve(message)) == [1, 1, 0, 3]
 
 
-def test_a_leader_selected_batch_is_served_by_its_id(selected: Bench) -> None:
+def test_a_leader_selected_batch_is_served_by_its_id(selected: AggregatedBatches) -> None:
     selected.aggregate([1, 0, 1], batch_id=BATCH_ID)
     message = selected.request(BATCH_ID)
     assert selected.result(message, selected.serve(message)) == 2
@@ -154,14 +142,14 @@ def test_a_leader_selected_batch_is_served_by_its_id(selected: Bench) -> None:
     assert not selected.collected(bytes(32))
 
 
-def test_a1_a_repeat_gets_the_same_bytes(bench: Bench) -> None:
+def test_a1_a_repeat_gets_the_same_bytes(bench: AggregatedBatches) -> None:
     """The share is sealed once, and identity comes before the check for overlap (A4)."""
     bench.aggregate([0, 1, 3])
     message = bench.request(Interval(TIME, 1))
     assert bench.serve(message) == bench.serve(message)
 
 
-def test_a6_a_deleted_share_leaves_its_batch_collected(bench: Bench) -> None:
+def test_a6_a_deleted_share_leaves_its_batch_collected(bench: AggregatedBatches) -> None:
     bench.aggregate([0, 1, 3])
     message = bench.request(Interval(TIME, 1))
     share = bench.serve(message)
@@ -170,7 +158,7 @@ def test_a6_a_deleted_share_leaves_its_batch_collected(bench: Bench) -> None:
     assert bench.refusal(message) == "batchOverlap"
 
 
-def test_c1_the_whole_query_is_collected_its_empty_buckets_too(bench: Bench) -> None:
+def test_c1_the_whole_query_is_collected_its_empty_buckets_too(bench: AggregatedBatches) -> None:
     """A query may span 2^60 buckets, of which the Leader selects a part."""
     bench.aggregate([0, 1, 3])
     bench.serve(bench.request(Interval(TIME, 1), Interval(TIME - 2, 2**60)))
@@ -180,7 +168,7 @@ def test_c1_the_whole_query_is_collected_its_empty_buckets_too(bench: Bench) -> 
     assert bench.refusal(bench.request(Interval(TIME + 2**50, 1))) == "batchOverlap"
 
 
-def broken(bench: Bench) -> dict[str, AggregateShareReq]:
+def broken(bench: AggregatedBatches) -> dict[str, AggregateShareReq]:
     """Return requests, each of which breaks one check of C4 and all later ones, by name."""
     mismatch = replace(bench.request(Interval(TIME, 1)), report_count=99)
     extensions = replace(
@@ -229,7 +217,7 @@ _REPEATED = (Extension(5, b""), Extension(5, b""))
     ],
 )
 def test_c4_errors_in_their_order_and_a_refused_request_marks_nothing(
-    bench: Bench, which: str, error: str
+    bench: AggregatedBatches, which: str, error: str
 ) -> None:
     """Each request breaks later checks too; afterwards the honest one is served."""
     bench.aggregate([0, 1, 3])
@@ -240,7 +228,7 @@ def test_c4_errors_in_their_order_and_a_refused_request_marks_nothing(
     assert bench.result(honest, bench.serve(honest)) == [1, 1, 0, 1]
 
 
-def test_c4_overlap_comes_before_the_batch_size(bench: Bench) -> None:
+def test_c4_overlap_comes_before_the_batch_size(bench: AggregatedBatches) -> None:
     """An empty part of a collected query is ``batchOverlap``, not ``invalidBatchSize``."""
     bench.aggregate([0, 1, 3])
     bench.serve(bench.request(Interval(TIME, 1), Interval(TIME, 5)))
@@ -248,7 +236,7 @@ def test_c4_overlap_comes_before_the_batch_size(bench: Bench) -> None:
     assert bench.refusal(small) == "batchOverlap"
 
 
-def test_c4_a_wrong_checksum_is_a_mismatch(bench: Bench) -> None:
+def test_c4_a_wrong_checksum_is_a_mismatch(bench: AggregatedBatches) -> None:
     bench.aggregate([0, 1, 3])
     wrong = replace(bench.request(Interval(TIME, 1)), checksum=bytes(32))
     assert bench.refusal(wrong) == "batchMismatch"
@@ -257,7 +245,7 @@ def test_c4_a_wrong_checksum_is_a_mismatch(bench: Bench) -> None:
 def test_d6_a_batch_below_the_watermark_is_expired_unless_it_was_served(store: Datastore) -> None:
     """A new request below the mark is ``batchInvalid``; an existing share is still served."""
     pair = task_pair(settings=TaskSettings(report_expiry_age=PRECISION))
-    bench = Bench(store, pair, add_task(store, pair.helper, pair))
+    bench = AggregatedBatches(store, pair, add_task(store, pair.helper, pair))
     bench.aggregate([1], time=TIME - 1)
     served = bench.serve(message := bench.request(Interval(TIME - 1, 1)))
     old = bench.request(Interval(TIME - 2, 1))

@@ -28,55 +28,68 @@ from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, Wait
 from dapd.protocol.task import Instant, TaskSettings
-from tests.build import NOW, TIME
-from tests.collecting import KEEP_MS, NEXT_BATCH, QUERY, Aggregators, aggregators, interval_query
+from tests.clock import NOW, TIME
+from tests.database_pair import (
+    KEEP_MS,
+    NEXT_BATCH,
+    QUERY,
+    DatabasePair,
+    interval_query,
+    open_databases,
+)
 
 LATER = NOW + 60_000
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Aggregators]:
-    async with aggregators(tmp_path) as who:
-        yield who
+async def pair(tmp_path: Path) -> AsyncIterator[DatabasePair]:
+    async with open_databases(tmp_path) as databases:
+        yield databases
 
 
 @pytest.fixture
-async def selected(tmp_path: Path) -> AsyncIterator[Aggregators]:
-    async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
-        yield who
+async def selected(tmp_path: Path) -> AsyncIterator[DatabasePair]:
+    async with open_databases(tmp_path, mode=BatchMode.LEADER_SELECTED) as databases:
+        yield databases
 
 
-def move(who: Aggregators, job: CollectionJob) -> Move | Failed | None:
-    return who.store.run_sync(
-        advance_collection, who.lease(job), who.leader, who.clock.instant(), LATER
+def move(databases: DatabasePair, job: CollectionJob) -> Move | Failed | None:
+    return databases.store.run_sync(
+        advance_collection, databases.lease(job), databases.leader, databases.clock.instant(), LATER
     )
 
 
-def frozen(who: Aggregators, job: CollectionJob) -> Lease:
+def frozen(databases: DatabasePair, job: CollectionJob) -> Lease:
     """Freeze a job whose batch is complete."""
-    lease = who.lease(job)
-    made = who.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), LATER)
+    lease = databases.lease(job)
+    made = databases.store.run_sync(
+        advance_collection, lease, databases.leader, databases.clock.instant(), LATER
+    )
     assert isinstance(made, Freeze), made
-    total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, made.batch)
-    batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), made.batch, total)
-    assert who.store.run_sync(
-        freeze_collection, lease, who.leader, batch, total.extent, who.clock.instant()
+    total = databases.store.read_sync(
+        batch_total, databases.leader, databases.pair.sealer, made.batch
+    )
+    batch = frozen_batch(
+        databases.leader, databases.pair.sealer, databases.job(job), made.batch, total
+    )
+    assert databases.store.run_sync(
+        freeze_collection, lease, databases.leader, batch, total.extent, databases.clock.instant()
     )
     return lease
 
 
-def finished(who: Aggregators, job: CollectionJob, response: bytes = b"result") -> None:
-    assert who.store.run_sync(finish_collection, frozen(who, job), response)
+def finished(databases: DatabasePair, job: CollectionJob, response: bytes = b"result") -> None:
+    assert databases.store.run_sync(finish_collection, frozen(databases, job), response)
 
 
-def error_of(who: Aggregators, request: CollectionJobReq) -> str | None:
+def error_of(databases: DatabasePair, request: CollectionJobReq) -> str | None:
     with pytest.raises(Abort) as caught:
-        who.query(request)
+        databases.query(request)
     return caught.value.type
 
 
 async def test_a1_an_identical_request_finds_the_job_whatever_else_would_be_wrong(
-    pair: Aggregators,
+    pair: DatabasePair,
 ) -> None:
     """Even if the interval is collected, for which a new request would be refused."""
     job = pair.query(QUERY)
@@ -87,7 +100,7 @@ async def test_a1_an_identical_request_finds_the_job_whatever_else_would_be_wron
     assert (again.id, again.response) == (job.id, b"result")
 
 
-async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
+async def test_a1_a_failed_job_has_no_identity(pair: DatabasePair) -> None:
     """The same request may be tried again after a final refusal."""
     job = pair.query(QUERY)
     pair.aggregate([1, 0, 1])
@@ -98,7 +111,7 @@ async def test_a1_a_failed_job_has_no_identity(pair: Aggregators) -> None:
     assert pair.job(job).error == "batchMismatch"
 
 
-async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> None:
+async def test_a6_deleting_a_waiting_job_closes_nothing(pair: DatabasePair) -> None:
     """Before the freeze a job binds nothing, and a new one can be made."""
     job = pair.query(QUERY)
     assert pair.store.run_sync(delete_collection, pair.leader, job.id, pair.clock.instant())
@@ -106,7 +119,7 @@ async def test_a6_deleting_a_waiting_job_closes_nothing(pair: Aggregators) -> No
     assert pair.query(QUERY).id != job.id
 
 
-async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) -> None:
+async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: DatabasePair) -> None:
     """The result is deleted, but the interval stays closed."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
@@ -119,7 +132,7 @@ async def test_a6_a_deleted_job_leaves_its_batch_collected(pair: Aggregators) ->
 
 @pytest.mark.parametrize(("sent", "state"), [(True, "collected"), (False, None)])
 async def test_a6_deleting_a_frozen_job_collects_what_may_have_been_asked_for(
-    pair: Aggregators, sent: bool, state: str | None
+    pair: DatabasePair, sent: bool, state: str | None
 ) -> None:
     """The Helper may have closed the batch, unless nothing was ever sent."""
     pair.aggregate([1, 0, 1])
@@ -134,7 +147,7 @@ async def test_a6_deleting_a_frozen_job_collects_what_may_have_been_asked_for(
 
 
 async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """The same bytes give the same batch until DELETE, then the next one."""
     batches = [selected.open_batch() for _ in range(3)]
@@ -156,24 +169,24 @@ async def test_a8_three_batches_in_a_row_and_a_repeat_before_delete(
 
 
 async def test_a8_identity_ends_some_time_after_the_result_was_first_served(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """The time counts from serving, not from creation, so a late Collector still finds it."""
     selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
     job = selected.query(NEXT_BATCH)
     finished(selected, job)
-    selected.clock.at += 10 * KEEP_MS
+    selected.clock.advance((10 * KEEP_MS) / 1000)
     assert selected.query(NEXT_BATCH).id == job.id
-    selected.store.run_sync(collections.note_served, job.pk, selected.clock.at)
-    selected.store.run_sync(collections.note_served, job.pk, selected.clock.at + KEEP_MS)
-    selected.clock.at += KEEP_MS - 1
+    selected.store.run_sync(collections.note_served, job.pk, selected.clock.now())
+    selected.store.run_sync(collections.note_served, job.pk, selected.clock.now() + KEEP_MS)
+    selected.clock.advance((KEEP_MS - 1) / 1000)
     assert selected.query(NEXT_BATCH).id == job.id
-    selected.clock.at += 1
+    selected.clock.advance(0.001)
     assert selected.query(NEXT_BATCH).id != job.id
     assert selected.job(job).response == b"result"
 
 
-async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) -> None:
+async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: DatabasePair) -> None:
     """A batch stays bound after a refusal, and after its job was deleted."""
     for _ in range(2):
         selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
@@ -192,7 +205,7 @@ async def test_a8_a_batch_is_never_bound_to_a_second_job(selected: Aggregators) 
     assert (left.aggregated, left.first_expiring) == (0, None), "nobody is told to collect them"
 
 
-async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Aggregators) -> None:
+async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: DatabasePair) -> None:
     """Overlap is checked by intervals, even one of 2^60 buckets."""
     pair.aggregate([1, 0, 1])
     job = pair.query(interval_query(TIME - 5, 1 << 60))
@@ -204,7 +217,7 @@ async def test_c1_an_empty_bucket_of_a_collected_interval_is_collected(pair: Agg
 
 
 async def test_c2_freeze_stores_the_exact_request_and_closes_the_interval(
-    pair: Aggregators,
+    pair: DatabasePair,
 ) -> None:
     """The exact request is in the database before it is sent."""
     pair.aggregate([1, 0, 1])
@@ -222,7 +235,7 @@ async def test_c2_freeze_stores_the_exact_request_and_closes_the_interval(
     assert pair.state_of(time_bucket(TIME + 9)) == "closed"
 
 
-async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: Aggregators) -> None:
+async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: DatabasePair) -> None:
     """Otherwise the sums of both Aggregators could differ."""
     pair.aggregate([1, 0, 1])
     seq = pair.upload(1)
@@ -234,7 +247,7 @@ async def test_c2_no_freeze_while_a_job_holds_a_chunk_of_the_batch(pair: Aggrega
     frozen(pair, job)
 
 
-async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggregators) -> None:
+async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: DatabasePair) -> None:
     """The transaction rolls back, and the job is advanced again."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
@@ -256,7 +269,7 @@ async def test_c2_a_batch_that_changed_since_its_sum_is_not_frozen(pair: Aggrega
     ("error", "state"), [("invalidBatchSize", None), ("batchOverlap", "collected")]
 )
 async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
-    pair: Aggregators, error: str, state: str | None
+    pair: DatabasePair, error: str, state: str | None
 ) -> None:
     """The interval is open again, except where the Helper has collected it."""
     pair.aggregate([1, 0, 1])
@@ -267,7 +280,7 @@ async def test_c2_d4_a_final_refusal_fails_the_job_with_the_helpers_error(
     assert pair.state_of(time_bucket(TIME)) == state
 
 
-async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -> None:
+async def test_c3_steady_uploads_do_not_starve_a_collection(pair: DatabasePair) -> None:
     """Uploads after the cut don't count, and the cut moves only if there were too few reports."""
     job = pair.query(QUERY)
     assert move(pair, job) == Wait()
@@ -292,7 +305,7 @@ async def test_c3_steady_uploads_do_not_starve_a_collection(pair: Aggregators) -
     assert pair.job(job).n == 4
 
 
-async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -> None:
+async def test_c3_an_upload_between_two_looks_is_not_missed(pair: DatabasePair) -> None:
     """A touch makes the job due now, however late its ``run_at`` was."""
     job = pair.query(QUERY)
     assert move(pair, job) == Wait()
@@ -302,7 +315,7 @@ async def test_c3_an_upload_between_two_looks_is_not_missed(pair: Aggregators) -
     assert isinstance(move(pair, job), FixCut)
 
 
-async def test_c4_the_leader_checks_in_the_drafts_order(pair: Aggregators) -> None:
+async def test_c4_the_leader_checks_in_the_drafts_order(pair: DatabasePair) -> None:
     """Each request also has all later faults; a refused request stores nothing."""
     extension = (Extension(7, b""),)
     pair.aggregate([1, 0, 1])
@@ -324,7 +337,7 @@ async def test_c4_the_leader_checks_in_the_drafts_order(pair: Aggregators) -> No
 
 
 async def test_c5_a_pending_collection_meets_a_batch_closed_for_another(
-    pair: Aggregators,
+    pair: DatabasePair,
 ) -> None:
     """It fails with ``batchOverlap`` as soon as the other collection freezes."""
     first, second = pair.query(QUERY), pair.query(interval_query(TIME, 5))
@@ -336,7 +349,7 @@ async def test_c5_a_pending_collection_meets_a_batch_closed_for_another(
 
 
 async def test_c6_a_batch_at_its_target_is_taken_before_an_older_one(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """It is taken at once, although an older batch is ready too."""
     selected.leader = replace(
@@ -352,7 +365,7 @@ async def test_c6_a_batch_at_its_target_is_taken_before_an_older_one(
 
 
 async def test_c6_without_a_full_batch_all_up_to_the_cut_is_decided_first(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """Then the oldest ready batch is taken, however many reports arrived meanwhile."""
     selected.leader = replace(
@@ -371,7 +384,7 @@ async def test_c6_without_a_full_batch_all_up_to_the_cut_is_decided_first(
     assert (selected.job(job).lo, selected.job(job).n) == (ready, 5)
 
 
-async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
+async def test_d1_a_lost_lease_changes_nothing(pair: DatabasePair) -> None:
     """Each transaction claims the job first, so it has no effect once the lease is lost."""
     pair.aggregate([1, 0, 1])
     job = pair.query(QUERY)
@@ -387,7 +400,7 @@ async def test_d1_a_lost_lease_changes_nothing(pair: Aggregators) -> None:
     assert pair.state_of(time_bucket(TIME)) == "collected"
 
 
-async def test_d6_a_query_below_the_mark_is_expired_unless_it_exists(pair: Aggregators) -> None:
+async def test_d6_a_query_below_the_mark_is_expired_unless_it_exists(pair: DatabasePair) -> None:
     """An existing job is still found by its identity."""
     job = pair.query(QUERY)
     pair.leader = replace(pair.leader, expired_before=TIME + 1)
@@ -404,7 +417,7 @@ LARGE_BATCHES = TaskSettings(batch_target_size=100)
 
 
 async def test_c3_reports_of_a_wrong_clock_hold_back_no_leader_selected_batch(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """One that was accepted while the clock showed another year waits until then; the batch of the
     others is collected now.
@@ -418,7 +431,7 @@ async def test_c3_reports_of_a_wrong_clock_hold_back_no_leader_selected_batch(
 
 
 async def test_c3_reports_of_a_wrong_clock_are_not_counted_for_a_batch(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """They are in no batch for as long as they are too early."""
     selected.upload(3, time=YEARS_AHEAD)
@@ -426,7 +439,7 @@ async def test_c3_reports_of_a_wrong_clock_are_not_counted_for_a_batch(
 
 
 async def test_c3_a_collection_waits_for_what_only_the_helper_called_early(
-    selected: Aggregators,
+    selected: DatabasePair,
 ) -> None:
     """A Helper whose clock is held calls everything early; these reports are aggregated later."""
     selected.leader = replace(selected.leader, settings=LARGE_BATCHES)
@@ -437,5 +450,5 @@ async def test_c3_a_collection_waits_for_what_only_the_helper_called_early(
     )
     job = selected.query(NEXT_BATCH)
     assert isinstance(move(selected, job), FixCut)
-    selected.clock.at = LATER
+    selected.clock.advance((LATER - NOW) / 1000)
     assert move(selected, job) == Wait()

@@ -19,17 +19,9 @@ from dapd.messages.common import BatchMode
 from dapd.protocol.packing import Limits
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskSettings
-from tests.build import (
-    NOW,
-    PRECISION,
-    TIME,
-    Pair,
-    add_task,
-    leader_chunks,
-    make_reports,
-    open_store,
-    task_pair,
-)
+from tests.clock import NOW, PRECISION, TIME
+from tests.contexts import add_task, open_store
+from tests.task_pair import TaskPair, make_reports, task_pair
 
 _Q_ASK = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, request, created_at)
@@ -46,16 +38,14 @@ def bucket(time: int) -> bytes:
 class Leader:
     datastore: Datastore
     task: Task
-    pair: Pair
+    pair: TaskPair
     seq: int = 0
 
     def accept(self, *sizes: int, time: int = TIME) -> None:
         """Store one chunk per size, in this order of acceptance."""
         for size in sizes:
             self.seq += 1
-            (chunk,) = leader_chunks(
-                self.pair, make_reports(self.pair, [1] * size, times=[time] * size)
-            )
+            (chunk,) = self.pair.chunks(make_reports(self.pair, [1] * size, times=[time] * size))
             place = Place(
                 self.task.task_pk, self.seq, bucket(time) if self.task.by_time else b"", NOW
             )
@@ -103,7 +93,7 @@ class Leader:
         return self.datastore.read_sync(counters.of_task, self.task.task_pk)
 
 
-def open_leader(path: Path, pair: Pair) -> Iterator[Leader]:
+def open_leader(path: Path, pair: TaskPair) -> Iterator[Leader]:
     opened = open_store(path / "leader.sqlite")
     yield Leader(opened.datastore, add_task(opened.datastore, pair.leader, pair), pair)
     opened.close()

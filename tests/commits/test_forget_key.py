@@ -22,30 +22,39 @@ from dapd.keys import reseal
 from dapd.protocol.task import Instant, TaskSettings
 from dapd.reports import ReportError
 from dapd.taskfile import aggregator_task
-from tests.build import NOW, open_context, open_store
-from tests.fullhouse import FROZEN, SENT, SUMMED, WAITING, FullHouse, full_house, of
-from tests.paths.hands import NOON, Hands, make_ids
+from tests.clock import NOW, TIME
+from tests.contexts import open_context, open_store
+from tests.pair_harness import TaskHarness, query_at
+from tests.populated_database import (
+    FROZEN,
+    SENT,
+    SUMMED,
+    WAITING,
+    PopulatedDatabase,
+    populated_database,
+)
+from tests.task_pair import make_ids
 
 _OLD = "sealed to the old HPKE key"
 REPLAYED, OUTDATED = ReportError.REPORT_REPLAYED, ReportError.OUTDATED_CONFIG
 
 
-def rows(house: FullHouse, sql: str) -> list[Row]:
+def rows(populated: PopulatedDatabase, sql: str) -> list[Row]:
     def look(tx: Tx) -> list[Row]:
         return tx.all(sql)
 
-    return house.read(look)
+    return populated.read(look)
 
 
-def counters(house: FullHouse) -> dict[str, int]:
-    return dict(rows(house, "SELECT name, value FROM task_counters"))
+def counters(populated: PopulatedDatabase) -> dict[str, int]:
+    return dict(rows(populated, "SELECT name, value FROM task_counters"))
 
 
-def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
+def forget(populated: PopulatedDatabase, *, pages: int | None = None) -> dict[str, int]:
     """Forget the old key, or only its first pages; return what was counted as lost."""
-    forgetting = Forgetting(sealing_key_id(house.key("sealing")), Instant(NOW, NOW))
+    forgetting = Forgetting(sealing_key_id(populated.key("sealing")), Instant(NOW, NOW))
     total: dict[str, int] = {}
-    opened = open_store(house.database)
+    opened = open_store(populated.database)
     try:
         run = opened.datastore.run_sync
         for column in ORDER:
@@ -62,9 +71,9 @@ def forget(house: FullHouse, *, pages: int | None = None) -> dict[str, int]:
         opened.close()
 
 
-async def reseal_until(house: FullHouse, column: sealed.Column) -> None:
+async def reseal_until(populated: PopulatedDatabase, column: sealed.Column) -> None:
     """Reseal the columns before this one with the new key."""
-    async with open_context(house.use_keys("new", "sealing")) as context:
+    async with open_context(populated.use_keys("new", "sealing")) as context:
         await context.run(check_sealing_keys, context.sealer.key_ids)
         a_pass = reseal.Pass(context, context.sealer.key_ids[0], {})
         while a_pass.column is not column:
@@ -73,62 +82,69 @@ async def reseal_until(house: FullHouse, column: sealed.Column) -> None:
 
 async def test_f2_all_that_the_key_sealed_goes_and_is_counted(tmp_path: Path) -> None:
     """The job and the collection end, batches are closed; ids and ranges stay."""
-    async with full_house(tmp_path) as house:
-        before = counters(house)
-        assert forget(house) == {"aggregate_lost": 3, "contribution_lost": 4}
-        assert counters(house) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
-        assert house.read(sealed.sealing_key_ids) == []
-        assert not any(house.read(sealed.usage).values())
-        assert set(rows(house, "SELECT state FROM report_chunks")) == {("decided",)}
-        assert set(rows(house, "SELECT state FROM aggregation_jobs")) == {("finished",), ("lost",)}
-        [(state, error, detail)] = rows(house, "SELECT state, error, detail FROM collection_jobs")
+    async with populated_database(tmp_path) as populated:
+        before = counters(populated)
+        assert forget(populated) == {"aggregate_lost": 3, "contribution_lost": 4}
+        assert counters(populated) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
+        assert populated.read(sealed.sealing_key_ids) == []
+        assert not any(populated.read(sealed.usage).values())
+        assert set(rows(populated, "SELECT state FROM report_chunks")) == {("decided",)}
+        assert set(rows(populated, "SELECT state FROM aggregation_jobs")) == {
+            ("finished",),
+            ("lost",),
+        }
+        [(state, error, detail)] = rows(
+            populated, "SELECT state, error, detail FROM collection_jobs"
+        )
         assert (state, error) == ("failed", "batchInvalid")
-        assert sealing_key_id(house.key("sealing")).hex() in detail
-        closed = rows(house, "SELECT hex(lo), hex(hi), state FROM collected ORDER BY lo")
+        assert sealing_key_id(populated.key("sealing")).hex() in detail
+        closed = rows(populated, "SELECT hex(lo), hex(hi), state FROM collected ORDER BY lo")
         assert closed == [
             (f"{time:016X}", f"{time + 1:016X}", state)
             for time, state in ((SUMMED, "quarantined"), (FROZEN, "collected"))
         ]
-        [(hpke_state, private_key)] = rows(house, "SELECT state, private_key FROM hpke_keypairs")
+        [(hpke_state, private_key)] = rows(
+            populated, "SELECT state, private_key FROM hpke_keypairs"
+        )
         assert (hpke_state, private_key) == ("deleted", b"")
-        assert [finding.table for finding in house.read(check)] == ["tasks"]
-        house.rekey()
+        assert [finding.table for finding in populated.read(check)] == ["tasks"]
+        populated.rekey()
 
 
 async def test_f2_the_daemon_starts_without_the_key_and_serves_a_task_once_it_is_rekeyed(
     tmp_path: Path,
 ) -> None:
     """The error says what to do; afterwards new reports count and old ones are replays."""
-    async with full_house(tmp_path) as house:
-        hands, pair = house.hands, house.hands.pair
-        config = house.use_keys("new")
+    async with populated_database(tmp_path) as populated:
+        harness, pair = populated.harness, populated.harness.pair
+        config = populated.use_keys("new")
         with pytest.raises(UsageError, match="forget-key"):
-            await house.leader.start()
-        old_reports = hands.seal([1], _OLD, at=NOON)
-        forget(house)
+            await populated.leader.start()
+        old_reports = harness.seal([1], _OLD, at=TIME)
+        forget(populated)
 
-        other = await _start(house)
+        other = await _start(populated)
         [unreadable] = other["task_unreadable"]
         assert "rekey" in unreadable["remedy"]
         context = pair.leader.context
         assert context.tasks.all() == []
-        assert await context.tasks.find(hands.task.task_id) is None
-        task = aggregator_task(hands.task.files.leader, TaskSettings())
+        assert await context.tasks.find(harness.task.task_id) is None
+        task = aggregator_task(harness.task.files.leader, TaskSettings())
         await context.run(rekey_task, task, make_sealer(read_sealing_keys(config)))
         await context.tasks.reload()
 
         await pair.helper.start()
-        assert await hands.upload(old_reports) == [(make_ids(1, _OLD)[:16], OUTDATED)]
-        hands = Hands(hands.task, hands.http)  # which asks for the HPKE keys of now
+        assert await harness.upload(old_reports) == [(make_ids(1, _OLD)[:16], OUTDATED)]
+        harness = TaskHarness(harness.task, harness.http)  # which asks for the HPKE keys of now
         for label, n, time in (("summed", 2, SUMMED), ("sent", 2, SENT), ("waiting", 1, WAITING)):
-            again = await hands.upload(hands.seal([1] * n, label, at=time))
+            again = await harness.upload(harness.seal([1] * n, label, at=time))
             assert [code for _, code in again] == [REPLAYED] * n, label
-        await hands.upload(hands.seal([8, 9], "new", at=WAITING))
-        result = await hands.task.collect(of(WAITING))
+        await harness.upload(harness.seal([8, 9], "new", at=WAITING))
+        result = await harness.task.collect(query_at(WAITING))
         assert (result.value, result.report_count) == (17, 2)
         for shut in (SUMMED, FROZEN):
             with pytest.raises(CollectionFailed):
-                await hands.task.collect(of(shut))
+                await harness.task.collect(query_at(shut))
 
 
 @pytest.mark.parametrize(
@@ -143,44 +159,44 @@ async def test_f2_what_another_key_sealed_stays(
     tmp_path: Path, column: sealed.Column, lost: dict[str, int], summed: int | None
 ) -> None:
     """A batch summed before is collected; one that lost a contribution never is."""
-    async with full_house(tmp_path) as house:
-        await reseal_until(house, column)
-        house.use_keys("new")
-        assert forget(house) == lost
-        assert house.read(check) == []
-        assert house.read(sealed.sealing_key_ids) == [sealing_key_id(house.key("new"))]
-        alone = make_sealer([house.key("new")])
-        opened = house.read(sealed.open_every_value, alone)
+    async with populated_database(tmp_path) as populated:
+        await reseal_until(populated, column)
+        populated.use_keys("new")
+        assert forget(populated) == lost
+        assert populated.read(check) == []
+        assert populated.read(sealed.sealing_key_ids) == [sealing_key_id(populated.key("new"))]
+        alone = make_sealer([populated.key("new")])
+        opened = populated.read(sealed.open_every_value, alone)
         assert opened["batch_shares.share"] == (2 if summed else 0)
-        await house.leader.start()
-        await house.hands.pair.helper.start()
-        frozen = await house.hands.task.collect(of(FROZEN))
+        await populated.leader.start()
+        await populated.harness.pair.helper.start()
+        frozen = await populated.harness.task.collect(query_at(FROZEN))
         assert (frozen.value, frozen.report_count) == (7, 2)
         if summed:
-            assert (await house.hands.task.collect(of(SUMMED))).value == summed
+            assert (await populated.harness.task.collect(query_at(SUMMED))).value == summed
         else:
             with pytest.raises(CollectionFailed):
-                await house.hands.task.collect(of(SUMMED))
+                await populated.harness.task.collect(query_at(SUMMED))
 
 
 async def test_f2_interrupted_it_goes_on_and_counts_nothing_twice(tmp_path: Path) -> None:
     """However often forgetting is killed, each loss is counted once."""
-    async with full_house(tmp_path) as house:
-        before = counters(house)
+    async with populated_database(tmp_path) as populated:
+        before = counters(populated)
         pages = 0
-        while house.read(sealed.sealing_key_ids):
+        while populated.read(sealed.sealing_key_ids):
             pages += 1
-            forget(house, pages=pages)
-            assert {finding.table for finding in house.read(check)} <= {"tasks"}
+            forget(populated, pages=pages)
+            assert {finding.table for finding in populated.read(check)} <= {"tasks"}
         assert pages > len(ORDER)
-        house.rekey()
-        assert counters(house) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
+        populated.rekey()
+        assert counters(populated) == {**before, "aggregate_lost": 3, "contribution_lost": 4}
 
 
-async def _start(house: FullHouse) -> dict[str, list[MutableMapping[str, Any]]]:
+async def _start(populated: PopulatedDatabase) -> dict[str, list[MutableMapping[str, Any]]]:
     """Start the Leader; return its log lines by event."""
     with structlog.testing.capture_logs() as logs:
-        await house.leader.start()
+        await populated.leader.start()
     found: dict[str, list[MutableMapping[str, Any]]] = {}
     for line in logs:
         found.setdefault(line["event"], []).append(line)

@@ -20,17 +20,14 @@ from dapd.protocol.helper import judge_init
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 from dapd.reports import HelperVerified, ReportError
-from tests.build import (
+from tests.clock import NOW, TIME
+from tests.contexts import add_task, contributions, open_store
+from tests.task_pair import (
     ANY_TIME,
-    NOW,
-    TIME,
-    LeaderJobState,
-    Pair,
-    add_task,
-    contributions,
+    LeaderJob,
+    TaskPair,
     leader_job,
     make_reports,
-    open_store,
     report_ids,
     task_pair,
 )
@@ -47,16 +44,16 @@ def store(tmp_path: Path) -> Iterator[Datastore]:
 
 
 @pytest.fixture
-def pair() -> Pair:
+def pair() -> TaskPair:
     return task_pair()
 
 
 @pytest.fixture
-def task(store: Datastore, pair: Pair) -> Task:
+def task(store: Datastore, pair: TaskPair) -> Task:
     return add_task(store, pair.helper, pair)
 
 
-def key_of(task: Task, job: LeaderJobState) -> JobKey:
+def key_of(task: Task, job: LeaderJob) -> JobKey:
     request = judge_init(task, job.body)
     return JobKey(
         task.task_pk,
@@ -70,7 +67,7 @@ def key_of(task: Task, job: LeaderJobState) -> JobKey:
 
 
 def verify(
-    pair: Pair, task: Task, job: LeaderJobState, key: JobKey, known: bytes | None = None
+    pair: TaskPair, task: Task, job: LeaderJob, key: JobKey, known: bytes | None = None
 ) -> HelperVerified:
     request = judge_init(task, job.body)
     return request.rows.verify(
@@ -85,14 +82,14 @@ def verify(
 
 
 def commit(
-    store: Datastore, pair: Pair, task: Task, job: LeaderJobState, key: JobKey | None = None
+    store: Datastore, pair: TaskPair, task: Task, job: LeaderJob, key: JobKey | None = None
 ) -> StoredJob:
     """Verify a job, then commit it without storing it first, as the sync mode does."""
     key = key or key_of(task, job)
     return store.run_sync(commit_job, key, verify(pair, task, job, key), NOW, stored=False)
 
 
-def outcomes(job: LeaderJobState, stored: StoredJob) -> bytes:
+def outcomes(job: LeaderJob, stored: StoredJob) -> bytes:
     assert stored.response is not None
     return job.finish(stored.response)
 
@@ -101,7 +98,7 @@ def aggregated(store: Datastore, task: Task) -> int:
     return store.read_sync(batches.aggregated, task.task_pk, LO, HI)
 
 
-def plain_share(store: Datastore, pair: Pair, task: Task, job_id: bytes) -> bytes:
+def plain_share(store: Datastore, pair: TaskPair, task: Task, job_id: bytes) -> bytes:
     (part,) = (
         part
         for part in store.read_sync(contributions, task.task_pk, LO, HI)
@@ -110,7 +107,7 @@ def plain_share(store: Datastore, pair: Pair, task: Task, job_id: bytes) -> byte
     return pair.sealer.open(batch_share_aad(task.task_id, job_id, part.bucket), part.share)
 
 
-def test_i6_every_report_is_answered_in_order(store: Datastore, pair: Pair, task: Task) -> None:
+def test_i6_every_report_is_answered_in_order(store: Datastore, pair: TaskPair, task: Task) -> None:
     """A report with a bad proof is rejected alone; its neighbours count."""
     job = leader_job(pair, make_reports(pair, [1, 1, 0, 1], tamper_with=[2]))
     answered = outcomes(job, commit(store, pair, task, job))
@@ -123,7 +120,7 @@ def test_i6_every_report_is_answered_in_order(store: Datastore, pair: Pair, task
 
 
 def test_d1_a_repeated_commit_gives_the_stored_outcome(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """Running the commit again, as after a lost COMMIT, counts and admits nothing twice."""
     job = leader_job(pair, make_reports(pair, [1, 0, 1]))
@@ -135,7 +132,7 @@ def test_d1_a_repeated_commit_gives_the_stored_outcome(
 
 
 def test_a1_identical_requests_at_once_are_one_job(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """The second of two racing commits, with another id, returns the first one's job."""
     job = leader_job(pair, make_reports(pair, [1, 0]))
@@ -144,14 +141,14 @@ def test_a1_identical_requests_at_once_are_one_job(
     assert aggregated(store, task) == 2
 
 
-def test_a1_storing_a_finished_job_returns_it(store: Datastore, pair: Pair, task: Task) -> None:
+def test_a1_storing_a_finished_job_returns_it(store: Datastore, pair: TaskPair, task: Task) -> None:
     job = leader_job(pair, make_reports(pair, [1]))
     finished = commit(store, pair, task, job)
     assert store.run_sync(store_job, key_of(task, job), job.body, NOW) == finished
 
 
 def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """If ``sync_wait`` ends first, the row has the same id and the running commit's lease."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -165,7 +162,7 @@ def test_a2_the_running_commit_claims_the_row_that_was_stored_for_it(
 
 
 def test_d1_a_commit_without_its_lease_changes_nothing(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """If another step has the job, this verification is discarded and the index unchanged."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -177,7 +174,7 @@ def test_d1_a_commit_without_its_lease_changes_nothing(
     assert len(store.replay) == 0
 
 
-def test_i1_a_report_in_two_jobs_counts_once(store: Datastore, pair: Pair, task: Task) -> None:
+def test_i1_a_report_in_two_jobs_counts_once(store: Datastore, pair: TaskPair, task: Task) -> None:
     """The second job's row is ``report_replayed``, and its share is subtracted exactly."""
     reports = make_reports(pair, [1, 1, 0, 1])
     first, second = leader_job(pair, reports[:2]), leader_job(pair, reports[1:])
@@ -189,7 +186,7 @@ def test_i1_a_report_in_two_jobs_counts_once(store: Datastore, pair: Pair, task:
 
 @pytest.mark.parametrize("peeked", [True, False])
 def test_e3_rework_and_mask_give_the_same_share(
-    store: Datastore, pair: Pair, task: Task, peeked: bool
+    store: Datastore, pair: TaskPair, task: Task, peeked: bool
 ) -> None:
     """A row left out before verification or subtracted afterwards gives the same bytes."""
     ids = report_ids(3)
@@ -206,7 +203,7 @@ def test_e3_rework_and_mask_give_the_same_share(
 
 
 def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """If a row was wrongly left out as replayed, everything is rolled back, the index too (D3)."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -221,7 +218,7 @@ def test_e3_a_row_that_was_left_out_wrongly_is_verified_again(
     assert outcomes(job, finished) == bytes(2)
 
 
-def test_i7_a_collected_bucket_takes_no_more(store: Datastore, pair: Pair, task: Task) -> None:
+def test_i7_a_collected_bucket_takes_no_more(store: Datastore, pair: TaskPair, task: Task) -> None:
     """Only rows in the collected interval are rejected, and they are no replays later."""
     job = leader_job(pair, make_reports(pair, [1, 1, 1], times=[TIME - 1, TIME, TIME]))
     store.run_sync(
@@ -250,7 +247,7 @@ def test_i7_a_collected_batch_id_takes_no_more(store: Datastore) -> None:
 
 
 def test_a6_a_job_deleted_before_its_commit_admits_nothing(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """The running commit fails, and its reports count in another job."""
     reports = make_reports(pair, [1, 1])
@@ -269,7 +266,7 @@ def test_a6_a_job_deleted_before_its_commit_admits_nothing(
 
 
 def test_a6_a_deleted_job_keeps_its_replay_record_and_its_share(
-    store: Datastore, pair: Pair, task: Task
+    store: Datastore, pair: TaskPair, task: Task
 ) -> None:
     """The same request makes a new job, whose reports are all replays."""
     job = leader_job(pair, make_reports(pair, [1, 1]))
@@ -282,7 +279,9 @@ def test_a6_a_deleted_job_keeps_its_replay_record_and_its_share(
     assert aggregated(store, task) == 2
 
 
-def test_d2_a_restart_knows_what_was_admitted_and_nothing_else(tmp_path: Path, pair: Pair) -> None:
+def test_d2_a_restart_knows_what_was_admitted_and_nothing_else(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     """Jobs deleted after they finished count; unfinished and rejected reports don't."""
     before = open_store(tmp_path / "restarted.sqlite")
     store = before.datastore

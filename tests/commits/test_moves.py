@@ -66,9 +66,9 @@ from dapd.protocol.states import (
     RangeState,
 )
 from dapd.reports import HelperVerified, ReportError, leader_start, open_uploads
-from tests import build
-from tests.build import ANY_TIME, NOW, TIME
-from tests.collecting import QUERY, Aggregators, aggregators, interval_query
+from tests.clock import NOW, TIME
+from tests.database_pair import QUERY, DatabasePair, interval_query, open_databases
+from tests.task_pair import ANY_TIME, leader_job, make_reports
 
 TABLES: dict[str, Mapping[Any, frozenset[str]]] = {
     "leader": LEADER_JOB_MOVES,
@@ -86,7 +86,7 @@ LIMITS = Limits(min_size=1, max_size=100, max_wait=0)
 POLLING, STORED = LeaderJobState.POLLING, LeaderJobState.STORED
 FINE, EARLY = bytes(1), bytes([ReportError.REPORT_TOO_EARLY])
 
-Scenario = Callable[[Aggregators], None]
+Scenario = Callable[[DatabasePair], None]
 SCENARIOS: list[tuple[Scenario, frozenset[str]]] = []
 """What is done, and the moves that it is there for."""
 
@@ -128,149 +128,165 @@ def moves(tx: Tx) -> set[str]:
 # What scenarios are made of.
 
 
-def upload(who: Aggregators, n: int = 2) -> None:
+def upload(databases: DatabasePair, n: int = 2) -> None:
     """A chunk of ``n`` reports that waits for a job."""
-    body = b"".join(build.make_reports(who.pair, [1] * n))
-    keyring = Keyring([who.pair.leader_key])
-    group = open_uploads([(who.leader.parameters, ANY_TIME, body)], keyring, who.pair.sealer)
-    pk = who.leader.task_pk
-    opened = OpenedUploads(secrets.token_bytes(16), group, [pk], {who.leader.task_id: pk})
-    who.store.run_sync(store_uploads, opened, 100, NOW)
+    body = b"".join(make_reports(databases.pair, [1] * n))
+    keyring = Keyring([databases.pair.leader_key])
+    group = open_uploads(
+        [(databases.leader.parameters, ANY_TIME, body)], keyring, databases.pair.sealer
+    )
+    pk = databases.leader.task_pk
+    opened = OpenedUploads(secrets.token_bytes(16), group, [pk], {databases.leader.task_id: pk})
+    databases.store.run_sync(store_uploads, opened, 100, NOW)
 
 
-def create(who: Aggregators) -> None:
-    at = who.clock.instant()
-    who.store.run_sync(create_jobs.create, who.leader, LIMITS, at, secrets.token_bytes)
+def create(databases: DatabasePair) -> None:
+    at = databases.clock.instant()
+    databases.store.run_sync(create_jobs.create, databases.leader, LIMITS, at, secrets.token_bytes)
 
 
-def lease(who: Aggregators) -> Lease:
+def lease(databases: DatabasePair) -> Lease:
     """Lease the aggregation job that is due."""
-    found, _ = who.store.run_sync(
+    found, _ = databases.store.run_sync(
         leases.lease_due,
-        who.clock.at,
+        databases.clock.now(),
         lambda due: [each for each in due if each.kind == "aggregation"],
     )
     return found[0]
 
 
-def assigned(who: Aggregators, n: int = 2) -> Lease:
+def assigned(databases: DatabasePair, n: int = 2) -> Lease:
     """A job of one chunk."""
-    upload(who, n)
-    create(who)
-    return lease(who)
+    upload(databases, n)
+    create(databases)
+    return lease(databases)
 
 
-def start(who: Aggregators, leased: Lease, *, send: bool) -> None:
-    task, held = who.leader, who.store.read_sync(chunks.of_job, leased.pk)
+def start(databases: DatabasePair, leased: Lease, *, send: bool) -> None:
+    task, held = databases.leader, databases.store.read_sync(chunks.of_job, leased.pk)
     started = leader_start(
-        task.parameters, ANY_TIME, who.pair.sealer, leased.due.id, chunks.whole(held)
+        task.parameters, ANY_TIME, databases.pair.sealer, leased.due.id, chunks.whole(held)
     )
-    args = leased, started.verify_inits, started.state, who.clock.at
-    who.store.run_sync(start_job, *args, send)
+    args = leased, started.verify_inits, started.state, databases.clock.now()
+    databases.store.run_sync(start_job, *args, send)
 
 
-def stored(who: Aggregators, n: int = 2) -> Lease:
+def stored(databases: DatabasePair, n: int = 2) -> Lease:
     """The same, and its request is being sent."""
-    leased = assigned(who, n)
-    start(who, leased, send=True)
+    leased = assigned(databases, n)
+    start(databases, leased, send=True)
     return leased
 
 
-def polling(who: Aggregators, n: int = 2) -> Lease:
+def polling(databases: DatabasePair, n: int = 2) -> Lease:
     """The same, and the Helper works on it."""
-    return later(who, stored(who, n), POLLING)
+    return later(databases, stored(databases, n), POLLING)
 
 
-def load(who: Aggregators, leased: Lease) -> Job:
-    return who.store.read_sync(leader_jobs.load, leased)
+def load(databases: DatabasePair, leased: Lease) -> Job:
+    return databases.store.read_sync(leader_jobs.load, leased)
 
 
-def later(who: Aggregators, leased: Lease, state: LeaderJobState) -> Lease:
+def later(databases: DatabasePair, leased: Lease, state: LeaderJobState) -> Lease:
     """The job goes on in this state, now."""
     location = "http://[::1]/job" if state is POLLING else None
-    going_on = Later(location, who.clock.at, 0, 1)
-    who.store.run_sync(release_job, leased, load(who, leased).state, going_on)
-    return lease(who)
+    going_on = Later(location, databases.clock.now(), 0, 1)
+    databases.store.run_sync(release_job, leased, load(databases, leased).state, going_on)
+    return lease(databases)
 
 
-def finish(who: Aggregators, leased: Lease, outcomes: bytes) -> None:
+def finish(databases: DatabasePair, leased: Lease, outcomes: bytes) -> None:
     result = Result(outcomes, [], answered=True, retry_at=lambda attempts: NOW + attempts)
-    who.store.run_sync(finish_job, leased, load(who, leased), result, who.clock.at)
+    databases.store.run_sync(
+        finish_job, leased, load(databases, leased), result, databases.clock.now()
+    )
 
 
-def halve(who: Aggregators, leased: Lease) -> None:
+def halve(databases: DatabasePair, leased: Lease) -> None:
     ids = secrets.token_bytes(16), secrets.token_bytes(16)
     halves = Halves(ids, lambda attempts: NOW + attempts)
-    who.store.run_sync(halve_job, leased, load(who, leased), halves, "refused", who.clock.at)
+    databases.store.run_sync(
+        halve_job, leased, load(databases, leased), halves, "refused", databases.clock.now()
+    )
 
 
-def give_up(who: Aggregators, leased: Lease) -> None:
+def give_up(databases: DatabasePair, leased: Lease) -> None:
     """As an operator."""
 
     def run(tx: Tx) -> None:
         row = jobs.by_pk(tx, leased.due.kind, leased.pk)
         assert row is not None
-        abandon(tx, row, who.clock.instant())
+        abandon(tx, row, databases.clock.instant())
 
-    who.store.run_sync(run)
+    databases.store.run_sync(run)
 
 
-def forget_key(who: Aggregators) -> None:
+def forget_key(databases: DatabasePair) -> None:
     """The one sealing key is lost."""
-    forgetting = Forgetting(who.pair.sealer.key_ids[0], who.clock.instant())
+    forgetting = Forgetting(databases.pair.sealer.key_ids[0], databases.clock.instant())
     for column in ORDER:
         after: int | None = -1
         while after is not None:
-            after, _ = who.store.run_sync(forget_page, column, after, forgetting)
+            after, _ = databases.store.run_sync(forget_page, column, after, forgetting)
 
 
-def close(who: Aggregators, time: int = TIME) -> None:
+def close(databases: DatabasePair, time: int = TIME) -> None:
     """The bucket is collected."""
     lo, hi = time_bucket(time), time_bucket(time + 1)
-    pk = who.leader.task_pk
+    pk = databases.leader.task_pk
     state = RangeState.COLLECTED
-    who.store.run_sync(batches.close, pk, lo, hi, state=state, collection_pk=None)
+    databases.store.run_sync(batches.close, pk, lo, hi, state=state, collection_pk=None)
 
 
-def advance(who: Aggregators, leased: Lease) -> object:
-    at = who.clock.instant()
-    return who.store.run_sync(advance_collection, leased, who.leader, at, at.now)
+def advance(databases: DatabasePair, leased: Lease) -> object:
+    at = databases.clock.instant()
+    return databases.store.run_sync(advance_collection, leased, databases.leader, at, at.now)
 
 
-def frozen(who: Aggregators) -> tuple[CollectionJob, Lease]:
+def frozen(databases: DatabasePair) -> tuple[CollectionJob, Lease]:
     """A collection whose batch is closed."""
-    who.aggregate([1, 0, 1])
-    job = who.query(QUERY)
-    leased = who.lease(job)
-    move = advance(who, leased)
+    databases.aggregate([1, 0, 1])
+    job = databases.query(QUERY)
+    leased = databases.lease(job)
+    move = advance(databases, leased)
     assert isinstance(move, Freeze)
-    total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, move.batch)
-    batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), move.batch, total)
-    at = who.clock.instant()
-    assert who.store.run_sync(freeze_collection, leased, who.leader, batch, total.extent, at)
+    total = databases.store.read_sync(
+        batch_total, databases.leader, databases.pair.sealer, move.batch
+    )
+    batch = frozen_batch(
+        databases.leader, databases.pair.sealer, databases.job(job), move.batch, total
+    )
+    at = databases.clock.instant()
+    assert databases.store.run_sync(
+        freeze_collection, leased, databases.leader, batch, total.extent, at
+    )
     return job, leased
 
 
-def ask_later(who: Aggregators, job: CollectionJob, leased: Lease, location: str | None) -> Lease:
-    following = Later(location, who.clock.at, 1, 1)
-    assert who.store.run_sync(collections.ask_later, leased, following)
-    return who.lease(job)
+def ask_later(
+    databases: DatabasePair, job: CollectionJob, leased: Lease, location: str | None
+) -> Lease:
+    following = Later(location, databases.clock.now(), 1, 1)
+    assert databases.store.run_sync(collections.ask_later, leased, following)
+    return databases.lease(job)
 
 
-def asked(who: Aggregators) -> tuple[CollectionJob, Lease]:
+def asked(databases: DatabasePair) -> tuple[CollectionJob, Lease]:
     """A collection for which the Helper works."""
-    job, leased = frozen(who)
-    return job, ask_later(who, job, leased, "http://[::1]/share")
+    job, leased = frozen(databases)
+    return job, ask_later(databases, job, leased, "http://[::1]/share")
 
 
-def delete(who: Aggregators, job: CollectionJob) -> None:
-    assert who.store.run_sync(delete_collection, who.leader, job.id, who.clock.instant())
+def delete(databases: DatabasePair, job: CollectionJob) -> None:
+    assert databases.store.run_sync(
+        delete_collection, databases.leader, job.id, databases.clock.instant()
+    )
 
 
-def helped(who: Aggregators) -> tuple[JobKey, bytes, HelperVerified]:
+def helped(databases: DatabasePair) -> tuple[JobKey, bytes, HelperVerified]:
     """A request that a Helper has verified: the job's key, the body, what came out."""
-    task, pair = who.helper, who.pair
-    body = build.leader_job(pair, build.make_reports(pair, [1, 0])).body
+    task, pair = databases.helper, databases.pair
+    body = leader_job(pair, make_reports(pair, [1, 0])).body
     request = judge_init(task, body)
     digest = hashlib.sha256(body).digest()
     ids = secrets.token_bytes(16), digest, request.rows.count, b"", secrets.token_bytes(16)
@@ -293,8 +309,8 @@ def helped(who: Aggregators) -> tuple[JobKey, bytes, HelperVerified]:
     "chunk: waiting -> assigned",
     "chunk: assigned -> decided",
 )
-def a_helper_that_answers_at_once(who: Aggregators) -> None:
-    finish(who, stored(who), 2 * FINE)
+def a_helper_that_answers_at_once(databases: DatabasePair) -> None:
+    finish(databases, stored(databases), 2 * FINE)
 
 
 @makes(
@@ -304,90 +320,90 @@ def a_helper_that_answers_at_once(who: Aggregators) -> None:
     "leader: polling -> stored",
     "leader: polling -> finished",
 )
-def a_helper_that_takes_its_time_and_loses_the_job(who: Aggregators) -> None:
-    start(who, assigned(who), send=False)
-    leased = lease(who)
+def a_helper_that_takes_its_time_and_loses_the_job(databases: DatabasePair) -> None:
+    start(databases, assigned(databases), send=False)
+    leased = lease(databases)
     for state in (STORED, POLLING, POLLING, STORED, POLLING):
-        leased = later(who, leased, state)
-    finish(who, leased, 2 * FINE)
+        leased = later(databases, leased, state)
+    finish(databases, leased, 2 * FINE)
 
 
 @makes("leader: assigned -> finished")
-def b6_all_reports_are_rejected_before_there_is_a_request(who: Aggregators) -> None:
-    finish(who, assigned(who), 2 * bytes([ReportError.VDAF_VERIFY_ERROR]))
+def b6_all_reports_are_rejected_before_there_is_a_request(databases: DatabasePair) -> None:
+    finish(databases, assigned(databases), 2 * bytes([ReportError.VDAF_VERIFY_ERROR]))
 
 
 @makes("chunk: assigned -> waiting", "chunk: assigned -> decided", "chunk: new -> waiting")
-def d5_reports_that_are_too_early_come_again(who: Aggregators) -> None:
-    finish(who, stored(who), 2 * EARLY)
-    finish(who, stored(who), FINE + EARLY)
+def d5_reports_that_are_too_early_come_again(databases: DatabasePair) -> None:
+    finish(databases, stored(databases), 2 * EARLY)
+    finish(databases, stored(databases), FINE + EARLY)
 
 
 @makes("leader: assigned -> abandoned", "chunk: assigned -> waiting")
-def c6_a_job_that_was_not_sent_in_time_gives_its_reports_back(who: Aggregators) -> None:
-    leased = assigned(who)
-    who.store.run_sync(dissolve_job, leased, load(who, leased), who.clock.at)
+def c6_a_job_that_was_not_sent_in_time_gives_its_reports_back(databases: DatabasePair) -> None:
+    leased = assigned(databases)
+    databases.store.run_sync(dissolve_job, leased, load(databases, leased), databases.clock.now())
 
 
 @makes("leader: stored -> abandoned", "leader: polling -> abandoned", "chunk: new -> assigned")
-def d5_a_refused_job_is_halved_within_a_chunk(who: Aggregators) -> None:
-    halve(who, stored(who, 3))
-    halve(who, polling(who, 1))
+def d5_a_refused_job_is_halved_within_a_chunk(databases: DatabasePair) -> None:
+    halve(databases, stored(databases, 3))
+    halve(databases, polling(databases, 1))
 
 
 @makes("chunk: assigned -> assigned")
-def d5_a_refused_job_is_halved_between_chunks(who: Aggregators) -> None:
-    upload(who, 1)
-    halve(who, stored(who, 1))
+def d5_a_refused_job_is_halved_between_chunks(databases: DatabasePair) -> None:
+    upload(databases, 1)
+    halve(databases, stored(databases, 1))
 
 
 @makes("leader: assigned -> expired", "leader: stored -> expired", "leader: polling -> expired")
-def d6_a_job_expires_at_every_stage(who: Aggregators) -> None:
+def d6_a_job_expires_at_every_stage(databases: DatabasePair) -> None:
     for job in (assigned, stored, polling):
-        assert who.store.run_sync(expire_job, job(who).pk, who.clock.at) == 2
+        assert databases.store.run_sync(expire_job, job(databases).pk, databases.clock.now()) == 2
 
 
 @makes("leader: assigned -> lost", "leader: stored -> lost", "leader: polling -> lost")
-def d4_an_operator_gives_a_job_up(who: Aggregators) -> None:
+def d4_an_operator_gives_a_job_up(databases: DatabasePair) -> None:
     for job in (assigned, stored, polling):
-        give_up(who, job(who))
+        give_up(databases, job(databases))
 
 
 @makes("leader: assigned -> lost", "leader: stored -> lost", "leader: polling -> lost")
-def d4_a_restore_ends_unfinished_jobs(who: Aggregators) -> None:
+def d4_a_restore_ends_unfinished_jobs(databases: DatabasePair) -> None:
     for job in (assigned, stored, polling):
-        job(who)
-    who.store.run_sync(quarantine, who.clock.instant(), 0)
+        job(databases)
+    databases.store.run_sync(quarantine, databases.clock.instant(), 0)
 
 
 @makes("leader: assigned -> lost", "leader: stored -> lost", "chunk: waiting -> decided")
-def f2_the_sealing_key_of_reports_is_lost(who: Aggregators) -> None:
-    assigned(who)
-    stored(who)
-    upload(who)
-    forget_key(who)
+def f2_the_sealing_key_of_reports_is_lost(databases: DatabasePair) -> None:
+    assigned(databases)
+    stored(databases)
+    upload(databases)
+    forget_key(databases)
 
 
 @makes("collection: frozen -> failed")
-def f2_the_sealing_key_of_a_frozen_collection_is_lost(who: Aggregators) -> None:
-    frozen(who)
-    forget_key(who)
+def f2_the_sealing_key_of_a_frozen_collection_is_lost(databases: DatabasePair) -> None:
+    frozen(databases)
+    forget_key(databases)
 
 
 @makes("chunk: waiting -> decided")
-def c8_the_creator_drops_reports_of_a_collected_batch(who: Aggregators) -> None:
-    upload(who)
-    close(who)
-    create(who)
+def c8_the_creator_drops_reports_of_a_collected_batch(databases: DatabasePair) -> None:
+    upload(databases)
+    close(databases)
+    create(databases)
 
 
 # A Helper's aggregation jobs.
 
 
 @makes("helper: new -> received", "helper: received -> finished", "helper: finished -> deleted")
-def a_job_that_is_verified_later(who: Aggregators) -> None:
-    key, body, verified = helped(who)
-    run = who.helper_store.run_sync
+def a_job_that_is_verified_later(databases: DatabasePair) -> None:
+    key, body, verified = helped(databases)
+    run = databases.helper_store.run_sync
     run(store_job, key, body, NOW, lease_until=NOW + 1)
     run(store_job, key, body, NOW)
     run(commit_job, key, verified, NOW, stored=True)
@@ -396,16 +412,16 @@ def a_job_that_is_verified_later(who: Aggregators) -> None:
 
 
 @makes("helper: received -> deleted")
-def a6_a_job_that_is_deleted_before_it_is_verified(who: Aggregators) -> None:
-    key, body, _ = helped(who)
-    who.helper_store.run_sync(store_job, key, body, NOW)
-    assert who.helper_store.run_sync(delete_aggregation_job, key.task_pk, key.id)
+def a6_a_job_that_is_deleted_before_it_is_verified(databases: DatabasePair) -> None:
+    key, body, _ = helped(databases)
+    databases.helper_store.run_sync(store_job, key, body, NOW)
+    assert databases.helper_store.run_sync(delete_aggregation_job, key.task_pk, key.id)
 
 
 @makes("helper: new -> finished", "helper: finished -> deleted")
-def a7_the_garbage_collector_forgets_an_answer(who: Aggregators) -> None:
-    key, _, verified = helped(who)
-    run = who.helper_store.run_sync
+def a7_the_garbage_collector_forgets_an_answer(databases: DatabasePair) -> None:
+    key, _, verified = helped(databases)
+    run = databases.helper_store.run_sync
     run(commit_job, key, verified, NOW, stored=False)
     [(pk,)] = run(lambda tx: tx.all("SELECT job_pk FROM aggregation_jobs"))
     assert run(forget_answers, [pk]).rows == 1
@@ -413,11 +429,11 @@ def a7_the_garbage_collector_forgets_an_answer(who: Aggregators) -> None:
 
 
 @makes("helper: finished -> deleted", "helper: new -> received")
-def d6_an_expired_job_keeps_nobody_from_making_an_identical_one(who: Aggregators) -> None:
-    key, body, verified = helped(who)
-    who.helper_store.run_sync(commit_job, key, verified, NOW, stored=False)
+def d6_an_expired_job_keeps_nobody_from_making_an_identical_one(databases: DatabasePair) -> None:
+    key, body, verified = helped(databases)
+    databases.helper_store.run_sync(commit_job, key, verified, NOW, stored=False)
     again = replace(key, id=secrets.token_bytes(16), expired_before=TIME + 1, newest=TIME + 1)
-    who.helper_store.run_sync(store_job, again, body, NOW)
+    databases.helper_store.run_sync(store_job, again, body, NOW)
 
 
 # A Leader's collection jobs.
@@ -433,70 +449,74 @@ def d6_an_expired_job_keeps_nobody_from_making_an_identical_one(who: Aggregators
     "collection: polling -> finished",
     "collection: finished -> deleted",
 )
-def a_share_that_takes_its_time(who: Aggregators) -> None:
-    job, leased = frozen(who)
+def a_share_that_takes_its_time(databases: DatabasePair) -> None:
+    job, leased = frozen(databases)
     for location in (None, "http://[::1]/a", "http://[::1]/b", None, "http://[::1]/c"):
-        leased = ask_later(who, job, leased, location)
-    assert who.store.run_sync(finish_collection, leased, b"result")
-    delete(who, job)
-    delete(who, job)
+        leased = ask_later(databases, job, leased, location)
+    assert databases.store.run_sync(finish_collection, leased, b"result")
+    delete(databases, job)
+    delete(databases, job)
 
 
 @makes("collection: frozen -> finished")
-def a_share_at_once(who: Aggregators) -> None:
-    _, leased = frozen(who)
-    assert who.store.run_sync(finish_collection, leased, b"result")
+def a_share_at_once(databases: DatabasePair) -> None:
+    _, leased = frozen(databases)
+    assert databases.store.run_sync(finish_collection, leased, b"result")
 
 
 @makes("collection: waiting -> failed", "collection: failed -> deleted")
-def c5_a_batch_that_was_closed_for_another(who: Aggregators) -> None:
-    job = who.query(interval_query(TIME, 2))
-    close(who)
-    assert advance(who, who.lease(job)) == Failed(job.id)
-    delete(who, job)
+def c5_a_batch_that_was_closed_for_another(databases: DatabasePair) -> None:
+    job = databases.query(interval_query(TIME, 2))
+    close(databases)
+    assert advance(databases, databases.lease(job)) == Failed(job.id)
+    delete(databases, job)
 
 
 @makes("collection: frozen -> failed")
-def d4_a_final_refusal_of_a_request(who: Aggregators) -> None:
-    _, leased = frozen(who)
-    assert who.store.run_sync(refuse_collection, leased, who.leader, "batchMismatch", "")
+def d4_a_final_refusal_of_a_request(databases: DatabasePair) -> None:
+    _, leased = frozen(databases)
+    assert databases.store.run_sync(
+        refuse_collection, leased, databases.leader, "batchMismatch", ""
+    )
 
 
 @makes("collection: polling -> failed")
-def d4_a_final_refusal_of_a_poll(who: Aggregators) -> None:
-    _, leased = asked(who)
-    assert who.store.run_sync(refuse_collection, leased, who.leader, "batchMismatch", "")
+def d4_a_final_refusal_of_a_poll(databases: DatabasePair) -> None:
+    _, leased = asked(databases)
+    assert databases.store.run_sync(
+        refuse_collection, leased, databases.leader, "batchMismatch", ""
+    )
 
 
 @makes("collection: waiting -> deleted")
-def a6_a_waiting_collection_is_deleted(who: Aggregators) -> None:
-    delete(who, who.query(QUERY))
+def a6_a_waiting_collection_is_deleted(databases: DatabasePair) -> None:
+    delete(databases, databases.query(QUERY))
 
 
 @makes("collection: frozen -> deleted")
-def a6_a_frozen_collection_is_given_up_by_an_operator(who: Aggregators) -> None:
-    _, leased = frozen(who)
-    give_up(who, leased)
+def a6_a_frozen_collection_is_given_up_by_an_operator(databases: DatabasePair) -> None:
+    _, leased = frozen(databases)
+    give_up(databases, leased)
 
 
 @makes("collection: polling -> deleted")
-def a6_a_polled_collection_is_deleted(who: Aggregators) -> None:
-    delete(who, asked(who)[0])
+def a6_a_polled_collection_is_deleted(databases: DatabasePair) -> None:
+    delete(databases, asked(databases)[0])
 
 
 @makes("collection: frozen -> failed")
-def d6_a_frozen_collection_expires(who: Aggregators) -> None:
-    job, _ = frozen(who)
-    pk = who.leader.task_pk
-    assert who.store.run_sync(expire_collection, pk, job.pk, TIME, NOW) is None
-    assert who.store.run_sync(expire_collection, pk, job.pk, TIME + 1, NOW) == job.id
+def d6_a_frozen_collection_expires(databases: DatabasePair) -> None:
+    job, _ = frozen(databases)
+    pk = databases.leader.task_pk
+    assert databases.store.run_sync(expire_collection, pk, job.pk, TIME, NOW) is None
+    assert databases.store.run_sync(expire_collection, pk, job.pk, TIME + 1, NOW) == job.id
 
 
 @makes("collection: polling -> failed")
-def d6_a_polled_collection_expires(who: Aggregators) -> None:
-    job, _ = asked(who)
-    pk = who.leader.task_pk
-    assert who.store.run_sync(expire_collection, pk, job.pk, TIME + 1, NOW) == job.id
+def d6_a_polled_collection_expires(databases: DatabasePair) -> None:
+    job, _ = asked(databases)
+    pk = databases.leader.task_pk
+    assert databases.store.run_sync(expire_collection, pk, job.pk, TIME + 1, NOW) == job.id
 
 
 @pytest.mark.parametrize(
@@ -506,11 +526,11 @@ async def test_d1_the_transactions_make_legal_moves_alone(
     tmp_path: Path, scenario: Scenario, expected: frozenset[str]
 ) -> None:
     """D1: those that the scenario is there for, and none that its table lacks."""
-    async with aggregators(tmp_path) as who:
-        stores = who.store, who.helper_store
+    async with open_databases(tmp_path) as databases:
+        stores = databases.store, databases.helper_store
         for store in stores:
             store.run_sync(record)
-        scenario(who)
+        scenario(databases)
         made = {move for store in stores for move in store.read_sync(moves)}
     assert made - legal() == set()
     assert expected - made == set()
@@ -531,8 +551,8 @@ def test_every_state_has_its_moves() -> None:
 
 async def test_a_job_is_not_moved_against_the_table(tmp_path: Path) -> None:
     """Whatever an answer was taken for: what was never sent can't be polled."""
-    async with aggregators(tmp_path) as who:
-        leased = assigned(who)
+    async with open_databases(tmp_path) as databases:
+        leased = assigned(databases)
         with pytest.raises(ValueError, match="can't go from assigned to polling"):
-            later(who, leased, POLLING)
-        assert load(who, leased).state is LeaderJobState.ASSIGNED
+            later(databases, leased, POLLING)
+        assert load(databases, leased).state is LeaderJobState.ASSIGNED

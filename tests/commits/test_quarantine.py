@@ -22,7 +22,9 @@ from dapd.messages.common import BatchMode, b64url_encode
 from dapd.protocol.batches import BucketRange, batch_id_range, gaps, merged, time_bucket
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
-from tests.build import NOW, PRECISION, TIME, add_task, open_store, task_pair
+from tests.clock import NOW, PRECISION, TIME
+from tests.contexts import add_task, open_store
+from tests.task_pair import task_pair
 
 AT = Instant(NOW, NOW)
 LEEWAY = 300.0

@@ -28,17 +28,10 @@ from dapd.messages.common import BatchMode
 from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskSettings, TaskState
-from tests.build import (
-    AGGREGATOR_TOKEN,
-    COLLECTOR_TOKEN,
-    NOW,
-    PRECISION,
-    TIME,
-    Pair,
-    open_store,
-    task_pair,
-)
-from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators
+from tests.clock import NOW, PRECISION, TIME
+from tests.contexts import open_store
+from tests.database_pair import NEXT_BATCH, QUERY, DatabasePair, open_databases
+from tests.task_pair import AGGREGATOR_TOKEN, COLLECTOR_TOKEN, TaskPair, task_pair
 
 LEEWAY = 300.0
 AGED = TaskSettings(report_expiry_age=PRECISION)
@@ -51,7 +44,7 @@ class Operator:
     """Runs commands on one datastore; ``pair`` is the task in the operator's files."""
 
     store: Datastore
-    pair: Pair
+    pair: TaskPair
 
     @property
     def task_id(self) -> bytes:
@@ -88,8 +81,8 @@ def operator(tmp_path: Path) -> Iterator[Operator]:
 
 
 @pytest.fixture
-async def who(tmp_path: Path) -> AsyncIterator[Aggregators]:
-    async with aggregators(tmp_path) as made:
+async def databases(tmp_path: Path) -> AsyncIterator[DatabasePair]:
+    async with open_databases(tmp_path) as made:
         yield made
 
 
@@ -147,22 +140,22 @@ class TestDelete:
         assert operator.stored().public().expired_before == TIME + 5
 
     async def test_d6_the_mark_is_above_reports_of_a_clock_that_was_ahead(
-        self, who: Aggregators
+        self, databases: DatabasePair
     ) -> None:
         """D6: the mark is above reports admitted while the clock was ahead."""
-        operator = Operator(who.store, who.pair)
-        who.upload(1, time=TIME + 1000)
+        operator = Operator(databases.store, databases.pair)
+        databases.upload(1, time=TIME + 1000)
         operator.delete(discard=True)
         assert operator.stored().public().expired_before == TIME + 1001
 
     async def test_refused_with_counts_while_something_is_uncollected(
-        self, who: Aggregators
+        self, databases: DatabasePair
     ) -> None:
         """The error lists what is uncollected and what to do; nothing changes."""
-        operator = Operator(who.store, who.pair)
-        who.upload(4)
-        who.aggregate([1, 1, 1])
-        job = who.query(QUERY)
+        operator = Operator(databases.store, databases.pair)
+        databases.upload(4)
+        databases.aggregate([1, 1, 1])
+        job = databases.query(QUERY)
         with pytest.raises(UsageError) as refused:
             operator.delete()
         for part in (
@@ -177,16 +170,16 @@ class TestDelete:
         left = operator.delete(discard=True)
         assert (left.waiting, left.aggregated, left.jobs, left.collections) == (4, 3, 0, 1)
         assert operator.stored().state is TaskState.DELETED
-        assert who.job(job).state == "waiting"  # the garbage collector's
+        assert databases.job(job).state == "waiting"  # the garbage collector's
 
     async def test_what_a_collection_took_is_collected_once_it_was_fetched(
-        self, who: Aggregators
+        self, databases: DatabasePair
     ) -> None:
         """A closed batch counts as uncollected, and so does a result that was never fetched."""
-        operator = Operator(who.store, who.pair)
-        who.aggregate([1, 1, 1])
-        job = who.query(QUERY)
-        pk = who.leader.task_pk
+        operator = Operator(databases.store, databases.pair)
+        databases.aggregate([1, 1, 1])
+        job = databases.query(QUERY)
+        pk = databases.leader.task_pk
         bucket, after = time_bucket(TIME), time_bucket(TIME + 1)
         for state in (RangeState.QUARANTINED, RangeState.CLOSED, RangeState.COLLECTED):
 
@@ -194,84 +187,90 @@ class TestDelete:
                 tx.execute("DELETE FROM collected")
                 batches.close(tx, pk, bucket, after, state=state, collection_pk=job.pk)
 
-            who.store.run_sync(shut)
-            left = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW)).uncollected
+            databases.store.run_sync(shut)
+            left = databases.store.read_sync(
+                task_standing, databases.leader, Instant(NOW, NOW)
+            ).uncollected
             assert left.aggregated == (0 if state is RangeState.COLLECTED else 3)
-        who.store.run_sync(
+        databases.store.run_sync(
             lambda tx: tx.execute("UPDATE collection_jobs SET state = 'finished', response = x''")
         )
         with pytest.raises(UsageError, match="1 collection whose result nobody has fetched"):
             operator.delete()
-        who.store.run_sync(collections.note_served, job.pk, NOW)
+        databases.store.run_sync(collections.note_served, job.pk, NOW)
         assert not operator.delete()
 
-    async def test_d6_what_has_expired_is_not_waited_for(self, who: Aggregators) -> None:
+    async def test_d6_what_has_expired_is_not_waited_for(self, databases: DatabasePair) -> None:
         """D6: nobody can collect it any more, whether or not the garbage collector has been there.
 
         By the clock that expires things, as it was stored last.
         """
-        who.upload(1)
-        who.aggregate([1, 1])
-        who.store.run_sync(tasks.set_settings, who.leader.task_pk, AGED)
+        databases.upload(1)
+        databases.aggregate([1, 1])
+        databases.store.run_sync(tasks.set_settings, databases.leader.task_pk, AGED)
         end = (TIME + 2) * PRECISION * 1000
         for safe, left in ((end - 1, (1, 2)), (end, (0, 0))):
-            who.store.run_sync(safe_clock.store, StoredClock(safe))
-            task = replace(who.leader, settings=AGED)
-            at = who.store.read_sync(safe_clock.instant, NOW + 10**9)
-            found = who.store.read_sync(task_standing, task, at).uncollected
+            databases.store.run_sync(safe_clock.store, StoredClock(safe))
+            task = replace(databases.leader, settings=AGED)
+            at = databases.store.read_sync(safe_clock.instant, NOW + 10**9)
+            found = databases.store.read_sync(task_standing, task, at).uncollected
             assert (found.waiting, found.aggregated) == left
 
-    async def test_a_helpers_remedy_is_its_leader(self, who: Aggregators) -> None:
+    async def test_a_helpers_remedy_is_its_leader(self, databases: DatabasePair) -> None:
         """A Helper can't collect, so the error refers to its Leader."""
-        who.aggregate([1, 1])
+        databases.aggregate([1, 1])
         with pytest.raises(UsageError, match="let its Leader end it first"):
-            Operator(who.helper_store, who.pair).delete()
+            Operator(databases.helper_store, databases.pair).delete()
 
 
 class TestCollectBefore:
     """The time at which the first uncollected report expires."""
 
-    async def test_it_is_the_end_of_the_oldest_bucket_plus_the_age(self, who: Aggregators) -> None:
+    async def test_it_is_the_end_of_the_oldest_bucket_plus_the_age(
+        self, databases: DatabasePair
+    ) -> None:
         """Waiting and aggregated reports count, collected ones don't."""
-        task = replace(who.leader, settings=AGED)
+        task = replace(databases.leader, settings=AGED)
 
         def first() -> int | None:
-            return who.store.read_sync(task_standing, task, Instant(NOW, NOW)).collect_before
+            return databases.store.read_sync(task_standing, task, Instant(NOW, NOW)).collect_before
 
         assert first() is None
-        who.aggregate([1], time=TIME + 2)
+        databases.aggregate([1], time=TIME + 2)
         assert first() == (TIME + 3 + 1) * PRECISION * 1000
-        who.upload(1, time=TIME + 1)
+        databases.upload(1, time=TIME + 1)
         assert first() == (TIME + 2 + 1) * PRECISION * 1000
-        who.decide(1)
-        who.store.run_sync(
-            batches.close, who.leader.task_pk, time_bucket(TIME), time_bucket(TIME + 3),
+        databases.decide(1)
+        databases.store.run_sync(
+            batches.close, databases.leader.task_pk, time_bucket(TIME), time_bucket(TIME + 3),
             state=RangeState.COLLECTED, collection_pk=None,
         )  # fmt: skip
         assert first() is None
 
-    async def test_without_an_age_there_is_no_such_time(self, who: Aggregators) -> None:
+    async def test_without_an_age_there_is_no_such_time(self, databases: DatabasePair) -> None:
         """Without an expiry age the uncollected data is still counted."""
-        who.aggregate([1], time=TIME)
-        found = who.store.read_sync(task_standing, who.leader, Instant(NOW, NOW))
+        databases.aggregate([1], time=TIME)
+        found = databases.store.read_sync(task_standing, databases.leader, Instant(NOW, NOW))
         assert found == TaskStanding(Uncollected(0, 1, 0, 0, TIME), None)
 
     async def test_c6_a_leader_selected_batch_goes_whole_by_its_newest(
         self, tmp_path: Path
     ) -> None:
         """C6: its older reports do not expire before it."""
-        async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
-            batch_id, other = who.open_batch(), who.open_batch()
-            who.aggregate([1], time=TIME, batch_id=batch_id)
-            who.aggregate([1], time=TIME + 4, batch_id=batch_id)
-            who.aggregate([1], time=TIME + 2, batch_id=other)
-            task = replace(who.leader, settings=AGED)
+        async with open_databases(tmp_path, mode=BatchMode.LEADER_SELECTED) as databases:
+            batch_id, other = databases.open_batch(), databases.open_batch()
+            databases.aggregate([1], time=TIME, batch_id=batch_id)
+            databases.aggregate([1], time=TIME + 4, batch_id=batch_id)
+            databases.aggregate([1], time=TIME + 2, batch_id=other)
+            task = replace(databases.leader, settings=AGED)
 
             def first() -> int | None:
-                return who.store.read_sync(task_standing, task, Instant(NOW, NOW)).collect_before
+                return databases.store.read_sync(
+                    task_standing, task, Instant(NOW, NOW)
+                ).collect_before
 
             assert first() == (TIME + 3 + 1) * PRECISION * 1000
-            who.store.run_sync(
+            databases.store.run_sync(
                 batches.close, task.task_pk, *batch_id_range(other),
                 state=RangeState.COLLECTED, collection_pk=None,
             )  # fmt: skip
@@ -330,13 +329,15 @@ class TestAddAgain:
         """The mark may lie ahead of the clock; a collection that waits for the first report of the
         second life is there until it has expired by its own age.
         """
-        async with aggregators(tmp_path, mode=BatchMode.LEADER_SELECTED) as who:
-            task = replace(who.leader, settings=AGED, expired_before=TIME + 5)
-            job = who.query(NEXT_BATCH)
-            who.store.run_sync(lambda tx: tx.execute("UPDATE collection_jobs SET state = 'failed'"))
+        async with open_databases(tmp_path, mode=BatchMode.LEADER_SELECTED) as databases:
+            task = replace(databases.leader, settings=AGED, expired_before=TIME + 5)
+            job = databases.query(NEXT_BATCH)
+            databases.store.run_sync(
+                lambda tx: tx.execute("UPDATE collection_jobs SET state = 'failed'")
+            )
             for later, is_there in ((0, True), (PRECISION, True), (2 * PRECISION, False)):
                 at = Instant(NOW + later * 1000, NOW + later * 1000)
-                found = who.store.read_sync(
+                found = databases.store.read_sync(
                     collections.by_id, task.task_pk, job.id, task.mark_at(at)
                 )
                 assert (found is not None) is is_there

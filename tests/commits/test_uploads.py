@@ -16,7 +16,9 @@ from dapd.messages.common import BatchMode
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 from dapd.reports import ReplayIndex, ReportError, open_uploads, parse_upload_errors
-from tests.build import ANY_TIME, NOW, TIME, Pair, add_task, make_reports, open_store, task_pair
+from tests.clock import NOW, TIME
+from tests.contexts import add_task, open_store
+from tests.task_pair import ANY_TIME, TaskPair, make_reports, task_pair
 
 BUCKET = TIME.to_bytes(8, "big")
 
@@ -25,7 +27,7 @@ BUCKET = TIME.to_bytes(8, "big")
 class Leader:
     datastore: Datastore
     task: Task
-    pair: Pair
+    pair: TaskPair
 
     def opened(self, *bodies: bytes) -> OpenedUploads:
         group = open_uploads(

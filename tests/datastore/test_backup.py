@@ -22,7 +22,9 @@ from dapd.datastore.sqlite import commit_sequence
 from dapd.datastore.verify import Verified, verify
 from dapd.errors import DatastoreError
 from dapd.protocol.task import TaskSettings
-from tests.build import NOW, SEALING_KEY, Pair, add_task, open_store, task_pair
+from tests.clock import NOW
+from tests.contexts import add_task, open_store
+from tests.task_pair import SEALING_KEY, TaskPair, task_pair
 
 DAY = 86_400
 WEEK = TaskSettings(report_expiry_age=7 * DAY)
@@ -55,7 +57,7 @@ def ready(path: Path) -> Opened:
     return opened
 
 
-def add(opened: Opened, pair: Pair) -> None:
+def add(opened: Opened, pair: TaskPair) -> None:
     add_task(opened.datastore, pair.leader, pair)
     opened.datastore.run_sync(sealed.note_sealing_key, sealing_key_id(SEALING_KEY))
 

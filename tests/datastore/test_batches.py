@@ -8,7 +8,8 @@ from types import SimpleNamespace
 from dapd.datastore import Tx, batches
 from dapd.datastore.batches import Contribution
 from dapd.protocol.batches import time_bucket
-from tests.build import add_task, open_store, task_pair
+from tests.contexts import add_task, open_store
+from tests.task_pair import task_pair
 
 LO, HI = time_bucket(1), time_bucket(3)
 

@@ -13,8 +13,8 @@ import trio
 from dapd.datastore import open_for_command
 from dapd.datastore.check import MOST, Finding, check
 from dapd.datastore.invariants import INVARIANTS
-from tests.build import NOW
-from tests.fullhouse import full_house
+from tests.clock import NOW
+from tests.populated_database import populated_database
 
 FAULTS = {
     "a task without secrets": ("tasks", "UPDATE tasks SET verify_key = x''"),
@@ -180,8 +180,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("full")
 
     async def make() -> None:
-        async with full_house(directory / "pair") as house:
-            shutil.copy(house.database, directory / "full.sqlite")
+        async with populated_database(directory / "pair") as populated:
+            shutil.copy(populated.database, directory / "full.sqlite")
 
     trio.run(make)
     return directory / "full.sqlite"

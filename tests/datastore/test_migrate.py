@@ -11,7 +11,9 @@ from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
 from dapd.datastore.migrate import Migration, migrate, migrations, parse
 from dapd.datastore.sqlite import commit_sequence, connect
 from dapd.errors import DatastoreError
-from tests.build import NOW, add_task, task_pair
+from tests.clock import NOW
+from tests.contexts import add_task
+from tests.task_pair import task_pair
 
 _ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
 _KEYS = "SELECT key_id FROM sealing_keys ORDER BY key_id"

@@ -11,7 +11,8 @@ from dapd.datastore import keys
 from dapd.datastore.migrate import migrations
 from dapd.datastore.read_only import snapshot
 from dapd.errors import DatastoreError, UnfitDatastore
-from tests.build import add_task, open_store, task_pair
+from tests.contexts import add_task, open_store
+from tests.task_pair import task_pair
 
 
 def config_ids(path: Path) -> list[int]:

@@ -15,7 +15,9 @@ from dapd.datastore.opening import Opened
 from dapd.datastore.replace import Restored, put_in_place
 from dapd.datastore.verify import Verified, verify
 from dapd.errors import DatastoreError
-from tests.build import NOW, SEALING_KEY, add_task, open_store, task_pair
+from tests.clock import NOW
+from tests.contexts import add_task, open_store
+from tests.task_pair import SEALING_KEY, task_pair
 
 KEY_IDS = [sealing_key_id(SEALING_KEY)]
 

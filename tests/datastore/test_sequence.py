@@ -11,7 +11,7 @@ import pytest
 from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
 from dapd.datastore.lock import holder_of, lock_path
 from dapd.datastore.sqlite import commit_sequence
-from tests.build import NOW
+from tests.clock import NOW
 
 _ADD = "INSERT INTO upload_groups (group_key) VALUES (randomblob(16))"
 _FORGET = "DELETE FROM upload_groups"

@@ -6,28 +6,30 @@ from pathlib import Path
 
 import pytest
 import structlog
+import trio
 
 from dapd.config import Leader
 from dapd.datastore import Tx, tasks
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import TaskSettings
 from dapd.reports import ReportRules
-from tests.build import PRECISION, TIME, Pair, task_pair
-from tests.leaderhouse import House, helper_response, open_house, problem, ready
-from tests.peer import Request, answer
+from tests.clock import PRECISION, TIME, ManualClock
+from tests.leader_harness import LeaderHarness, helper_response, open_leader, problem, ready
+from tests.raw_http import Request, answer
+from tests.task_pair import TaskPair, task_pair
 
 LOCATION = "/helper/somewhere"
 FOREVER = 2**64 - 1
 QUICK_EXPIRY = TaskSettings(report_expiry_age=PRECISION)
 
 
-def honest(pair: Pair, request: Request) -> bytes:
+def honest(pair: TaskPair, request: Request) -> bytes:
     if request.method == "DELETE":
         return answer(204)
     return ready(helper_response(pair, request.body), Location=LOCATION)
 
 
-async def know_peer(house: House) -> None:
+async def know_peer(house: LeaderHarness) -> None:
     """Note that the Helper has accepted a job of the task before."""
 
     def note(tx: Tx) -> None:
@@ -40,7 +42,7 @@ async def know_peer(house: House) -> None:
 async def test_a_job_is_sent_finished_and_deleted_in_one_step_a7(tmp_path: Path) -> None:
     """A7: the Leader DELETEs each job after committing its result, at the Location it was given."""
     task = task_pair()
-    async with open_house(tmp_path, task, honest) as house:
+    async with open_leader(tmp_path, task, honest) as house:
         await house.upload(5)
         await house.create()
         assert await house.step() == 1
@@ -59,9 +61,9 @@ async def test_i3_request_and_state_are_stored_before_the_first_send(tmp_path: P
     """I3: when the Helper reads the request, the database has these bytes; D4: and the count."""
     task = task_pair()
     seen: list[tuple[bytes, bytes, int]] = []
-    house: House
+    house: LeaderHarness
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         if request.method == "POST":
             look = house.context.datastore.read_sync(
                 lambda tx: tx.one(
@@ -74,7 +76,7 @@ async def test_i3_request_and_state_are_stored_before_the_first_send(tmp_path: P
             assert look[1]
         return honest(pair, request)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await house.upload(3)
         await house.create()
         await house.step()
@@ -109,10 +111,10 @@ async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
     task = task_pair()
     replies = [disturbance, disturbance]
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         return replies.pop() if replies else honest(pair, request)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await know_peer(house)
         await house.upload(3)
         await house.create()
@@ -134,14 +136,14 @@ async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
     task = task_pair()
     first: list[bytes] = []
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         if request.method == "POST" and not first:
             first.append(request.body)
             good = helper_response(pair, request.body)
             return ready(bytes([good[0] ^ 1]) + good[1:], Location=LOCATION)
         return honest(pair, request)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await know_peer(house)
         await house.upload(2)
         await house.create()
@@ -159,7 +161,7 @@ async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_pa
     task = task_pair()
     body: list[bytes] = []
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         match request.method:
             case "POST":
                 body.append(request.body)
@@ -171,12 +173,12 @@ async def test_a_poll_follows_the_location_with_step_and_then_finishes_a5(tmp_pa
             case _:
                 return answer(204)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await house.upload(2)
         await house.create()
         await house.step()
         assert await house.rows("SELECT state, run_at, lease_token FROM aggregation_jobs") == [
-            ("polling", house.handclock.at + 7000, None)
+            ("polling", house.clock.now() + 7000, None)
         ]
         for _ in range(3):
             house.later(7)
@@ -195,10 +197,10 @@ async def test_a5_a_result_counts_whose_location_leads_elsewhere(tmp_path: Path)
     """A Helper behind a proxy sends its own address: no DELETE, no token, but a warning."""
     task = task_pair()
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         return ready(helper_response(pair, request.body), Location="http://inside:8080/job")
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         with structlog.testing.capture_logs() as logs:
             for _ in range(2):
                 await house.upload(3)
@@ -218,7 +220,7 @@ async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(
     """E1: the Leader obeys a 503's Retry-After, and doesn't count it as a failed attempt."""
     task = task_pair()
     limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
-    async with open_house(
+    async with open_leader(
         tmp_path, task, lambda _, __: answer(503, Retry_After="17"), config=limits
     ) as house:
         await house.upload(1)
@@ -226,7 +228,7 @@ async def test_e1_busy_answers_follow_retry_after_and_do_not_grow_the_exponent(
         for _ in range(3):
             await house.step()
             assert await house.rows("SELECT run_at, attempts FROM aggregation_jobs") == [
-                (house.handclock.at + 17_000, 0)
+                (house.clock.now() + 17_000, 0)
             ]
             house.later(17)
 
@@ -235,14 +237,14 @@ async def test_e1_other_errors_back_off_exponentially(tmp_path: Path) -> None:
     """E1: the wait doubles with each unknown outcome, up to its maximum."""
     task = task_pair()
     limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=4)
-    async with open_house(tmp_path, task, lambda _, __: answer(500), config=limits) as house:
+    async with open_leader(tmp_path, task, lambda _, __: answer(500), config=limits) as house:
         await house.upload(1)
         await house.create()
         waits = []
         for _ in range(4):
             await house.step()
             ((run_at,),) = await house.rows("SELECT run_at FROM aggregation_jobs")
-            waits.append(run_at - house.handclock.at)
+            waits.append(run_at - house.clock.now())
             house.later()
         assert waits == [1000, 2000, 4000, 4000]
 
@@ -250,7 +252,7 @@ async def test_e1_other_errors_back_off_exponentially(tmp_path: Path) -> None:
 async def test_e1_a_peer_that_cannot_be_reached_is_left_alone(tmp_path: Path) -> None:
     """E1: a transport error blocks the peer's permits for a while; an answer frees them."""
     task = task_pair()
-    async with open_house(tmp_path, task, lambda _, __: b"", config=Leader(retry_min=5)) as house:
+    async with open_leader(tmp_path, task, lambda _, __: b"", config=Leader(retry_min=5)) as house:
         await house.upload(100)
         await house.create()
         await house.step()
@@ -267,12 +269,12 @@ async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_pa
     task = task_pair()
     culprit: list[bytes] = []
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         if request.method == "POST" and culprit[0] in request.body:
             return problem("invalidMessage")
         return honest(pair, request)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await know_peer(house)
         reports = await house.upload(3)
         reports += await house.upload(4)
@@ -299,10 +301,10 @@ async def test_d5_before_the_helper_ever_accepted_a_job_a_refused_one_waits_whol
     task = task_pair()
     refusing = [True]
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         return problem("invalidMessage") if refusing[0] else honest(pair, request)
 
-    async with open_house(tmp_path, task, script) as house:
+    async with open_leader(tmp_path, task, script) as house:
         await house.upload(4)
         await house.create()
         for _ in range(3):
@@ -322,7 +324,7 @@ async def test_d4_the_same_refusal_at_the_second_send_is_not_final(tmp_path: Pat
     """
     task = task_pair()
     replies = [problem("invalidMessage"), b""]
-    async with open_house(tmp_path, task, lambda _, __: replies.pop()) as house:
+    async with open_leader(tmp_path, task, lambda _, __: replies.pop()) as house:
         await know_peer(house)
         await house.upload(4)
         await house.create()
@@ -339,7 +341,7 @@ async def test_d5_reports_that_were_too_early_come_again_in_a_later_job(tmp_path
     task = task_pair()
     mark = [TIME]
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         if request.method == "DELETE":
             return answer(204)
         rules = ReportRules(
@@ -347,8 +349,8 @@ async def test_d5_reports_that_were_too_early_come_again_in_a_later_job(tmp_path
         )
         return ready(helper_response(pair, request.body, rules))
 
-    async with open_house(tmp_path, task, script) as house:
-        house.later(-house.handclock.at / 1000 + (TIME + 1) * PRECISION)
+    async with open_leader(tmp_path, task, script) as house:
+        house.later(-house.clock.now() / 1000 + (TIME + 1) * PRECISION)
         await house.upload(3, times=[TIME + 1] * 3)
         await house.upload(2)
         await house.create()
@@ -371,7 +373,7 @@ async def test_b6_a_job_whose_reports_the_leader_rejects_all_needs_no_request(
 ) -> None:
     """B6: a job without anything to send finishes at once; each rejection counts (D6: expired)."""
     task = task_pair()
-    async with open_house(tmp_path, task, honest) as house:
+    async with open_leader(tmp_path, task, honest) as house:
         await house.upload(3)
         await house.create()
 
@@ -395,7 +397,7 @@ async def test_i5_fifty_processing_answers_occupy_no_slot(tmp_path: Path) -> Non
     polls: list[int] = []
     finished_between: list[int] = []
 
-    def script(pair: Pair, request: Request) -> bytes:
+    def script(pair: TaskPair, request: Request) -> bytes:
         match request.method:
             case "POST" if not slow:
                 slow.append(request.body)
@@ -412,7 +414,9 @@ async def test_i5_fifty_processing_answers_occupy_no_slot(tmp_path: Path) -> Non
                 return answer(204)
 
     config = Leader(min_job_size=1, max_job_size=2, max_wait=0, retry_min=0.001, retry_max=0.001)
-    async with open_house(tmp_path, task, script, config=config, ticking=True) as house:
+    async with open_leader(
+        tmp_path, task, script, config=config, clock=ManualClock(ticks=trio.current_time)
+    ) as house:
         for _ in range(8):
             await house.upload(2)
         await house.create()
@@ -431,7 +435,7 @@ async def test_c6_leader_selected_jobs_name_their_batch_and_fill_it_exactly(
 ) -> None:
     """C6: a batch is full by the reports aggregated: others take the places of rejected ones."""
     task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
-    async with open_house(tmp_path, task, honest) as house:
+    async with open_leader(tmp_path, task, honest) as house:
         await house.upload(6, tamper_with=[0])
         await house.create()
         while await house.step():
@@ -452,7 +456,7 @@ async def test_d6_a_stored_job_is_sent_until_its_newest_report_is_expired(tmp_pa
     lost.
     """
     task = task_pair(settings=QUICK_EXPIRY)
-    async with open_house(tmp_path, task, lambda _, __: answer(500)) as house:
+    async with open_leader(tmp_path, task, lambda _, __: answer(500)) as house:
         await house.upload(2)
         await house.create()
         await house.step()
@@ -471,7 +475,7 @@ async def test_c6_a_job_that_was_not_sent_before_its_batch_expires_gives_its_rep
     """Its Helper may drop the batch before the job comes; in another batch the reports count."""
     settings = TaskSettings(report_expiry_age=2 * PRECISION, batch_target_size=10)
     task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, settings=settings)
-    async with open_house(tmp_path, task, honest) as house:
+    async with open_leader(tmp_path, task, honest) as house:
         await house.upload(2)
         await house.create()
         await house.step()

@@ -16,16 +16,18 @@ from dapd.driver.step import Step
 from dapd.messages.common import BatchMode, MediaType
 from dapd.protocol.batches import time_bucket
 from dapd.runtime.context import Context
-from tests.build import AGGREGATOR_TOKEN, TIME
-from tests.collecting import (
+from tests.clock import TIME
+from tests.database_pair import (
     NEXT_BATCH,
     QUERY,
-    Aggregators,
-    aggregators,
-    context_of,
+    DatabasePair,
     interval_query,
+    leader_context,
+    open_databases,
 )
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
+from tests.task_pair import AGGREGATOR_TOKEN
 
 Script = Callable[[Request], bytes]
 PROBLEM = b'{"type": "urn:ietf:params:ppm:dap:error:%s", "detail": "because"}'
@@ -34,7 +36,7 @@ PROBLEM = b'{"type": "urn:ietf:params:ppm:dap:error:%s", "detail": "because"}'
 class Scene:
     """A Leader with three aggregated reports, and a Helper whose answers are scripted."""
 
-    def __init__(self, who: Aggregators, context: Context, peer: Peer) -> None:
+    def __init__(self, who: DatabasePair, context: Context, peer: ScriptedServer) -> None:
         self.who = who
         self.context = context
         self.peer = peer
@@ -64,7 +66,7 @@ class Scene:
         assert row is not None
         assert row[1] is None
         run_at: int = row[0]
-        return (run_at - self.who.clock.at) / 1000
+        return (run_at - self.who.clock.now()) / 1000
 
 
 @asynccontextmanager
@@ -79,9 +81,12 @@ async def scene(
             given = queue.pop(0) if queue else it.who.helper_answer
             return given if isinstance(given, bytes) else given(request)
 
-        peer = Peer(script)
+        peer = ScriptedServer(script)
         url = await peer.serve(nursery)
-        async with aggregators(path, mode=mode, helper_url=url) as who, context_of(who) as context:
+        async with (
+            open_databases(path, mode=mode, helper_url=url) as who,
+            leader_context(who) as context,
+        ):
             it = Scene(who, context, peer)
             yield it
         nursery.cancel_scope.cancel()
@@ -141,10 +146,10 @@ async def test_i5_a_helper_that_is_processing_is_polled_without_a_slot(tmp_path:
         job = await it.step(it.who.query(QUERY))
         assert (job.state, it.run_at(job)) == ("polling", 7)
         assert job.location == f"{it.peer.url}/tasks/{it.who.leader.id_text}/shares/1"
-        it.who.clock.at += 7000
+        it.who.clock.advance(7)
         job = await it.step(job)
         assert (job.state, it.run_at(job)) == ("polling", 7)
-        it.who.clock.at += 7000
+        it.who.clock.advance(7)
         job = await it.step(job)
         assert job.state == "finished"
         assert [(each.method, each.body) for each in polled] == [("GET", b"")]
@@ -161,7 +166,7 @@ async def test_i4_an_unknown_outcome_is_retried_with_identical_bytes(tmp_path: P
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
         assert (job.state, job.sends, it.run_at(job)) == ("frozen", 1, 1)
-        it.who.clock.at += 1000
+        it.who.clock.advance(1)
         job = await it.step(job)
         assert (job.state, job.response is not None) == ("finished", True)
         first, second = it.peer.requests
@@ -193,7 +198,7 @@ async def test_d4_everything_else_is_unknown_and_backs_off(
         for wait in (first_wait, 2 * first_wait):
             assert (job.state, it.run_at(job)) == ("frozen", wait)
             assert it.who.state_of(time_bucket(TIME)) == "closed"
-            it.who.clock.at += wait * 1000
+            it.who.clock.advance(wait)
             job = await it.step(job)
         assert job.state == "finished"
         assert len({each.body for each in it.peer.requests}) == 1
@@ -205,7 +210,7 @@ async def test_e1_a_busy_helper_is_asked_again_when_it_says(tmp_path: Path) -> N
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
         assert it.run_at(job) == 5
-        it.who.clock.at += 5000
+        it.who.clock.advance(5)
         job = await it.step(job)
         assert it.run_at(job) == 1
 
@@ -216,10 +221,10 @@ async def test_d4_a_location_that_is_gone_is_asked_for_again(tmp_path: Path) -> 
     async with scene(tmp_path, later, answer(404)) as it:
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
-        it.who.clock.at += 1000
+        it.who.clock.advance(1)
         job = await it.step(job)
         assert (job.state, job.location) == ("frozen", None)
-        it.who.clock.at += 60_000
+        it.who.clock.advance(60)
         assert (await it.step(job)).state == "finished"
         assert [each.method for each in it.peer.requests] == ["POST", "GET", "POST"]
 
@@ -243,7 +248,7 @@ async def test_d4_a_refusal_of_the_share_is_final_at_any_send(
     async with scene(tmp_path, answer(500), refusal(400, error)) as it:
         it.who.aggregate([1, 0, 1])
         job = await it.step(it.who.query(QUERY))
-        it.who.clock.at += 1000
+        it.who.clock.advance(1)
         job = await it.step(job)
         assert (job.state, job.error, job.detail, job.sends) == ("failed", error, "because", 2)
         assert it.who.state_of(time_bucket(TIME)) == state

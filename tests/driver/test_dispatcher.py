@@ -14,16 +14,18 @@ from dapd.driver.step import Step
 from dapd.protocol.states import HelperJobState, JobState, LeaderJobState
 from dapd.runtime.context import Context
 from dapd.runtime.peers import Peer
-from tests.build import StillClock, make_config, open_context, task_pair
+from tests.clock import ManualClock
+from tests.contexts import make_config, open_context
 from tests.datastore.test_leases import NOW, add_job
 from tests.datastore.test_sqlite import open_new
+from tests.task_pair import task_pair
 
 ASSIGNED, STORED = LeaderJobState.ASSIGNED, LeaderJobState.STORED
 POLLING = LeaderJobState.POLLING
 
 
 def peer(permits: int = 8) -> Peer:
-    return Peer(permits, StillClock(), lambda: 0.0)
+    return Peer(permits, ManualClock(), lambda: 0.0)
 
 
 def job(pk: int, state: JobState, *, task_pk: int = 1, crashes: int = 0) -> Due:
@@ -50,7 +52,7 @@ def test_e1_exchanges_are_bounded_by_their_own_peers_permits() -> None:
 
 def test_e1_a_peer_that_can_not_be_reached_gets_one_probe() -> None:
     """After the back-off a single exchange finds out whether the peer is back."""
-    clock = StillClock()
+    clock = ManualClock()
     failing = Peer(8, clock, lambda: 0.0)
     failing.unreachable(1, 60)
     assert failing.free == 0
@@ -144,7 +146,7 @@ async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path
     was set back, such a job is due.
     """
     pair = task_pair()
-    told_for_hours = StillClock().now() + 6 * 3600 * 1000
+    told_for_hours = ManualClock().now() + 6 * 3600 * 1000
     runs = 0
 
     async def wait_again(context: Context, step: Step) -> None:
@@ -154,7 +156,7 @@ async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path
 
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
         clock = context.clock
-        assert isinstance(clock, StillClock)
+        assert isinstance(clock, ManualClock)
         await context.run(add_job, 1, "stored", told_for_hours)
         dispatcher = Dispatcher(context, {("aggregation", "leader"): wait_again}, 1)
 
@@ -166,7 +168,7 @@ async def test_e2_a_peers_long_wait_is_kept_until_the_clock_is_set_back(tmp_path
         assert await runs_after_a_round() == 1  # a start
         clock.advance(60)
         assert await runs_after_a_round() == 1
-        clock.time -= 3600 * 1000
+        clock.jump(-3600)
         assert await runs_after_a_round() == 2
         assert await runs_after_a_round() == 2
 

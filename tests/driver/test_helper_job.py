@@ -23,34 +23,25 @@ from dapd.errors import Abort
 from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import ReportError
 from dapd.runtime.context import Context
-from tests.build import (
-    NOW,
-    TIME,
-    X25519,
-    LeaderJobState,
-    Pair,
-    leader_job,
-    make_config,
-    make_reports,
-    open_context,
-    task_pair,
-)
+from tests.clock import NOW, TIME
+from tests.contexts import make_config, open_context
+from tests.task_pair import X25519, LeaderJob, TaskPair, leader_job, make_reports, task_pair
 
 LO, HI = bytes(8), b"\xff" * 8
 REPLAYED = ReportError.REPORT_REPLAYED
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
+def pair() -> TaskPair:
     return task_pair()
 
 
-def outcomes(job: LeaderJobState, stored: StoredJob) -> bytes:
+def outcomes(job: LeaderJob, stored: StoredJob) -> bytes:
     assert stored.response is not None
     return job.finish(stored.response)
 
 
-async def task_in(context: Context, pair: Pair) -> Task:
+async def task_in(context: Context, pair: TaskPair) -> Task:
     task = await context.tasks.find(pair.helper.task_id)
     assert task is not None
     return task
@@ -88,7 +79,7 @@ def helper_config(directory: Path, **settings: Any) -> config.Config:
     return make_config(directory, helper=config.Helper(**settings))
 
 
-async def test_sync_a_job_is_finished_when_it_is_answered(tmp_path: Path, pair: Pair) -> None:
+async def test_sync_a_job_is_finished_when_it_is_answered(tmp_path: Path, pair: TaskPair) -> None:
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 0, 1]))
@@ -99,7 +90,7 @@ async def test_sync_a_job_is_finished_when_it_is_answered(tmp_path: Path, pair: 
         assert await drive(context) == 0
 
 
-async def test_async_a_job_is_stored_then_driven(tmp_path: Path, pair: Pair) -> None:
+async def test_async_a_job_is_stored_then_driven(tmp_path: Path, pair: TaskPair) -> None:
     """Repeats get the same id and the present state; the response is that of the sync mode (I6)."""
     async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -126,7 +117,7 @@ async def test_the_tasks_mode_overrides_the_servers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "state"), [(3600, "finished"), (0, "received")])
 async def test_auto_decides_by_the_estimate(
-    tmp_path: Path, pair: Pair, limit: float, state: str
+    tmp_path: Path, pair: TaskPair, limit: float, state: str
 ) -> None:
     settings = helper_config(tmp_path, mode="auto", auto_sync_seconds=limit)
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -136,7 +127,7 @@ async def test_auto_decides_by_the_estimate(
 
 
 async def test_a2_identical_requests_join_the_running_work(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One verification answers both, and the second doesn't count for the limit."""
     settings = helper_config(tmp_path, mode="sync", max_running=1)
@@ -162,7 +153,7 @@ async def test_a2_identical_requests_join_the_running_work(
 
 
 async def test_a2_work_goes_on_when_its_client_is_gone(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The handler is cancelled, but the work reaches its commit, and a repeat finds it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
@@ -180,7 +171,7 @@ async def test_a2_work_goes_on_when_its_client_is_gone(
 
 
 async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The answer is "not ready", with the id that the job keeps; the dispatcher leaves the job
     alone.
@@ -203,7 +194,7 @@ async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
 
 
 async def test_a2_a_late_job_whose_work_fails_is_left_to_the_driver(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -226,7 +217,7 @@ async def test_a2_a_late_job_whose_work_fails_is_left_to_the_driver(
 
 
 async def test_e3_what_is_known_to_be_replayed_is_not_verified(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The Helper asks the replay index first, and computes nothing for ids that it contains."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
@@ -249,7 +240,7 @@ async def test_e3_what_is_known_to_be_replayed_is_not_verified(
 
 
 async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_again(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The transaction must not recompute much under the write lock: verification runs again
     outside.
@@ -276,25 +267,25 @@ async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_a
         assert await aggregated(context, task) == 3
 
 
-async def test_f1_an_unknown_config_id_reads_the_keys_again(tmp_path: Path, pair: Pair) -> None:
+async def test_f1_an_unknown_config_id_reads_the_keys_again(tmp_path: Path, pair: TaskPair) -> None:
     """A key that was added to a running daemon opens the first report encrypted to it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         new = HpkeKeypair.generate(77, *X25519)
         await context.run(keys.insert_keypair, new, context.sealer, "active", NOW)
         context.keyrings._looked_at -= 10
-        fresh = Pair(
+        fresh = TaskPair(
             pair.leader, pair.helper, pair.leader_key, new, pair.collector_key, pair.sealer
         )
         job = leader_job(fresh, make_reports(fresh, [1]))
         assert outcomes(job, await helper_job.create(context, task, job.body)) == bytes(1)
 
 
-async def test_b2_an_unknown_config_id_is_a_decrypt_error(tmp_path: Path, pair: Pair) -> None:
+async def test_b2_an_unknown_config_id_is_a_decrypt_error(tmp_path: Path, pair: TaskPair) -> None:
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         other = HpkeKeypair.generate(78, *X25519)
-        lost = Pair(
+        lost = TaskPair(
             pair.leader, pair.helper, pair.leader_key, other, pair.collector_key, pair.sealer
         )
         job = leader_job(lost, make_reports(lost, [1]))
@@ -303,7 +294,7 @@ async def test_b2_an_unknown_config_id_is_a_decrypt_error(tmp_path: Path, pair: 
 
 
 async def test_b2_a_report_is_judged_by_the_time_of_its_verification(
-    tmp_path: Path, pair: Pair
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         job = leader_job(pair, make_reports(pair, [1, 1], times=[TIME, TIME + 1]))
@@ -311,7 +302,7 @@ async def test_b2_a_report_is_judged_by_the_time_of_its_verification(
         assert outcomes(job, created) == bytes([0, ReportError.REPORT_TOO_EARLY])
 
 
-async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: Pair) -> None:
+async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: TaskPair) -> None:
     """New jobs get 503 with Retry-After; a repeat of a known request is answered."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -327,7 +318,7 @@ async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: Pair)
 
 
 async def test_a_get_is_held_until_the_job_is_finished(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = helper_config(tmp_path, mode="async", poll_hold=3600)
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -346,7 +337,9 @@ async def test_a_get_is_held_until_the_job_is_finished(
         assert outcomes(job, polled[0]) == bytes(2)
 
 
-async def test_i8_a_held_get_is_answered_at_once_when_draining(tmp_path: Path, pair: Pair) -> None:
+async def test_i8_a_held_get_is_answered_at_once_when_draining(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     """So are those that arrive while the daemon drains."""
     settings = helper_config(tmp_path, mode="async", poll_hold=3600)
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -364,7 +357,9 @@ async def test_i8_a_held_get_is_answered_at_once_when_draining(tmp_path: Path, p
         await poll()
 
 
-async def test_a4_the_job_is_known_before_the_step_is_judged(tmp_path: Path, pair: Pair) -> None:
+async def test_a4_the_job_is_known_before_the_step_is_judged(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         created = await helper_job.create(
@@ -382,7 +377,7 @@ async def test_a4_the_job_is_known_before_the_step_is_judged(tmp_path: Path, pai
 
 
 async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The commit finds nothing to claim; the step ends without error, and the job stays deleted."""
     async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
@@ -402,7 +397,7 @@ async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
         assert caught.value.type == "unrecognizedAggregationJob"
 
 
-async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) -> None:
+async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: TaskPair) -> None:
     """The next process takes over the lease of the one that ended, and finishes the job."""
     settings = helper_config(tmp_path, mode="async")
     async with open_context(settings, (pair.helper, pair)) as context:
@@ -419,7 +414,7 @@ async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: Pair) 
 
 
 async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The daemon cancels the work between transactions and releases the lease: this is no crash."""
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
@@ -434,7 +429,7 @@ async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
 
 
 async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
-    tmp_path: Path, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """D6: the deletion raises the mark above all its reports; they are verified again, once, by
     that mark.

@@ -34,27 +34,27 @@ from dapd.protocol.batches import time_bucket
 from dapd.protocol.collect import Freeze, Wait
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.context import Context
-from tests.build import NOW, PRECISION, TIME
-from tests.collecting import (
+from tests.clock import NOW, PRECISION, TIME
+from tests.database_pair import (
     NEXT_BATCH,
     QUERY,
-    Aggregators,
-    aggregators,
-    context_of,
+    DatabasePair,
     interval_query,
+    leader_context,
+    open_databases,
 )
-from tests.gc.looking import rows
+from tests.gc.row_counts import row_counts
 
 
 @dataclass
 class Side:
     """A Leader whose task has an expiry age."""
 
-    who: Aggregators
+    databases: DatabasePair
     context: Context
 
     def later(self, hours: float) -> None:
-        self.who.clock.at += int(hours * 3_600_000)
+        self.databases.clock.advance(hours * 3600)
 
     async def collect(self) -> dict[str, int]:
         gone = await GarbageCollector(self.context).collect()
@@ -62,27 +62,35 @@ class Side:
 
     def found(self, job: CollectionJob) -> CollectionJob | None:
         """The job as a GET finds it."""
-        who = self.who
-        mark = who.leader.mark_at(who.clock.instant())
-        return who.store.read_sync(collections.by_id, who.leader.task_pk, job.id, mark)
+        databases = self.databases
+        mark = databases.leader.mark_at(databases.clock.instant())
+        return databases.store.read_sync(collections.by_id, databases.leader.task_pk, job.id, mark)
 
     def summed(self, job: CollectionJob) -> tuple[Lease, FrozenBatch, tuple[int, int]]:
         """Create a job whose batch is complete and summed, but not frozen yet."""
-        who = self.who
-        lease = who.lease(job)
-        move = who.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), NOW)
+        databases = self.databases
+        lease = databases.lease(job)
+        move = databases.store.run_sync(
+            advance_collection, lease, databases.leader, databases.clock.instant(), NOW
+        )
         assert isinstance(move, Freeze), move
-        total = who.store.read_sync(batch_total, who.leader, who.pair.sealer, move.batch)
-        batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), move.batch, total)
+        total = databases.store.read_sync(
+            batch_total, databases.leader, databases.pair.sealer, move.batch
+        )
+        batch = frozen_batch(
+            databases.leader, databases.pair.sealer, databases.job(job), move.batch, total
+        )
         return lease, batch, total.extent
 
     def frozen(self, request: CollectionJobReq) -> tuple[CollectionJob, Lease]:
         """Create a collection job of this request, and freeze it."""
-        who = self.who
-        job = who.query(request)
+        databases = self.databases
+        job = databases.query(request)
         lease, batch, extent = self.summed(job)
-        at = who.clock.instant()
-        assert who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
+        at = databases.clock.instant()
+        assert databases.store.run_sync(
+            freeze_collection, lease, databases.leader, batch, extent, at
+        )
         return job, lease
 
 
@@ -91,11 +99,14 @@ async def open_side(
     directory: Path, mode: BatchMode = BatchMode.TIME_INTERVAL
 ) -> AsyncIterator[Side]:
     settings = TaskSettings(report_expiry_age=2 * PRECISION)
-    async with aggregators(directory, mode=mode) as who, context_of(who) as context:
-        who.store.run_sync(tasks.set_settings, who.leader.task_pk, settings)
-        who.leader = replace(who.leader, settings=settings)
+    async with (
+        open_databases(directory, mode=mode) as databases,
+        leader_context(databases) as context,
+    ):
+        databases.store.run_sync(tasks.set_settings, databases.leader.task_pk, settings)
+        databases.leader = replace(databases.leader, settings=settings)
         await context.tasks.reload()
-        yield Side(who, context)
+        yield Side(databases, context)
 
 
 @pytest.mark.parametrize("sent", [True, False])
@@ -104,11 +115,11 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
 ) -> None:
     """Even if it is leased; its batch stays collected if the Helper may have been asked."""
     async with open_side(tmp_path) as side:
-        who = side.who
-        who.aggregate([1, 1, 1])
+        databases = side.databases
+        databases.aggregate([1, 1, 1])
         job, lease = side.frozen(interval_query(TIME, 9))
         if sent:
-            assert who.store.run_sync(collections.note_send, lease)
+            assert databases.store.run_sync(collections.note_send, lease)
         side.later(2)
         assert await side.collect() == {}
         told = side.context.finished.listen(("collection", job.id))
@@ -116,16 +127,16 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
         gone = await side.collect()
         assert (gone["expired_collections"], gone["contributions"]) == (1, 1)
         assert told.is_set()
-        ended = who.job(job)
+        ended = databases.job(job)
         assert (ended.state, ended.error, ended.detail) == ("failed", "batchInvalid", "expired")
         assert ended.leader_share is None
-        assert who.state_of(time_bucket(TIME + 5)) == ("collected" if sent else None)
-        assert not who.store.run_sync(finish_collection, lease, b"late")
+        assert databases.state_of(time_bucket(TIME + 5)) == ("collected" if sent else None)
+        assert not databases.store.run_sync(finish_collection, lease, b"late")
 
         def counted(tx: Tx) -> object:
             return tx.one("SELECT value FROM task_counters WHERE name = 'collection_expired'")
 
-        assert who.store.read_sync(counted) == (1,)
+        assert databases.store.read_sync(counted) == (1,)
         assert await side.collect() == {}
         assert side.found(job) is not None  # the Collector is still to learn it
         side.later(3)
@@ -135,14 +146,16 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
 async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Path) -> None:
     """The job may have waited long for its reports, so the Collector asks only now."""
     async with open_side(tmp_path) as side:
-        who = side.who
-        job = who.query(interval_query(TIME + 10, 1))
+        databases = side.databases
+        job = databases.query(interval_query(TIME + 10, 1))
         side.later(10)
-        who.aggregate([1, 1, 1], time=TIME + 10)
+        databases.aggregate([1, 1, 1], time=TIME + 10)
         lease, batch, extent = side.summed(job)
-        at = who.clock.instant()
-        assert who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
-        assert who.store.run_sync(finish_collection, lease, b"result")
+        at = databases.clock.instant()
+        assert databases.store.run_sync(
+            freeze_collection, lease, databases.leader, batch, extent, at
+        )
+        assert databases.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
         assert await side.collect() == {}
         found = side.found(job)
@@ -151,22 +164,24 @@ async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Pa
         side.later(1)
         assert side.found(job) is None
         assert (await side.collect())["collections"] == 1
-        assert rows(who.store) == {}
+        assert row_counts(databases.store) == {}
 
 
 async def test_d6_ended_jobs_without_reports_go_by_when_they_were_made(tmp_path: Path) -> None:
     """Reads hide them before they are deleted."""
     async with open_side(tmp_path) as side:
-        who = side.who
-        job = who.query(interval_query(TIME, 100))
-        who.store.run_sync(delete_collection, who.leader, job.id, who.clock.instant())
+        databases = side.databases
+        job = databases.query(interval_query(TIME, 100))
+        databases.store.run_sync(
+            delete_collection, databases.leader, job.id, databases.clock.instant()
+        )
         side.later(2)
         assert await side.collect() == {}
         assert side.found(job) is not None
         side.later(1)
         assert side.found(job) is None
         assert await side.collect() == {"collections": 1}
-        assert rows(who.store) == {}
+        assert row_counts(databases.store) == {}
 
 
 async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_expires(
@@ -174,22 +189,22 @@ async def test_d6_a_query_that_begins_below_the_mark_finds_its_job_until_that_ex
 ) -> None:
     """The resource stays as it is until it expires; then its batch is gone, too."""
     async with open_side(tmp_path) as side:
-        who = side.who
+        databases = side.databases
         side.later(1)
-        who.aggregate([1, 1, 1], time=TIME + 1)
+        databases.aggregate([1, 1, 1], time=TIME + 1)
         job, lease = side.frozen(interval_query(TIME, 2))
-        assert who.store.run_sync(finish_collection, lease, b"result")
+        assert databases.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
         for _ in range(2):
-            assert who.query(interval_query(TIME, 2)).id == job.id
+            assert databases.query(interval_query(TIME, 2)).id == job.id
             await side.collect()
         side.later(1)
         for _ in range(2):
             with pytest.raises(Abort) as caught:
-                who.query(interval_query(TIME, 2))
+                databases.query(interval_query(TIME, 2))
             assert (caught.value.type, caught.value.detail) == ("batchInvalid", "expired")
             await side.collect()
-        assert rows(who.store) == {}
+        assert row_counts(databases.store) == {}
 
 
 @pytest.mark.parametrize("collected", [True, False])
@@ -198,51 +213,53 @@ async def test_a8_an_expired_result_gives_way_to_the_next_batch(
 ) -> None:
     """This holds even if nobody has fetched it, and whether or not it is deleted yet."""
     async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
-        who = side.who
-        who.aggregate([1, 1, 1], batch_id=who.open_batch())
+        databases = side.databases
+        databases.aggregate([1, 1, 1], batch_id=databases.open_batch())
         job, lease = side.frozen(NEXT_BATCH)
-        assert who.store.run_sync(finish_collection, lease, b"result")
+        assert databases.store.run_sync(finish_collection, lease, b"result")
         side.later(2)
-        assert who.query(NEXT_BATCH).id == job.id
+        assert databases.query(NEXT_BATCH).id == job.id
         side.later(1)
         if collected:
             await side.collect()
-            assert rows(who.store) == {}
-        following = who.query(NEXT_BATCH)
+            assert row_counts(databases.store) == {}
+        following = databases.query(NEXT_BATCH)
         assert (following.id == job.id, following.state) == (False, "waiting")
 
 
 async def test_d6_a_batch_that_expires_while_it_is_summed_is_not_frozen(tmp_path: Path) -> None:
     """The sum may lack half of the batch: the mark in the transaction decides."""
     async with open_side(tmp_path) as side:
-        who = side.who
-        who.aggregate([1, 1, 1])
-        job = who.query(QUERY)
+        databases = side.databases
+        databases.aggregate([1, 1, 1])
+        job = databases.query(QUERY)
         lease, batch, extent = side.summed(job)
-        at = who.clock.instant()
-        who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
+        at = databases.clock.instant()
+        databases.store.run_sync(raise_marks, {databases.leader.task_pk: TIME + 1})
         with pytest.raises(BatchChangedError):
-            who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
-        assert who.job(job).state == "waiting"
-        failed = who.store.run_sync(advance_collection, lease, who.leader, at, NOW)
+            databases.store.run_sync(freeze_collection, lease, databases.leader, batch, extent, at)
+        assert databases.job(job).state == "waiting"
+        failed = databases.store.run_sync(advance_collection, lease, databases.leader, at, NOW)
         assert isinstance(failed, Failed)
-        assert who.job(job).detail == "expired"
+        assert databases.job(job).detail == "expired"
 
 
 async def test_c6_an_expired_batch_is_taken_by_no_collection(tmp_path: Path) -> None:
     """Neither before it is deleted nor after; one that expires while it is summed isn't frozen."""
     async with open_side(tmp_path, BatchMode.LEADER_SELECTED) as side:
-        who = side.who
-        who.aggregate([1, 1, 1], batch_id=who.open_batch())
-        job = who.query(NEXT_BATCH)
+        databases = side.databases
+        databases.aggregate([1, 1, 1], batch_id=databases.open_batch())
+        job = databases.query(NEXT_BATCH)
         lease, batch, extent = side.summed(job)
-        at = who.clock.instant()
-        who.store.run_sync(raise_marks, {who.leader.task_pk: TIME + 1})
+        at = databases.clock.instant()
+        databases.store.run_sync(raise_marks, {databases.leader.task_pk: TIME + 1})
         with pytest.raises(BatchChangedError):
-            who.store.run_sync(freeze_collection, lease, who.leader, batch, extent, at)
+            databases.store.run_sync(freeze_collection, lease, databases.leader, batch, extent, at)
         for _ in range(2):
-            move = who.store.run_sync(advance_collection, lease, who.leader, at, who.clock.at)
+            move = databases.store.run_sync(
+                advance_collection, lease, databases.leader, at, databases.clock.now()
+            )
             assert move == Wait()
             await side.collect()
-            lease = who.lease(job)
-        assert rows(who.store) == {"collection_jobs": 1}
+            lease = databases.lease(job)
+        assert row_counts(databases.store) == {"collection_jobs": 1}

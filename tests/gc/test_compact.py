@@ -34,13 +34,13 @@ from dapd.protocol.collect import Freeze
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task
 from dapd.runtime.context import Context
-from tests.build import NOW, TIME
-from tests.collecting import (
+from tests.clock import NOW, TIME
+from tests.database_pair import (
     NEXT_BATCH,
-    Aggregators,
-    aggregators,
-    context_of,
+    DatabasePair,
     interval_query,
+    leader_context,
+    open_databases,
 )
 
 BUCKET = time_bucket(TIME)
@@ -55,7 +55,7 @@ Part = tuple[int, bytes, int, int]
 class Side:
     """One Aggregator of the task."""
 
-    who: Aggregators
+    databases: DatabasePair
     store: Datastore
     task: Task
     context: Context
@@ -68,7 +68,7 @@ class Side:
         for n, checksum, time, value in parts:
             job_id = secrets.token_bytes(16)
             aad = batch_share_aad(self.task.task_id, job_id, bucket)
-            share = self.who.pair.sealer.seal(aad, (value % FIELD).to_bytes(8, "little"))
+            share = self.databases.pair.sealer.seal(aad, (value % FIELD).to_bytes(8, "little"))
             contribution = Contribution(bucket, job_id, n, checksum, time, time, share)
             batches.add_contribution(tx, self.task.task_pk, contribution)
 
@@ -81,7 +81,7 @@ class Side:
         return self.store.read_sync(batches.extent, self.task.task_pk, *batch_id_range(bucket))[0]
 
     def total(self, batch: BucketRange | None = None) -> BatchTotal:
-        sealer = self.who.pair.sealer
+        sealer = self.databases.pair.sealer
         return self.store.read_sync(batch_total, self.task, sealer, batch or batch_id_range(BUCKET))
 
     async def compact(self) -> None:
@@ -90,7 +90,7 @@ class Side:
     def merged(self, size: int) -> Callable[[], None]:
         """Begin a compaction that has added up ``size`` contributions, but has not committed."""
         parts = self.store.read_sync(compaction.load, self.task, BUCKET, size)
-        merged = compaction.merge_contributions(self.task, self.who.pair.sealer, parts)
+        merged = compaction.merge_contributions(self.task, self.databases.pair.sealer, parts)
         pks = [part.share_pk for part in parts]
         return partial(self.store.run_sync, compact_bucket, self.task.task_pk, pks, merged)
 
@@ -100,12 +100,12 @@ async def sides(
     path: Path, mode: BatchMode = BatchMode.TIME_INTERVAL
 ) -> AsyncIterator[tuple[Side, Side]]:
     """The Leader's side and the Helper's."""
-    async with aggregators(path, mode=mode, min_batch_size=1) as who:
-        other = replace(who, store=who.helper_store)
-        async with context_of(who) as leader, context_of(other) as helper:
+    async with open_databases(path, mode=mode, min_batch_size=1) as databases:
+        other = replace(databases, store=databases.helper_store)
+        async with leader_context(databases) as leader, leader_context(other) as helper:
             yield (
-                Side(who, who.store, who.leader, leader),
-                Side(who, who.helper_store, who.helper, helper),
+                Side(databases, databases.store, databases.leader, leader),
+                Side(databases, databases.helper_store, databases.helper, helper),
             )
 
 
@@ -200,23 +200,27 @@ async def test_c2_a_collection_whose_batch_was_merged_while_it_was_summed_sums_a
 ) -> None:
     """The freeze sees that these are other contributions, although nothing was added."""
     leader.fill(64)
-    who = leader.who
-    job = who.query(interval_query(TIME, 1))
-    lease = who.lease(job)
-    move = leader.store.run_sync(advance_collection, lease, who.leader, who.clock.instant(), NOW)
+    databases = leader.databases
+    job = databases.query(interval_query(TIME, 1))
+    lease = databases.lease(job)
+    move = leader.store.run_sync(
+        advance_collection, lease, databases.leader, databases.clock.instant(), NOW
+    )
     assert isinstance(move, Freeze)
     for disturbed in (True, False):
         total = leader.total(move.batch)
         if disturbed:
             await leader.compact()
             assert leader.rows() == 1
-        batch = frozen_batch(who.leader, who.pair.sealer, who.job(job), move.batch, total)
-        at, run = who.clock.instant(), leader.store.run_sync
+        batch = frozen_batch(
+            databases.leader, databases.pair.sealer, databases.job(job), move.batch, total
+        )
+        at, run = databases.clock.instant(), leader.store.run_sync
         if disturbed:
             with pytest.raises(BatchChangedError):
-                run(freeze_collection, lease, who.leader, batch, total.extent, at)
+                run(freeze_collection, lease, databases.leader, batch, total.extent, at)
         else:
-            assert run(freeze_collection, lease, who.leader, batch, total.extent, at)
+            assert run(freeze_collection, lease, databases.leader, batch, total.extent, at)
 
 
 async def test_contributions_that_do_not_open_are_left_and_others_are_merged(
@@ -315,7 +319,7 @@ async def play(
         by_time = mode is BatchMode.TIME_INTERVAL
         buckets = [time_bucket(TIME), time_bucket(TIME + 1)]
         if not by_time:
-            buckets = [leader.who.open_batch()] * 2
+            buckets = [leader.databases.open_batch()] * 2
         truth = Expected()
         for event in events:
             if isinstance(event, str):
@@ -348,17 +352,19 @@ async def collect(
     leader: Side, helper: Side, request: CollectionJobReq, between: bool, truth: Expected
 ) -> None:
     """Freeze, ask the Helper, and open both shares; with ``between``, compact at each step."""
-    who, sealer = leader.who, leader.who.pair.sealer
-    job = who.query(request)
-    lease = who.lease(job)
-    move = leader.store.run_sync(advance_collection, lease, leader.task, who.clock.instant(), NOW)
+    databases, sealer = leader.databases, leader.databases.pair.sealer
+    job = databases.query(request)
+    lease = databases.lease(job)
+    move = leader.store.run_sync(
+        advance_collection, lease, leader.task, databases.clock.instant(), NOW
+    )
     assert isinstance(move, Freeze), move
     if between:
         await leader.compact()
     total = leader.total(move.batch)
-    frozen = frozen_batch(leader.task, sealer, who.job(job), move.batch, total)
+    frozen = frozen_batch(leader.task, sealer, databases.job(job), move.batch, total)
     assert leader.store.run_sync(
-        freeze_collection, lease, leader.task, frozen, total.extent, who.clock.instant()
+        freeze_collection, lease, leader.task, frozen, total.extent, databases.clock.instant()
     )
     if between:
         await leader.compact()
@@ -368,7 +374,7 @@ async def collect(
     share_request = ShareRequest(helper.task, bytes(16), body_hash, message)
     served = helper.store.run_sync(serve_aggregate_share, share_request, sealer, Instant(NOW, NOW))
     share = AggregateShare.decode(served.response).encrypted_aggregate_share
-    response = collection_response(leader.task, sealer, who.job(job), share)
-    answer, result = who.result(request, response)
+    response = collection_response(leader.task, sealer, databases.job(job), share)
+    answer, result = databases.result(request, response)
     assert (answer.report_count, result) == (truth.n, truth.result)
     assert (answer.interval.start, answer.interval.end) == (truth.start, truth.end)

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -32,19 +31,10 @@ from dapd.protocol.helper import judge_init
 from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import ReportError
 from dapd.runtime.context import Context
-from tests.build import (
-    PRECISION,
-    TIME,
-    Pair,
-    StillClock,
-    leader_job,
-    make_config,
-    make_reports,
-    open_context,
-    report_ids,
-    task_pair,
-)
-from tests.gc.looking import rebuilt, rows
+from tests.clock import PRECISION, TIME
+from tests.contexts import clock_of, make_config, open_context
+from tests.gc.row_counts import rebuilt_replay_index, row_counts
+from tests.task_pair import TaskPair, leader_job, make_reports, report_ids, task_pair
 
 QUICK_EXPIRY = TaskSettings(report_expiry_age=2 * PRECISION)
 DROPPED = ReportError.REPORT_DROPPED
@@ -56,11 +46,11 @@ class Side:
     """A Helper and its task."""
 
     context: Context
-    pair: Pair
+    pair: TaskPair
     task: Task
 
     def later(self, hours: float) -> None:
-        cast("StillClock", self.context.clock).advance(hours * 3600)
+        clock_of(self.context).advance(hours * 3600)
 
     async def collect(self) -> dict[str, int]:
         """Run one round. Return how many rows it deleted."""
@@ -86,7 +76,7 @@ class Side:
             return None
 
     def rows(self) -> dict[str, int]:
-        return rows(self.context.datastore)
+        return row_counts(self.context.datastore)
 
     def index(self, ids: bytes) -> tuple[int, bytes]:
         """Return (how many ids, which of these) the replay index has; a restart gives the same
@@ -94,7 +84,7 @@ class Side:
         """
         store = self.context.datastore
         live = len(store.replay), store.replay.peek(self.task.task_pk, ids)
-        assert rebuilt(store.path, self.task.task_pk, ids) == live
+        assert rebuilt_replay_index(store.path, self.task.task_pk, ids) == live
         return live
 
     async def counters(self) -> dict[str, int]:

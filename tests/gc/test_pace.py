@@ -9,7 +9,7 @@ import trio
 from dapd.datastore import Tx
 from dapd.datastore.expiry import Found
 from dapd.gc.pace import STEP_BYTES, STEP_SECONDS, Pace
-from tests.build import make_config, open_context
+from tests.contexts import make_config, open_context
 
 
 async def test_steps_that_hold_the_writer_too_long_get_smaller(tmp_path: Path) -> None:

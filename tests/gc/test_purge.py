@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from dapd import config
 from dapd.config import Gc
@@ -14,19 +13,12 @@ from dapd.gc.loop import GarbageCollector
 from dapd.messages.common import BatchMode, Interval
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.context import Context
-from tests.build import (
-    PRECISION,
-    TIME,
-    StillClock,
-    leader_job,
-    make_config,
-    make_reports,
-    open_context,
-    task_pair,
-)
-from tests.gc.looking import rows
+from tests.clock import PRECISION, TIME
+from tests.contexts import clock_of, make_config, open_context
+from tests.gc.row_counts import row_counts
 from tests.gc.test_leader import honest
-from tests.leaderhouse import open_house
+from tests.leader_harness import open_leader
+from tests.task_pair import leader_job, make_reports, task_pair
 
 RETENTION = 90 * 86_400
 
@@ -55,22 +47,22 @@ def row_of(context: Context) -> Tombstone:
 async def test_d6_all_of_a_deleted_leaders_task_goes_but_its_mark(tmp_path: Path) -> None:
     """Waiting, unfinished and aggregated reports go; undecided ones are counted."""
     pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=3)
-    async with open_house(tmp_path, pair, honest) as house:
-        await house.upload(3)
-        await house.create()
-        await house.step()
-        await house.upload(2)
-        await house.create()
-        await house.upload(1)
-        assert await house.states() == {"finished": 1, "assigned": 1}
-        await house.context.run(tasks.delete, house.task.task_pk, TIME + 2)
-        await house.context.tasks.reload()
-        await GarbageCollector(house.context).collect()
-        assert rows(house.context.datastore) == {}
-        assert row_of(house.context) == Tombstone("purged", TIME + 2, (b"", None, b""))
-        assert (await house.counters())["aggregate_report_dropped"] == 3
-        assert len(house.context.datastore.replay) == 0
-        assert await GarbageCollector(house.context).collect() == {}
+    async with open_leader(tmp_path, pair, honest) as leader:
+        await leader.upload(3)
+        await leader.create()
+        await leader.step()
+        await leader.upload(2)
+        await leader.create()
+        await leader.upload(1)
+        assert await leader.states() == {"finished": 1, "assigned": 1}
+        await leader.context.run(tasks.delete, leader.task.task_pk, TIME + 2)
+        await leader.context.tasks.reload()
+        await GarbageCollector(leader.context).collect()
+        assert row_counts(leader.context.datastore) == {}
+        assert row_of(leader.context) == Tombstone("purged", TIME + 2, (b"", None, b""))
+        assert (await leader.counters())["aggregate_report_dropped"] == 3
+        assert len(leader.context.datastore.replay) == 0
+        assert await GarbageCollector(leader.context).collect() == {}
 
 
 async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
@@ -86,11 +78,11 @@ async def test_d6_all_of_a_deleted_helpers_task_goes_once_nobody_works_on_it(
         [lease], _ = await context.run(leases.lease_due, context.now(), list)
         await context.run(tasks.delete, task.task_pk, TIME + 2)
         await GarbageCollector(context).collect()
-        assert rows(context.datastore) == {"aggregation_jobs": 1, "job_bodies": 1}
+        assert row_counts(context.datastore) == {"aggregation_jobs": 1, "job_bodies": 1}
         assert row_of(context).state == "deleted"
         await context.run(leases.release, lease, context.now())
         await GarbageCollector(context).collect()
-        assert rows(context.datastore) == {}
+        assert row_counts(context.datastore) == {}
         assert row_of(context).state == "purged"
 
 
@@ -120,9 +112,9 @@ async def test_d6_what_a_request_under_way_leaves_of_a_purged_task_goes_too(
         await context.tasks.reload()
         late = await helper_job.create(context, context.tasks.by_pk(task.task_pk), job.body)
         assert late.response is not None
-        assert rows(context.datastore)["aggregation_jobs"] == 1
+        assert row_counts(context.datastore)["aggregation_jobs"] == 1
         assert len(context.datastore.replay) == 0
-        cast("StillClock", context.clock).advance(3 * PRECISION)
+        clock_of(context).advance(3 * PRECISION)
         await GarbageCollector(context).collect()
 
 
@@ -134,7 +126,7 @@ async def test_a_task_retires_once_its_interval_has_been_over_for_the_retention_
     settings = make_config(tmp_path)
     assert settings.gc == Gc(ended_task_retention=RETENTION)
     async with open_context(settings, (pair.helper, pair)) as context:
-        clock = cast("StillClock", context.clock)
+        clock = clock_of(context)
         task = context.tasks.all()[0]
         await helper_job.create(context, task, leader_job(pair, make_reports(pair, [1])).body)
         clock.advance(5 * PRECISION + RETENTION - 1)
@@ -143,5 +135,5 @@ async def test_a_task_retires_once_its_interval_has_been_over_for_the_retention_
         clock.advance(1)
         await GarbageCollector(context).collect()
         assert row_of(context) == Tombstone("purged", TIME + 5, (b"", None, b""))
-        assert rows(context.datastore) == {}
+        assert row_counts(context.datastore) == {}
         assert await context.tasks.find(task.task_id) is None

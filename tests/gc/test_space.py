@@ -10,7 +10,7 @@ import pytest
 from dapd.datastore import Tx
 from dapd.datastore.sqlite import Pages
 from dapd.gc import space
-from tests.build import make_config, open_context
+from tests.contexts import make_config, open_context
 
 _ADD = "INSERT INTO sealing_keys (key_id) VALUES (:key_id)"
 

@@ -13,7 +13,9 @@ from dapd.gc.loop import GarbageCollector
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.task import TaskState
 from dapd.runtime.context import Context
-from tests.build import NOW, TIME, make_config, open_context, task_pair
+from tests.clock import NOW, TIME
+from tests.contexts import make_config, open_context
+from tests.task_pair import task_pair
 
 
 async def store(context: Context, time: int) -> None:

@@ -16,7 +16,8 @@ from dapd.messages.aggregation import AggregationJobContinueHead
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq, Query
 from dapd.messages.common import CHECKSUM_SIZE, Interval, MediaType
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import NOON, Hands
+from tests.clock import TIME
+from tests.pair_harness import TaskHarness
 
 PROFILE = settings(
     max_examples=250,
@@ -51,14 +52,14 @@ class Target:
     seed: bytes
 
 
-def targets(hands: Hands, job_path: str) -> dict[str, Target]:
+def targets(hands: TaskHarness, job_path: str) -> dict[str, Target]:
     """Every route that takes a body. ``job_path`` is that of an aggregation job that exists."""
     files, pair = hands.task.files, hands.pair
     tasks = f"/tasks/{hands.id_text}/"
     theirs, ours = files.collector.collector_auth_token, files.leader.aggregator_auth_token
-    asked = CollectionJobReq(Query(Interval(NOON + 10, 1)))
+    asked = CollectionJobReq(Query(Interval(TIME + 10, 1)))
     share = AggregateShareReq(
-        asked, BatchSelector(Interval(NOON + 10, 1)), 2, bytes(CHECKSUM_SIZE)
+        asked, BatchSelector(Interval(TIME + 10, 1)), 2, bytes(CHECKSUM_SIZE)
     ).encode()
     job = hands.start_job(hands.seal([1, 0], "job")).request
     return {

@@ -10,8 +10,9 @@ import trio
 
 from dapd.datastore import keys as key_table
 from dapd.testing.pair import Aggregator
+from tests.clock import TIME
 from tests.hostile.search import found
-from tests.paths.hands import NOON, Hands, hand_pair, until
+from tests.pair_harness import TaskHarness, open_pair, until
 
 HEAD = 32
 """So many bytes of a share are its own alone."""
@@ -38,8 +39,8 @@ async def test_i9_reports_that_wait_are_sealed(tmp_path: Path) -> None:
     """Input shares, the Leader's state of a job in flight, and a batch share of a single report,
     whose clear form would begin as that report's input share does.
     """
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task("sumvec:length=10,max_measurement=1"), http)
+    async with open_pair(tmp_path) as (pair, http):
+        hands = TaskHarness(await pair.new_task("sumvec:length=10,max_measurement=1"), http)
         shares: dict[str, list[bytes]] = {"leader": [], "helper": []}
         spoil = {side: keeping(kept) for side, kept in shares.items()}
         await hands.upload(hands.seal([[1, 0] * 5], "aggregated", spoil=spoil))
@@ -47,7 +48,7 @@ async def test_i9_reports_that_wait_are_sealed(tmp_path: Path) -> None:
             await hands.until_counted(side, "aggregate_finished", 1)
         stored = {"helper": await files_of(pair.helper)}
         await pair.helper.stop()
-        waiting = hands.seal([[0, 1] * 5] * 3, "waiting", at=NOON - 1, spoil=spoil)
+        waiting = hands.seal([[0, 1] * 5] * 3, "waiting", at=TIME - 1, spoil=spoil)
         await hands.upload(waiting)
 
         async def in_flight() -> bool:
@@ -72,8 +73,8 @@ async def test_i9_keys_and_tokens_are_sealed_or_hashed_also_in_the_write_ahead_l
     tmp_path: Path,
 ) -> None:
     """Outbound: sealed. Inbound: its SHA-256 and nothing else. While both daemons run."""
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(tmp_path) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         leader, collector = hands.task.files.leader, hands.task.files.collector
         tokens = (
             leader.aggregator_auth_token.encode(),

@@ -24,15 +24,15 @@ from tests.hostile.probe import (
     targets,
     wire_to,
 )
-from tests.paths.hands import Hands, hand_pair
+from tests.pair_harness import TaskHarness, open_pair
 
 ROUTES = ("reports", "collection_jobs", "aggregation_jobs", "continuation", "aggregate_shares")
 
 
 async def attack(directory: Path, route: str, attacker: Callable[[Target], None]) -> None:
     """Let ``attacker`` loose on a route of a running pair, from a thread."""
-    async with hand_pair(directory, leader=STILL["leader"], helper=STILL["helper"]) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(directory, leader=STILL["leader"], helper=STILL["helper"]) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         exists = await hands.start_job(hands.seal([1, 1], "exists")).send()
         assert isinstance(exists, Ready)
         assert exists.location is not None

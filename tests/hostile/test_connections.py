@@ -18,8 +18,9 @@ from dapd.messages.collection import AggregateShareReq, BatchSelector, Collectio
 from dapd.messages.common import Interval, MediaType
 from dapd.reports import ReportError
 from dapd.testing.pair import Aggregator
-from tests.paths import raw
-from tests.paths.hands import DEADLINE, NOON, Hands, at_noon, hand_pair, until
+from tests import raw_http
+from tests.clock import TIME
+from tests.pair_harness import DEADLINE, TaskHarness, open_pair, query_at, until
 
 HALF_OPEN = 200
 INIT, SHARE = MediaType.AGGREGATION_JOB_INIT_REQ, MediaType.AGGREGATE_SHARE_REQ
@@ -44,24 +45,24 @@ async def no_commit(side: Aggregator) -> AsyncIterator[None]:
             released.set()
 
 
-def post(hands: Hands, resource: str, content: MediaType, body: bytes) -> bytes:
+def post(hands: TaskHarness, resource: str, content: MediaType, body: bytes) -> bytes:
     """A whole request to the Helper, with the Leader's token."""
     token = hands.task.files.leader.aggregator_auth_token
     headers = {"Content-Type": content.value, "Authorization": f"Bearer {token}"}
-    return raw.request("POST", f"/tasks/{hands.id_text}/{resource}", headers, body)
+    return raw_http.request("POST", f"/tasks/{hands.id_text}/{resource}", headers, body)
 
 
-def upload(hands: Hands, reports: list[bytes]) -> bytes:
+def upload(hands: TaskHarness, reports: list[bytes]) -> bytes:
     """A whole upload."""
     headers = {"Content-Type": MediaType.UPLOAD_REQ.value}
-    return raw.request("POST", f"/tasks/{hands.id_text}/reports", headers, b"".join(reports))
+    return raw_http.request("POST", f"/tasks/{hands.id_text}/reports", headers, b"".join(reports))
 
 
 def share_request(ids: list[bytes]) -> bytes:
     """The ``AggregateShareReq`` for a batch of these two reports."""
     first, second = (hashlib.sha256(each).digest() for each in ids)
     checksum = bytes(a ^ b for a, b in zip(first, second, strict=True))
-    noon = Interval(NOON, 1)
+    noon = Interval(TIME, 1)
     return AggregateShareReq(
         CollectionJobReq(Query(noon)), BatchSelector(noon), 2, checksum
     ).encode()
@@ -78,8 +79,8 @@ async def test_a2_work_whose_client_hangs_up_reaches_its_commit(
     tmp_path: Path, resource: str
 ) -> None:
     """A2: the handler ends with its connection, the work it began doesn't; a repeat finds it."""
-    async with hand_pair(tmp_path, helper={"helper": {"mode": "sync"}}) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(tmp_path, helper={"helper": {"mode": "sync"}}) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         job = hands.start_job(hands.seal([1, 1], "left alone"))
         sent = post(hands, resource, INIT, job.request)
         if resource == "aggregate_shares":
@@ -98,7 +99,7 @@ async def test_a2_work_whose_client_hangs_up_reaches_its_commit(
                 await stream.send_all(sent)
                 await until(begun)
                 await stream.send_eof()
-                assert await raw.read_all(stream) == b"", "its handler has ended unanswered"
+                assert await raw_http.read_all(stream) == b"", "its handler has ended unanswered"
                 assert len(work) == 1, "its work goes on"
             await until(ended)
         table = {"aggregation_jobs": "aggregation_jobs", "aggregate_shares": "aggregate_share_jobs"}
@@ -106,7 +107,7 @@ async def test_a2_work_whose_client_hangs_up_reaches_its_commit(
             lambda tx: tx.all(f"SELECT id FROM {table[resource]}")  # noqa: S608 - a constant
         )
         assert len(rows) == 1, "committed, although nobody waited"
-        again = raw.parse(await raw.exchange(pair.helper.port, sent))
+        again = raw_http.parse(await raw_http.exchange(pair.helper.port, sent))
         assert again.status == 200
         assert again.body
         assert (await hands.counters(pair.helper))["aggregate_finished"] == 2
@@ -116,9 +117,9 @@ async def test_uploads_whose_clients_hang_up_are_stored_once_or_not_at_all(tmp_p
     """I1, I2: cut anywhere, also between the last byte and the answer; sent again, each counts
     once, and the daemon serves on.
     """
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task("count")
-        hands = Hands(task, http)
+        hands = TaskHarness(task, http)
         bodies = [hands.seal([1, 1], f"client {number}") for number in range(24)]
         requests = [upload(hands, body) for body in bodies]
 
@@ -131,18 +132,18 @@ async def test_uploads_whose_clients_hang_up_are_stored_once_or_not_at_all(tmp_p
             for number, sent in enumerate(requests):
                 nursery.start_soon(hang_up, sent, 1 + number % 4)
         for sent in requests:
-            reply = raw.parse(await raw.exchange(pair.leader.port, sent))
+            reply = raw_http.parse(await raw_http.exchange(pair.leader.port, sent))
             assert reply.status == 200
         await hands.until_counted(pair.leader, "upload_accepted", 48)
-        result = await task.collect(at_noon())
+        result = await task.collect(query_at())
         assert (result.report_count, result.value) == (48, 48)
 
 
 async def test_half_open_connections_to_the_helper_stop_no_collection(tmp_path: Path) -> None:
     """Hundreds that have sent half a head, or half a job with the right token, and say no more."""
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task("count")
-        hands = Hands(task, http)
+        hands = TaskHarness(task, http)
         job = hands.start_job(hands.seal([1] * 20, "never whole"))
         whole = post(hands, "aggregation_jobs", INIT, job.request)
         halves = whole[:40], whole[: -len(job.request) // 2]
@@ -152,7 +153,7 @@ async def test_half_open_connections_to_the_helper_stop_no_collection(tmp_path: 
             await stream.send_all(halves[number % 2])
             stalled.append(stream)
         assert await hands.upload(hands.seal([1, 0, 1], "meanwhile")) == []
-        assert (await task.collect(at_noon())).value == 2
+        assert (await task.collect(query_at())).value == 2
         for stream in stalled:
             await reset(stream)
         counted = await hands.counters(pair.helper)

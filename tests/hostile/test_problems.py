@@ -17,8 +17,10 @@ from dapd.messages.collection import AggregateShareReq, BatchSelector, Collectio
 from dapd.messages.common import CHECKSUM_SIZE, HpkeConfigList, Interval, MediaType, b64url_encode
 from dapd.reports import ReportError
 from dapd.server.problems import TITLES
-from tests.paths import raw
-from tests.paths.hands import NOON, Hands, hand_pair, make_ids
+from tests import raw_http
+from tests.clock import TIME
+from tests.pair_harness import TaskHarness, open_pair
+from tests.task_pair import make_ids
 
 MANY = 10_000
 TYPES: dict[str, MediaType] = {
@@ -31,9 +33,9 @@ TYPES: dict[str, MediaType] = {
 BY_LEADER = {"reports", "collection_jobs"}
 
 
-def honest(hands: Hands, resource: str) -> bytes:
+def honest(hands: TaskHarness, resource: str) -> bytes:
     """A body that an honest peer could send."""
-    asked = CollectionJobReq(Query(Interval(NOON + 10, 1)))
+    asked = CollectionJobReq(Query(Interval(TIME + 10, 1)))
     match resource:
         case "reports":
             return b"".join(hands.seal([1, 0], "upload"))
@@ -42,7 +44,7 @@ def honest(hands: Hands, resource: str) -> bytes:
         case "aggregation_jobs":
             return hands.start_job(hands.seal([1, 0], "job")).request
         case "aggregate_shares":
-            batch = BatchSelector(Interval(NOON + 10, 1))
+            batch = BatchSelector(Interval(TIME + 10, 1))
             return AggregateShareReq(asked, batch, 2, bytes(CHECKSUM_SIZE)).encode()
         case _:
             return AggregationJobContinueHead(1).encode()
@@ -58,7 +60,7 @@ def nearly(seed: bytes) -> st.SearchStrategy[bytes]:
     return st.one_of(st.binary(max_size=200), st.builds(spliced, places, sizes, st.binary()))
 
 
-def must_be_a_problem(reply: raw.Reply) -> None:
+def must_be_a_problem(reply: raw_http.Reply) -> None:
     """Of the draft's types, or ``about:blank``; never an error of the server's."""
     assert 400 <= reply.status < 500, reply
     assert reply.error in {None, *TITLES}, reply
@@ -71,11 +73,11 @@ async def test_a10_every_refusal_is_a_problem_document_of_the_draft(
 ) -> None:
     """On both Aggregators, with any body, the right token or none, the right type or another."""
     still: dict[str, dict[str, Any]] = {"collection": {"poll_hold": 0.0}}
-    async with hand_pair(tmp_path, leader=still, helper={"helper": {"mode": "sync"}}) as (
+    async with open_pair(tmp_path, leader=still, helper={"helper": {"mode": "sync"}}) as (
         pair,
         http,
     ):
-        hands = Hands(await pair.new_task("count"), http)
+        hands = TaskHarness(await pair.new_task("count"), http)
         files = hands.task.files
         right = files.leader.aggregator_auth_token
         if resource == "collection_jobs":
@@ -92,8 +94,8 @@ async def test_a10_every_refusal_is_a_problem_document_of_the_draft(
             )
             def probe(body: bytes, token: str, content: MediaType, port: int) -> None:
                 headers = {"Content-Type": content.value, "DAP-Auth-Token": token}
-                ask = partial(raw.ask, headers=headers, body=body)
-                reply: raw.Reply = trio.from_thread.run(ask, port, "POST", path)
+                ask = partial(raw_http.ask, headers=headers, body=body)
+                reply: raw_http.Reply = trio.from_thread.run(ask, port, "POST", path)
                 if reply.status != 200:
                     must_be_a_problem(reply)
                 owner = pair.leader.port if resource in BY_LEADER else pair.helper.port
@@ -105,14 +107,14 @@ async def test_a10_every_refusal_is_a_problem_document_of_the_draft(
             probe()
 
         await trio.to_thread.run_sync(attack)
-        assert (await raw.ask(pair.leader.port, "GET", "/hpke_config")).status == 200
+        assert (await raw_http.ask(pair.leader.port, "GET", "/hpke_config")).status == 200
 
 
 async def test_i6_ten_thousand_bad_and_good_reports_are_answered_in_order(tmp_path: Path) -> None:
     """Each bad one with its reason and in its place, and each good one stored, in one request."""
     kinds = (0, ReportError.INVALID_MESSAGE, ReportError.OUTDATED_CONFIG)
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(tmp_path) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         each = MANY // 4
 
         def make() -> Sequence[tuple[list[bytes], bytes]]:
@@ -147,12 +149,12 @@ async def test_i6_ten_thousand_bad_and_good_reports_are_answered_in_order(tmp_pa
 
 async def test_ten_thousand_reports_of_nothing_are_answered(tmp_path: Path) -> None:
     """The smallest that parse: no public share, ciphertexts of a byte. None opens or is stored."""
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(tmp_path) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         [config] = HpkeConfigList.decode(pair.leader.context.keyrings.published).configs
         ids = make_ids(MANY, "nothing")
         empty = bytes(2) + bytes(4) + 2 * (bytes([config.id]) + b"\0\1x" + b"\0\0\0\1x")
-        tail = NOON.to_bytes(8, "big") + empty
+        tail = TIME.to_bytes(8, "big") + empty
         tiny = [ids[at : at + 16] + tail for at in range(0, len(ids), 16)]
         rejected = await hands.upload(tiny)
         assert [each for each, _ in rejected] == [report[:16] for report in tiny]
@@ -165,14 +167,14 @@ async def test_a_job_of_exactly_the_maximum_size_is_taken(tmp_path: Path) -> Non
     """And one that is a byte above is a 413, before anything is made of it."""
 
     async def size_of(count: int) -> int:
-        async with hand_pair(tmp_path / "measured") as (pair, http):
-            hands = Hands(await pair.new_task("count"), http)
+        async with open_pair(tmp_path / "measured") as (pair, http):
+            hands = TaskHarness(await pair.new_task("count"), http)
             return len(hands.start_job(hands.seal([1] * count, "any")).request)
 
     limit = await size_of(20)
     helper: dict[str, dict[str, Any]] = {"server": {"max_body_bytes": limit}}
-    async with hand_pair(tmp_path, helper=helper) as (pair, http):
-        hands = Hands(await pair.new_task("count"), http)
+    async with open_pair(tmp_path, helper=helper) as (pair, http):
+        hands = TaskHarness(await pair.new_task("count"), http)
         job = hands.start_job(hands.seal([1] * 20, "largest"))
         assert len(job.request) == limit
         path = f"/tasks/{b64url_encode(hands.task.task_id)}/aggregation_jobs"
@@ -180,6 +182,6 @@ async def test_a_job_of_exactly_the_maximum_size_is_taken(tmp_path: Path) -> Non
             "Content-Type": MediaType.AGGREGATION_JOB_INIT_REQ.value,
             "DAP-Auth-Token": job.token,
         }
-        over = await raw.ask(pair.helper.port, "POST", path, headers, job.request + b"\0")
+        over = await raw_http.ask(pair.helper.port, "POST", path, headers, job.request + b"\0")
         assert (over.status, over.error) == (413, None)
         assert (await job.run()).outcomes == bytes(20)

@@ -26,12 +26,13 @@ from dapd.messages.common import BatchMode, HpkeConfigList, MediaType, b64url_en
 from dapd.reports import seal_reports, shard, split_ids
 from dapd.taskfile import TaskDraft, TaskFiles, new_task, parse_vdaf_spec
 from dapd.vdaf import make_vdaf
-from tests.build import contributions
+from tests import raw_http
+from tests.contexts import contributions
 from tests.crash.load import House
-from tests.paths import raw
-from tests.paths.hands import flip, make_ids
-from tests.peer import Peer, Request, answer
 from tests.processes.daemons import DaemonProcess, run_command
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
+from tests.task_pair import flip, make_ids
 
 PROGRAM = ("-m", "tests.hostile.faulty")
 CLIENT = "127.77.66.55"
@@ -120,7 +121,7 @@ class WholeRun:
         columns = shard(vdaf, client.task_id, [[MEASUREMENT] * LENGTH] * count, ids)
         configs = []
         for daemon in self.house.daemons:
-            reply = await raw.ask(_port(daemon), "GET", "/hpke_config")
+            reply = await raw_http.ask(_port(daemon), "GET", "/hpke_config")
             configs.append(HpkeConfigList.decode(reply.body).configs[0].as_tuple)
         encoded = client.configuration.encode()
         times = [at] * count
@@ -139,7 +140,7 @@ class WholeRun:
         self.secrets[f"time {at} in words"] = moment.isoformat("T", "minutes")[:16].encode()
         return reports
 
-    async def _upload(self, task: TaskFiles, body: bytes) -> raw.Reply:
+    async def _upload(self, task: TaskFiles, body: bytes) -> raw_http.Reply:
         """From the Client's own address, straight to the daemon, until it doesn't fail."""
         path = f"/tasks/{b64url_encode(task.client.task_id)}/reports"
         headers = {"Content-Type": _UPLOAD, "X-Forwarded-For": FORWARDED, "User-Agent": FORWARDED}
@@ -155,12 +156,12 @@ class WholeRun:
         path: str,
         headers: dict[str, str],
         body: bytes = b"",
-    ) -> raw.Reply:
+    ) -> raw_http.Reply:
         port = _port(daemon)
         async with await trio.open_tcp_stream("127.0.0.1", port, local_address=CLIENT) as stream:
-            await stream.send_all(raw.request(method, path, headers, body))
-            received = await raw.read_all(stream)
-        reply = raw.parse(received)
+            await stream.send_all(raw_http.request(method, path, headers, body))
+            received = await raw_http.read_all(stream)
+        reply = raw_http.parse(received)
         if "json" in reply.headers.get("content-type", ""):
             self._keep(f"{daemon.directory.name}'s problem documents", received)
         return reply
@@ -182,7 +183,7 @@ class WholeRun:
             return answer(status, body.encode(), Content_Type="text/plain")
 
         wire, leader = self.house.helper.wire, self.house.leader
-        peer = Peer(script)
+        peer = ScriptedServer(script)
         async with trio.open_nursery() as nursery:
             url = await peer.serve(nursery)
             there, wire.target = wire.target, int(url.rpartition(":")[2])

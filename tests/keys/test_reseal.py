@@ -22,9 +22,11 @@ from dapd.datastore.check import check
 from dapd.datastore.sealed import COLUMNS
 from dapd.keys import reseal
 from dapd.runtime.context import Context
-from tests.build import SEALING_KEY, make_config, open_context, task_pair
-from tests.fullhouse import FROZEN, SENT, FullHouse, full_house, of
-from tests.paths.hands import PRECISION, flip, until
+from tests.clock import PRECISION
+from tests.contexts import make_config, open_context
+from tests.pair_harness import query_at, until
+from tests.populated_database import FROZEN, SENT, PopulatedDatabase, populated_database
+from tests.task_pair import SEALING_KEY, flip, task_pair
 
 OTHER_KEY = bytes(range(32, 64))
 EVERY_COLUMN = {
@@ -38,8 +40,8 @@ EVERY_COLUMN = {
 }
 
 
-def used(house: FullHouse) -> dict[str, Counter[bytes]]:
-    return house.read(sealed.usage)
+def used(populated: PopulatedDatabase) -> dict[str, Counter[bytes]]:
+    return populated.read(sealed.usage)
 
 
 def by(key: bytes) -> dict[str, Counter[bytes]]:
@@ -51,33 +53,33 @@ async def test_f2_a_key_that_was_put_first_seals_all_again_and_the_old_one_may_g
     tmp_path: Path,
 ) -> None:
     """Waiting reports, a job under way and a frozen collection go on without the old key."""
-    async with full_house(tmp_path) as house:
-        assert used(house) == by(house.key("sealing"))
-        house.use_keys("sealing", "new")
-        await house.leader.start()  # added last: it opens, and nothing is sealed with it
-        await house.leader.stop()
-        assert house.read(sealed.sealing_key_ids) == [sealing_key_id(house.key("sealing"))]
+    async with populated_database(tmp_path) as populated:
+        assert used(populated) == by(populated.key("sealing"))
+        populated.use_keys("sealing", "new")
+        await populated.leader.start()  # added last: it opens, and nothing is sealed with it
+        await populated.leader.stop()
+        assert populated.read(sealed.sealing_key_ids) == [sealing_key_id(populated.key("sealing"))]
 
-        house.use_keys("new", "sealing")
-        new = sealing_key_id(house.key("new"))
+        populated.use_keys("new", "sealing")
+        new = sealing_key_id(populated.key("new"))
         with structlog.testing.capture_logs() as logs:
-            await house.leader.start()
-            await until(lambda: _seals_alone(house.leader.context, new))
-            await house.leader.stop()
+            await populated.leader.start()
+            await until(lambda: _seals_alone(populated.leader.context, new))
+            await populated.leader.stop()
         [finished] = [line for line in logs if line["event"] == "reseal_finished"]
         assert finished["key"] == new.hex()
-        assert finished["old"] == [sealing_key_id(house.key("sealing")).hex()]
+        assert finished["old"] == [sealing_key_id(populated.key("sealing")).hex()]
         assert "remove" in finished["remedy"]
-        assert used(house) == by(house.key("new"))
-        alone = make_sealer([house.key("new")])
-        assert house.read(sealed.open_every_value, alone) == EVERY_COLUMN
-        assert house.read(check) == []
+        assert used(populated) == by(populated.key("new"))
+        alone = make_sealer([populated.key("new")])
+        assert populated.read(sealed.open_every_value, alone) == EVERY_COLUMN
+        assert populated.read(check) == []
 
-        house.use_keys("new")
-        await house.leader.start()
-        await house.hands.pair.helper.start()
-        task = house.hands.task
-        frozen = await task.collect(of(FROZEN))
+        populated.use_keys("new")
+        await populated.leader.start()
+        await populated.harness.pair.helper.start()
+        task = populated.harness.task
+        frozen = await task.collect(query_at(FROZEN))
         assert (frozen.value, frozen.report_count) == (7, 2)
         rest = await task.collect(Query.interval(SENT * PRECISION, 2 * PRECISION))
         assert (rest.value, rest.report_count) == (18, 3)
@@ -88,9 +90,9 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
 ) -> None:
     """Each process makes one step; every value is resealed once, and no column is read twice."""
     monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
-    async with full_house(tmp_path) as house:
-        config = house.use_keys("new", "sealing")
-        new = sealing_key_id(house.key("new"))
+    async with populated_database(tmp_path) as populated:
+        config = populated.use_keys("new", "sealing")
+        new = sealing_key_id(populated.key("new"))
         processes = 0
         while True:
             async with open_context(config) as context:
@@ -99,19 +101,19 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
                 a_pass = reseal.Pass(context, new, progress)
                 while not a_pass.found and await a_pass.step():
                     pass
-            assert house.read(check) == []
+            assert populated.read(check) == []
             assert a_pass.failures == []
             if not a_pass.found:
                 break
             processes += 1
         # One for each field; a chunk's reports are in one.
         assert processes == sum(EVERY_COLUMN.values()) - 1
-        assert used(house) == by(house.key("new"))
-        assert len(house.read(sealed.sealing_key_ids)) == 2
+        assert used(populated) == by(populated.key("new"))
+        assert len(populated.read(sealed.sealing_key_ids)) == 2
         async with open_context(config) as context:
             await reseal.run(context)
-        assert house.read(sealed.sealing_key_ids) == [new]
-        assert house.read(sealed.progress, new) == {}
+        assert populated.read(sealed.sealing_key_ids) == [new]
+        assert populated.read(sealed.progress, new) == {}
 
 
 async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
@@ -121,21 +123,21 @@ async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
     the old key.
     """
     monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
-    async with full_house(tmp_path) as house:
-        hands, pair = house.hands, house.hands.pair
-        house.use_keys("new", "sealing")
-        new = sealing_key_id(house.key("new"))
+    async with populated_database(tmp_path) as populated:
+        harness, pair = populated.harness, populated.harness.pair
+        populated.use_keys("new", "sealing")
+        new = sealing_key_id(populated.key("new"))
         await pair.helper.start()
-        await house.leader.start()
+        await populated.leader.start()
         uploads = 0
-        while uploads < 10 or not await _seals_alone(house.leader.context, new):
-            await hands.upload(hands.seal([1], f"meanwhile {uploads}", at=SENT))
+        while uploads < 10 or not await _seals_alone(populated.leader.context, new):
+            await harness.upload(harness.seal([1], f"meanwhile {uploads}", at=SENT))
             uploads += 1
-        result = await hands.task.collect(Query.interval(SENT * PRECISION, 2 * PRECISION))
+        result = await harness.task.collect(Query.interval(SENT * PRECISION, 2 * PRECISION))
         assert (result.value, result.report_count) == (18 + uploads, 3 + uploads)
-        assert (await hands.task.collect(of(FROZEN))).value == 7
-        await house.leader.stop()
-        assert {key for counts in used(house).values() for key in counts} == {new}
+        assert (await harness.task.collect(query_at(FROZEN))).value == 7
+        await populated.leader.stop()
+        assert {key for counts in used(populated).values() for key in counts} == {new}
 
 
 async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> None:
@@ -153,8 +155,8 @@ async def test_f2_what_is_changed_meanwhile_is_left_as_it_is(tmp_path: Path) -> 
 
 async def test_f2_a_value_that_does_not_open_keeps_the_old_key(tmp_path: Path) -> None:
     """The daemon names it, reseals everything else, and goes on serving."""
-    async with full_house(tmp_path) as house:
-        config = house.use_keys("new", "sealing")
+    async with populated_database(tmp_path) as populated:
+        config = populated.use_keys("new", "sealing")
         async with open_context(config) as context:
             await context.run(check_sealing_keys, context.sealer.key_ids)
             await context.run(_damage_a_share)
@@ -164,9 +166,9 @@ async def test_f2_a_value_that_does_not_open_keeps_the_old_key(tmp_path: Path) -
         assert said["unopened"] == [
             "batch_shares.share, row 1: sealed value was tampered with, or moved"
         ]
-        assert len(house.read(sealed.sealing_key_ids)) == 2
-        old = sealing_key_id(house.key("sealing"))
-        assert {name: n[old] for name, n in used(house).items() if n[old]} == {
+        assert len(populated.read(sealed.sealing_key_ids)) == 2
+        old = sealing_key_id(populated.key("sealing"))
+        assert {name: n[old] for name, n in used(populated).items() if n[old]} == {
             "batch_shares.share": 1
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 
 import msgspec
 import pytest
@@ -25,7 +24,9 @@ from dapd.protocol.keys import MANDATORY_SUITE, KeyState, Move, StoredKey
 from dapd.protocol.task import Instant, TaskSettings
 from dapd.runtime.context import Context
 from dapd.upkeep import refresh
-from tests.build import NOW, X25519, StillClock, make_config, open_context, task_pair
+from tests.clock import NOW
+from tests.contexts import clock_of, make_config, open_context
+from tests.task_pair import X25519, task_pair
 
 DAY = 86_400
 AGE = 7 * DAY
@@ -41,7 +42,7 @@ async def aggregator(path: Path, age: int | None = AGE) -> AsyncIterator[Context
 
 
 def pass_days(context: Context, days: float) -> None:
-    cast("StillClock", context.clock).advance(days * DAY)
+    clock_of(context).advance(days * DAY)
 
 
 def published(context: Context) -> list[HpkeConfig]:
@@ -109,11 +110,11 @@ async def test_f1_d6_no_key_moves_while_the_clock_is_held(tmp_path: Path) -> Non
         pass_days(context, 83)
         await rotation.rotate(context)
         before = await stored(context)
-        clock = cast("StillClock", context.clock)
-        clock.time += 10 * 365 * DAY * 1000
+        clock = clock_of(context)
+        clock.jump(10 * 365 * DAY)
         assert await rotation.rotate(context) == []
         assert await stored(context) == before
-        clock.time -= 10 * 365 * DAY * 1000
+        clock.jump(-10 * 365 * DAY)
         pass_days(context, 3)
         assert [move.to for move in await rotation.rotate(context)] == [ACTIVE, EXPIRED]
 

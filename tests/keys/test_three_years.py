@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -15,7 +15,8 @@ from dapd.protocol.keys import KeyState
 from dapd.protocol.task import TaskSettings
 from dapd.testing import PairTask, running_pair
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import PRECISION, HandClock, Hands
+from tests.clock import PRECISION, ManualClock
+from tests.pair_harness import TaskHarness, running_clock
 
 DAY = 86_400
 STEP = 11
@@ -33,8 +34,8 @@ class Clients:
     """Clients that encrypt to the published keys, and to those that they may still have cached."""
 
     task: PairTask
-    hands: Hands
-    clock: HandClock
+    harness: TaskHarness
+    clock: ManualClock
     served: list[dict[str, HpkeConfig]] = field(default_factory=list)
     held_back: list[list[bytes]] = field(default_factory=list)
     sealed: int = 0
@@ -45,10 +46,14 @@ class Clients:
         self.served.append({name: published(side) for name, side in sides.items()})
 
     def seal(self, configs: dict[str, HpkeConfig]) -> list[bytes]:
-        self.hands._configs = configs
+        self.harness.client = replace(
+            self.harness.client,
+            leader=configs["leader"].as_tuple,
+            helper=configs["helper"].as_tuple,
+        )
         self.sealed += 1
         now = self.clock.now() // 1000 // PRECISION
-        return self.hands.seal([1], f"report {self.sealed}", at=now)
+        return self.harness.seal([1], f"report {self.sealed}", at=now)
 
     async def upload(self) -> int:
         """Upload three reports: one encrypted to the present keys, one to those that may leave the
@@ -61,7 +66,7 @@ class Clients:
         self.held_back.append(self.seal(oldest))
         if len(self.held_back) > EXPIRY_AGE // (STEP * DAY):
             reports += self.held_back.pop(0)
-        assert await self.hands.upload(reports) == []
+        assert await self.harness.upload(reports) == []
         return len(reports)
 
 
@@ -70,7 +75,7 @@ def published(side: Aggregator) -> HpkeConfig:
     return config
 
 
-async def let_days_pass(sides: tuple[Aggregator, Aggregator], clock: HandClock) -> None:
+async def let_days_pass(sides: tuple[Aggregator, Aggregator], clock: ManualClock) -> None:
     """Let both sides rotate keys every day, and collect garbage in the end."""
     for _ in range(STEP):
         clock.advance(DAY)
@@ -89,17 +94,17 @@ def rows(tx: Tx) -> dict[str, int]:
 
 async def test_f1_three_years_of_rotations_with_every_report_opened(tmp_path: Path) -> None:
     """Both open every report whose key a Client may still use, and the databases don't grow."""
-    clock = HandClock()
+    clock = running_clock()
     with trio.fail_after(SECONDS):
         async with running_pair(tmp_path, leader=SETTINGS, helper=SETTINGS, clock=clock) as pair:
             task = await pair.new_task(settings=TaskSettings(report_expiry_age=EXPIRY_AGE))
             sides = (pair.leader, pair.helper)
-            clients = Clients(task, Hands(task, pair.leader.context.http), clock)
+            clients = Clients(task, TaskHarness(task, pair.leader.context.http), clock)
             uploaded = 0
             for _ in range(3 * 365 // STEP):
                 uploaded += await clients.upload()
-                await clients.hands.until_counted(pair.helper, "aggregate_finished", uploaded)
-                await clients.hands.until_counted(pair.leader, "aggregate_finished", uploaded)
+                await clients.harness.until_counted(pair.helper, "aggregate_finished", uploaded)
+                await clients.harness.until_counted(pair.leader, "aggregate_finished", uploaded)
                 await let_days_pass(sides, clock)
                 for side in sides:
                     counts = await side.context.read(rows)
@@ -109,7 +114,7 @@ async def test_f1_three_years_of_rotations_with_every_report_opened(tmp_path: Pa
                 kept = [key for key in stored if key.state is not KeyState.DELETED]
                 assert len(kept) <= 4
                 assert len(stored) - len(kept) >= 3 * 365 // 84 - 2
-            counted = await clients.hands.counters(pair.leader)
+            counted = await clients.harness.counters(pair.leader)
             assert counted["upload_accepted"] == counted["aggregate_finished"] == uploaded
             assert not [name for name in counted if "decrypt" in name or "outdated" in name]
             assert uploaded > 3 * 3 * 365 // STEP - 10

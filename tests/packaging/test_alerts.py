@@ -15,8 +15,8 @@ import pytest
 
 from dapd.admin.gauges import Gauges
 from dapd.advice import thresholds, upkeep
-from tests.exposed import exposition
-from tests.paths.hands import at_noon, hand_pair
+from tests.pair_harness import open_pair, query_at
+from tests.prometheus_text import exposition
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "packaging/prometheus/alerts.yml"
@@ -108,10 +108,10 @@ def test_the_runbook_has_a_heading_for_each_alert_and_no_other() -> None:
 
 async def test_rules_and_panels_use_metrics_that_a_daemon_exposes(tmp_path: Path) -> None:
     """Compared with its exposition after a real run, histograms by their parts."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         task = await pair.new_task(min_batch_size=2)
         await task.upload([1, 0])
-        await task.collect(at_noon())
+        await task.collect(query_at())
         text = await exposition(Gauges(pair.leader.context), pair.leader, "text/plain")
     told = set()
     for name, kind in re.findall(r"^# TYPE (\w+) (\w+)$", text, re.MULTILINE):

@@ -24,8 +24,9 @@ from dapd.reports import split_ids
 from dapd.testing import Pair
 from tests.certificates import Authority
 from tests.packaging.proxies import NAMES, PACKAGING, Proxy, program, running
-from tests.paths.hands import Hands, at_noon, hand_pair, make_ids, until
-from tests.paths.raw import read_all
+from tests.pair_harness import TaskHarness, open_pair, query_at, until
+from tests.raw_http import read_all
+from tests.task_pair import make_ids
 
 CLIENT = "127.0.0.7"
 """An address of this machine that only Clients have here."""
@@ -51,7 +52,7 @@ async def alone(name: str, directory: Path) -> AsyncIterator[tuple[Pair, Proxy, 
     """A pair, of which the Leader is behind a proxy."""
     authority = Authority(directory / "tls").issue()
     async with (
-        hand_pair(directory) as (pair, _),
+        open_pair(directory) as (pair, _),
         running(name, directory / name, pair.leader.port, authority) as proxy,
     ):
         yield pair, proxy, authority
@@ -65,7 +66,7 @@ async def behind(
     authority = Authority(directory / "tls").issue()
     leader = {"leader": {"peer_ca": authority.file}}
     async with (
-        hand_pair(directory, leader=leader, helper=helper) as (pair, _),
+        open_pair(directory, leader=leader, helper=helper) as (pair, _),
         running(name, directory / "before-leader", pair.leader.port, authority) as before_leader,
         running(name, directory / "before-helper", pair.helper.port, authority) as before_helper,
     ):
@@ -114,7 +115,7 @@ async def test_a_task_runs_through_proxies_and_a_held_request_is_held(
             )
 
         async def collect() -> None:
-            async with collector.collect(at_noon()) as result:
+            async with collector.collect(query_at()) as result:
                 assert result.value == 12
 
         async with client, collector, trio.open_nursery() as nursery:
@@ -134,11 +135,11 @@ async def test_a_job_of_the_greatest_size_passes(tmp_path: Path, name: str) -> N
     """
     authority = Authority(tmp_path / "tls").issue()
     async with (
-        hand_pair(tmp_path) as (pair, http),
+        open_pair(tmp_path) as (pair, http),
         running(name, tmp_path / name, pair.helper.port, authority) as proxy,
         DapHttp(tls=trusting(authority.file)) as over_tls,
     ):
-        hands = Hands(await pair.new_task(LONG_REPORTS), http)
+        hands = TaskHarness(await pair.new_task(LONG_REPORTS), http)
         job = hands.start_job(hands.seal([[1]] * REAL, "real"))
         body = aggregation_job_init_req(0, b"", with_copies(job.started.verify_inits))
         assert LIMIT - len(body) < len(body) / Leader().max_job_size

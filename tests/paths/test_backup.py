@@ -16,8 +16,8 @@ from dapd.datastore.verify import verify
 from dapd.reports import ReplayIndex
 from dapd.testing import Pair, PairTask
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import hand_pair
-from tests.tally import Tally
+from tests.awaitable_counter import AwaitableCounter
+from tests.pair_harness import open_pair
 
 BACKUPS = 6
 UPLOADERS = 3
@@ -27,14 +27,14 @@ async def test_backups_under_load_are_consistent_and_miss_nothing(tmp_path: Path
     """Each holds every report that was acknowledged before it began, and passes all that
     ``dapd backup verify`` and ``dapd datastore check`` look at.
     """
-    acknowledged = Tally()
+    acknowledged = AwaitableCounter()
 
     async def upload(task: PairTask) -> None:
         while True:
             await task.upload([1, 0, 1])
             acknowledged.add(3)
 
-    async with hand_pair(tmp_path, leader={"leader": {"min_job_size": 5}}) as (pair, _):
+    async with open_pair(tmp_path, leader={"leader": {"min_job_size": 5}}) as (pair, _):
         task = await pair.new_task()
         (tmp_path / "backups").mkdir()
         async with trio.open_nursery() as nursery:
@@ -52,7 +52,7 @@ async def test_backups_under_load_are_consistent_and_miss_nothing(tmp_path: Path
 
 async def test_a_daemon_starts_on_what_was_backed_up_under_load(tmp_path: Path) -> None:
     """All of it is there, and the file is not behind itself."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         task = await pair.new_task()
         await task.upload([1] * 10)
         (tmp_path / "backups").mkdir()

@@ -20,8 +20,9 @@ from dapd.keys import rotation
 from dapd.protocol.task import TaskSettings
 from dapd.testing.pair import Aggregator
 from dapd.upkeep import clock_watch
-from tests.paths import raw
-from tests.paths.hands import NOON, HandClock, Hands, at_noon, hand_pair, until
+from tests import raw_http
+from tests.clock import TIME
+from tests.pair_harness import TaskHarness, open_pair, query_at, running_clock, until
 
 MINUTE = 60
 HOUR = 60 * MINUTE
@@ -42,9 +43,9 @@ async def minutely(side: Aggregator) -> list[dict[str, Any]]:
     return [dict(line) for line in logs if line["event"] == "clock_held"]
 
 
-async def expired_before(side: Aggregator, hands: Hands) -> int:
+async def expired_before(side: Aggregator, harness: TaskHarness) -> int:
     """Where this side's reports of the task begin."""
-    task = await side.context.tasks.find(hands.task.task_id)
+    task = await side.context.tasks.find(harness.task.task_id)
     assert task is not None
     return task.expired_before_at(side.context.instant())
 
@@ -56,12 +57,14 @@ def never(_: Datastore) -> ClockView:
 
 async def test_d6_ten_years_ahead_for_a_minute_expires_nothing(tmp_path: Path) -> None:
     """Reports, keys and jobs are as before, right reports are accepted, and somebody is told."""
-    clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, http):
-        hands = Hands(await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http)
-        assert await hands.upload(hands.seal([1, 2], "before")) == []
+    clock = running_clock()
+    async with open_pair(tmp_path, clock=clock) as (pair, http):
+        harness = TaskHarness(
+            await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http
+        )
+        assert await harness.upload(harness.seal([1, 2], "before")) == []
         sides = (pair.leader, pair.helper)
-        marks = [await expired_before(side, hands) for side in sides]
+        marks = [await expired_before(side, harness) for side in sides]
         keys = [side.context.keyrings.published for side in sides]
 
         clock.jump(10 * YEAR)
@@ -70,27 +73,27 @@ async def test_d6_ten_years_ahead_for_a_minute_expires_nothing(tmp_path: Path) -
             assert alarm["log_level"] == "error"
             assert "ahead by 3650 days" in alarm["reason"]
             assert "dapd clock accept" in alarm["remedy"]
-        assert await hands.upload(hands.seal([3, 4], "meanwhile")) == []
-        await hands.until_counted(pair.leader, "aggregate_finished", 4)
+        assert await harness.upload(harness.seal([3, 4], "meanwhile")) == []
+        await harness.until_counted(pair.leader, "aggregate_finished", 4)
         clock.advance(MINUTE)
         for side in sides:
             assert await minutely(side) == []  # it is not repeated each minute
-        assert [await expired_before(side, hands) for side in sides] == marks
+        assert [await expired_before(side, harness) for side in sides] == marks
         assert [side.context.keyrings.published for side in sides] == keys
 
         clock.jump(-10 * YEAR)
         assert pair.helper.context.safe_clock.look().held is None
-        assert await hands.upload(hands.seal([5], "after")) == []
-        await hands.until_counted(pair.leader, "aggregate_finished", 5)
+        assert await harness.upload(harness.seal([5], "after")) == []
+        await harness.until_counted(pair.leader, "aggregate_finished", 5)
         assert pair.leader.context.safe_clock.look().held is None
-        result = await hands.task.collect(at_noon())
+        result = await harness.task.collect(query_at())
         assert (result.value, result.report_count) == (15, 5)
 
 
 async def test_d6_a_restart_while_the_clock_is_wrong_expires_nothing(tmp_path: Path) -> None:
     """A day ahead would pass for a stop, if the daemon before had not seen it jump."""
-    clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, _):
+    clock = running_clock()
+    async with open_pair(tmp_path, clock=clock) as (pair, _):
         clock.jump(DAY)
         held = pair.leader.context.safe_clock.look()
         await pair.leader.stop()
@@ -101,11 +104,13 @@ async def test_d6_a_restart_while_the_clock_is_wrong_expires_nothing(tmp_path: P
 
 async def test_d6_e2_an_hour_back_loses_nothing_and_delays_no_job(tmp_path: Path) -> None:
     """What waited before the clock was set back is due after it; the safe time never falls."""
-    clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, http):
-        hands = Hands(await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http)
+    clock = running_clock()
+    async with open_pair(tmp_path, clock=clock) as (pair, http):
+        harness = TaskHarness(
+            await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http
+        )
         await pair.helper.stop()
-        assert await hands.upload(hands.seal([1, 2], "before")) == []
+        assert await harness.upload(harness.seal([1, 2], "before")) == []
 
         async def waits() -> bool:
             rows = await pair.leader.context.read(
@@ -121,10 +126,10 @@ async def test_d6_e2_an_hour_back_loses_nothing_and_delays_no_job(tmp_path: Path
         before = pair.leader.context.safe_clock.now()
         clock.jump(-HOUR)
         await pair.helper.start()
-        await hands.until_counted(pair.leader, "aggregate_finished", 2)
-        assert await hands.upload(hands.seal([4], "after")) == []
-        await hands.until_counted(pair.leader, "aggregate_finished", 3)
-        assert (await hands.task.collect(at_noon())).value == 7
+        await harness.until_counted(pair.leader, "aggregate_finished", 2)
+        assert await harness.upload(harness.seal([4], "after")) == []
+        await harness.until_counted(pair.leader, "aggregate_finished", 3)
+        assert (await harness.task.collect(query_at())).value == 7
         state = pair.leader.context.safe_clock.look()
         assert state.safe >= before
         assert state.held is not None
@@ -136,13 +141,15 @@ async def test_d6_e2_an_hour_back_loses_nothing_and_delays_no_job(tmp_path: Path
 
 async def test_d6_a_stop_of_a_month_expires_nothing_until_accepted(tmp_path: Path) -> None:
     """Both daemons were off for a month: whoever looks after them says that it was a month."""
-    clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, http):
-        hands = Hands(await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http)
-        assert await hands.upload(hands.seal([1, 2], "before")) == []
-        await hands.until_counted(pair.leader, "aggregate_finished", 2)
+    clock = running_clock()
+    async with open_pair(tmp_path, clock=clock) as (pair, http):
+        harness = TaskHarness(
+            await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http
+        )
+        assert await harness.upload(harness.seal([1, 2], "before")) == []
+        await harness.until_counted(pair.leader, "aggregate_finished", 2)
         sides = (pair.leader, pair.helper)
-        marks = [await expired_before(side, hands) for side in sides]
+        marks = [await expired_before(side, harness) for side in sides]
         for side in sides:
             await side.stop()
         clock.advance(30 * DAY)
@@ -151,14 +158,14 @@ async def test_d6_a_stop_of_a_month_expires_nothing_until_accepted(tmp_path: Pat
             shown = await trio.to_thread.run_sync(ask, side.context.config, SHOW, Nothing(), never)
             assert shown.held is not None
             assert (shown.now - shown.safe).days == 30
-        assert [await expired_before(side, hands) for side in sides] == marks
-        assert (await hands.task.collect(at_noon())).value == 3
+        assert [await expired_before(side, harness) for side in sides] == marks
+        assert (await harness.task.collect(query_at())).value == 3
 
         for side in sides:
             config = side.context.config
             accepted = await trio.to_thread.run_sync(ask, config, ACCEPT, Nothing(), never)
             assert (accepted.held, accepted.safe) == (None, accepted.now)
-            assert await expired_before(side, hands) >= NOON + 22 * 24
+            assert await expired_before(side, harness) >= TIME + 22 * 24
             await side.stop()
             await side.start()
             assert side.context.safe_clock.look().held is None
@@ -166,16 +173,18 @@ async def test_d6_a_stop_of_a_month_expires_nothing_until_accepted(tmp_path: Pat
 
 async def test_d6_a_peer_more_than_five_minutes_off_holds_the_leader(tmp_path: Path) -> None:
     """Its answers say what time it is there; once it agrees the Leader goes on."""
-    theirs = HandClock()
-    async with hand_pair(tmp_path) as (pair, http):
+    theirs = running_clock()
+    async with open_pair(tmp_path) as (pair, http):
         pair.helper.clock = theirs
         await pair.helper.stop()
         await pair.helper.start()
-        hands = Hands(await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http)
+        harness = TaskHarness(
+            await pair.new_task("sum:max_measurement=100", settings=EXPIRING), http
+        )
 
         async def aggregate(label: str, total: int) -> None:
-            assert await hands.upload(hands.seal([1, 1], label)) == []
-            await hands.until_counted(pair.leader, "aggregate_finished", total)
+            assert await harness.upload(harness.seal([1, 1], label)) == []
+            await harness.until_counted(pair.leader, "aggregate_finished", total)
 
         await aggregate("they agree", 2)
         clock = pair.leader.context.safe_clock
@@ -195,9 +204,9 @@ async def test_d6_a_peer_more_than_five_minutes_off_holds_the_leader(tmp_path: P
 
 async def test_answers_are_dated_by_the_daemons_own_clock(tmp_path: Path) -> None:
     """Or peers would compare their clocks with one that decides nothing."""
-    clock = HandClock()
-    async with hand_pair(tmp_path, clock=clock) as (pair, _):
+    clock = running_clock()
+    async with open_pair(tmp_path, clock=clock) as (pair, _):
         for target in ("/hpke_config", "/nothing"):
-            reply = await raw.ask(pair.leader.port, "GET", target)
+            reply = await raw_http.ask(pair.leader.port, "GET", target)
             dated = email.utils.parsedate_to_datetime(reply.headers["date"]).timestamp()
             assert abs(dated - clock.now() / 1000) < MINUTE

@@ -17,7 +17,8 @@ from dapd.messages.common import Interval, MediaType
 from dapd.protocol.task import TaskSettings
 from dapd.reports import ReportError
 from dapd.testing import PairTask
-from tests.paths.hands import NOON, PRECISION, Hands, at_noon, hand_pair, until
+from tests.clock import PRECISION, TIME
+from tests.pair_harness import TaskHarness, open_pair, query_at, until
 
 STREAMS = 3
 NEXT = Query.next_batch()
@@ -58,16 +59,16 @@ async def test_uploads_stream_on_while_their_interval_is_collected(
     """C1, C2, C3, C8, I7: the collection ends, both Aggregators agree, what is late is refused as
     ``report_replayed`` or ``batch_collected``, and every accepted report is accounted for.
     """
-    async with hand_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
+    async with open_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
         task = await pair.new_task("count", min_batch_size=20)
-        hands = Hands(task, http)
+        harness = TaskHarness(task, http)
         started, accepted = trio.Event(), 0
 
         async def stream(name: int) -> None:
             """Upload until the interval is closed."""
             nonlocal accepted
             for n in range(10_000):
-                refused = await hands.upload(hands.seal([1] * 3, f"stream {name} {n}"))
+                refused = await harness.upload(harness.seal([1] * 3, f"stream {name} {n}"))
                 accepted += 3 - len(refused)
                 if refused:
                     assert {error for _, error in refused} == {ReportError.REPORT_REPLAYED}
@@ -80,72 +81,72 @@ async def test_uploads_stream_on_while_their_interval_is_collected(
                 nursery.start_soon(stream, name)
             await started.wait()
             # From an hour before, in which there is no report at all.
-            result = await task.collect(seconds(NOON - 1, 2))
+            result = await task.collect(seconds(TIME - 1, 2))
         assert result.value == result.report_count >= 20
 
         async def all_decided() -> bool:
             return not (await pair.leader.context.read(due_tasks, pair.leader.context.now()))[0]
 
         await until(all_decided)
-        counted = await hands.counters(pair.leader)
+        counted = await harness.counters(pair.leader)
         assert counted["aggregate_finished"] == result.report_count
         assert counted["upload_accepted"] == accepted
         assert accepted == result.report_count + counted.get("aggregate_batch_collected", 0)
-        assert await hands.counters(pair.helper) == {"aggregate_finished": result.report_count}
-        await closed_everywhere(task, hands)
+        assert await harness.counters(pair.helper) == {"aggregate_finished": result.report_count}
+        await closed_everywhere(task, harness)
 
 
-async def closed_everywhere(task: PairTask, hands: Hands) -> None:
-    """The two hours up to ``NOON`` are collected, the empty one too; before them nothing is."""
-    pair = hands.pair
-    for hour in (NOON - 1, NOON):
-        late = hands.seal([1], f"late {hour}", at=hour)
-        assert [error for _, error in await hands.upload(late)] == [ReportError.REPORT_REPLAYED]
-        judged = await hands.start_job(hands.seal([1], f"behind {hour}", at=hour)).run()
+async def closed_everywhere(task: PairTask, harness: TaskHarness) -> None:
+    """The two hours up to ``TIME`` are collected, the empty one too; before them nothing is."""
+    pair = harness.pair
+    for hour in (TIME - 1, TIME):
+        late = harness.seal([1], f"late {hour}", at=hour)
+        assert [error for _, error in await harness.upload(late)] == [ReportError.REPORT_REPLAYED]
+        judged = await harness.start_job(harness.seal([1], f"behind {hour}", at=hour)).run()
         assert judged.outcomes == bytes([ReportError.BATCH_COLLECTED])
-    for query in (seconds(NOON - 1, 1), seconds(NOON, 1), seconds(NOON - 2, 2), seconds(0, NOON)):
+    for query in (seconds(TIME - 1, 1), seconds(TIME, 1), seconds(TIME - 2, 2), seconds(0, TIME)):
         assert await error_of(task, query) == "batchOverlap"
-    asked = CollectionJobReq(QueryMessage(Interval(NOON - 1, 1)))
-    request = AggregateShareReq(asked, BatchSelector(Interval(NOON - 1, 1)), 0, bytes(32))
-    answered = await hands.http.create(
-        resource_url(pair.helper.url, "tasks", hands.id_text, "aggregate_shares"),
+    asked = CollectionJobReq(QueryMessage(Interval(TIME - 1, 1)))
+    request = AggregateShareReq(asked, BatchSelector(Interval(TIME - 1, 1)), 0, bytes(32))
+    answered = await harness.http.create(
+        resource_url(pair.helper.url, "tasks", harness.id_text, "aggregate_shares"),
         request.encode(),
         MediaType.AGGREGATE_SHARE_REQ,
         task.files.leader.aggregator_auth_token,
     )
     assert isinstance(answered, Refused)
     assert answered.type == "batchOverlap"
-    early = hands.seal([1] * 20, "another batch", at=NOON - 2)
-    assert await hands.upload(early) == []
-    assert (await task.collect(seconds(NOON - 2, 1))).value == 20
+    early = harness.seal([1] * 20, "another batch", at=TIME - 2)
+    assert await harness.upload(early) == []
+    assert (await task.collect(seconds(TIME - 2, 1))).value == 20
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 async def test_a8_three_leader_selected_batches_in_a_row(tmp_path: Path, mode: str) -> None:
     """Each query takes the next batch; asked again before DELETE, it gets the same one (A8)."""
-    async with hand_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
+    async with open_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
         task = await pair.new_task(
             "sum:max_measurement=100", batch_mode="leader-selected", min_batch_size=3
         )
-        hands = Hands(task, http)
+        harness = TaskHarness(task, http)
         for n, value in enumerate((1, 10, 100)):
-            await hands.upload(hands.seal([value] * 3, f"batch {n}"))
+            await harness.upload(harness.seal([value] * 3, f"batch {n}"))
             for _ in range(2):
                 assert await interrupted(task) == 3 * value
             assert (await task.collect(NEXT)).value == 3 * value
-        assert (await hands.counters(pair.helper)) == {"aggregate_finished": 9}
+        assert (await harness.counters(pair.helper)) == {"aggregate_finished": 9}
 
 
 async def test_c6_leader_selected_batches_fill_up_under_a_stream(tmp_path: Path) -> None:
     """Queries wait for their batch while uploads go on; no report is in two batches (C6, I1)."""
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task(
             "count",
             batch_mode="leader-selected",
             min_batch_size=5,
             settings=TaskSettings(batch_target_size=10),
         )
-        hands = Hands(task, http)
+        harness = TaskHarness(task, http)
         done = trio.Event()
         accepted = 0
 
@@ -153,7 +154,7 @@ async def test_c6_leader_selected_batches_fill_up_under_a_stream(tmp_path: Path)
             nonlocal accepted
             while not done.is_set():
                 accepted += 2
-                assert await hands.upload(hands.seal([1] * 2, f"stream {accepted}")) == []
+                assert await harness.upload(harness.seal([1] * 2, f"stream {accepted}")) == []
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(stream)
@@ -167,14 +168,14 @@ async def test_c6_leader_selected_batches_fill_up_under_a_stream(tmp_path: Path)
             assert last.value == last.report_count
         assert 0 <= accepted - collected < 5
         for side in (pair.leader, pair.helper):
-            assert (await hands.counters(side))["aggregate_finished"] >= collected
+            assert (await harness.counters(side))["aggregate_finished"] >= collected
 
 
 async def test_c6_two_queries_never_get_the_same_batch(tmp_path: Path) -> None:
     """Both are one job while it lives (A8); an interval that fails leaves the others alone (C5)."""
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task("count", min_batch_size=2)
-        hands = Hands(task, http)
+        harness = TaskHarness(task, http)
         errors: list[str | None] = []
         values: list[object] = []
 
@@ -185,8 +186,8 @@ async def test_c6_two_queries_never_get_the_same_batch(tmp_path: Path) -> None:
                 errors.append(failed.type)
 
         async with trio.open_nursery() as nursery:
-            for query in (at_noon(), at_noon(), seconds(NOON - 1, 2)):
+            for query in (query_at(), query_at(), seconds(TIME - 1, 2)):
                 nursery.start_soon(collect, query)
-            await hands.upload(hands.seal([1, 1], "both"))
+            await harness.upload(harness.seal([1, 1], "both"))
         # Either interval may win; the two equal queries are one.
         assert (values, errors) in (([2, 2], ["batchOverlap"]), ([2], ["batchOverlap"] * 2))

@@ -17,7 +17,9 @@ from dapd.collector import Query
 from dapd.protocol.task import TaskSettings
 from dapd.reports import ReportError
 from dapd.vdaf import Measurement
-from tests.paths.hands import NOON, PRECISION, Hands, at_noon, flip, hand_pair
+from tests.clock import PRECISION, TIME
+from tests.pair_harness import TaskHarness, open_pair, query_at
+from tests.task_pair import flip
 
 BatchModeName = Literal["time-interval", "leader-selected"]
 Value = int | list[int]
@@ -58,9 +60,9 @@ class Bad:
         return dict(Counter(names))
 
 
-def refused_at_upload(hands: Hands, some: Measurement) -> Bad:
+def refused_at_upload(harness: TaskHarness, some: Measurement) -> Bad:
     """What a Leader sees before it takes a report (rule B1)."""
-    bad, seal = Bad(), hands.seal
+    bad, seal = Bad(), harness.seal
     [report] = seal([some], "leader's ciphertext")
     bad.add(ReportError.HPKE_DECRYPT_ERROR, [flip(report, leader_payload(report))])
     bad.add(ReportError.OUTDATED_CONFIG, seal([some], "leader's id", unknown=["leader"]))
@@ -69,15 +71,15 @@ def refused_at_upload(hands: Hands, some: Measurement) -> Bad:
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "public order", public=UNSORTED))
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "leader order", leader=UNSORTED))
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "leader unknown", leader=UNKNOWN))
-    bad.add(ReportError.REPORT_TOO_EARLY, seal([some], "early", at=NOON + 3))
-    bad.add(ReportError.REPORT_DROPPED, seal([some], "old", at=NOON - LEADERS_AGE - 1))
+    bad.add(ReportError.REPORT_TOO_EARLY, seal([some], "early", at=TIME + 3))
+    bad.add(ReportError.REPORT_DROPPED, seal([some], "old", at=TIME - LEADERS_AGE - 1))
     bad.add(ReportError.REPORT_REPLAYED, seal([some], "good"))
     return bad
 
 
-def refused_by_helper(hands: Hands, some: Measurement) -> Bad:
+def refused_by_helper(harness: TaskHarness, some: Measurement) -> Bad:
     """What the Helper alone sees, once it verifies (rule B2)."""
-    bad, seal = Bad(), hands.seal
+    bad, seal = Bad(), harness.seal
     for share in ("leader", "helper"):
         bad.add(ReportError.VDAF_VERIFY_ERROR, seal([some], f"{share} proof", spoil={share: flip}))
     [report] = seal([some], "helper's ciphertext")
@@ -86,7 +88,7 @@ def refused_by_helper(hands: Hands, some: Measurement) -> Bad:
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "long helper", spoil={"helper": longer}))
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "helper order", helper=UNSORTED))
     bad.add(ReportError.INVALID_MESSAGE, seal([some], "helper unknown", helper=UNKNOWN))
-    bad.add(ReportError.REPORT_DROPPED, seal([some], "older", at=NOON - HELPERS_AGE - 1))
+    bad.add(ReportError.REPORT_DROPPED, seal([some], "older", at=TIME - HELPERS_AGE - 1))
     bad.add(ReportError.REPORT_REPLAYED, seal([some], "seen by the Helper"))
     return bad
 
@@ -112,7 +114,7 @@ async def test_the_result_is_exact_and_each_bad_report_is_refused_by_its_name(
     value: Value,
 ) -> None:
     """I1, I6, B1, B2, B3: none spoils the batch, both Aggregators count the same outcomes."""
-    async with hand_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
+    async with open_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
         task = await pair.new_task(
             vdaf,
             batch_mode=batch_mode,
@@ -120,30 +122,32 @@ async def test_the_result_is_exact_and_each_bad_report_is_refused_by_its_name(
             settings=TaskSettings(None, 100, LEADERS_AGE * PRECISION),
             helper_settings=TaskSettings(None, 100, HELPERS_AGE * PRECISION),
         )
-        hands, some = Hands(task, http), measurements[0]
+        harness, some = TaskHarness(task, http), measurements[0]
         # The Helper has met this id in a job of another batch, which this Leader knows nothing of.
-        seen = hands.seal([some], "seen by the Helper", at=NOON - 1)
+        seen = harness.seal([some], "seen by the Helper", at=TIME - 1)
         batch_id = b"" if batch_mode == "time-interval" else bytes(32)
-        assert (await hands.start_job(seen, batch_id).run()).outcomes == bytes(1)
+        assert (await harness.start_job(seen, batch_id).run()).outcomes == bytes(1)
 
-        at_upload, by_helper = refused_at_upload(hands, some), refused_by_helper(hands, some)
-        good = hands.seal(measurements, "good")
+        at_upload, by_helper = refused_at_upload(harness, some), refused_by_helper(harness, some)
+        good = harness.seal(measurements, "good")
         sent = [*good[:2], *at_upload.reports, *by_helper.reports, *good[2:]]
-        refused = await hands.upload(sent)
+        refused = await harness.upload(sent)
         assert refused == [
             (report[:16], error)
             for report, error in zip(at_upload.reports, at_upload.errors, strict=True)
         ]
-        assert [error for _, error in await hands.upload(good[:1])] == [ReportError.REPORT_REPLAYED]
+        assert [error for _, error in await harness.upload(good[:1])] == [
+            ReportError.REPORT_REPLAYED
+        ]
 
-        query = at_noon() if batch_mode == "time-interval" else Query.next_batch()
+        query = query_at() if batch_mode == "time-interval" else Query.next_batch()
         result = await task.collect(query)
         assert (result.value, result.report_count) == (value, len(measurements))
         for side in (pair.leader, pair.helper):  # the old ones are in a batch nobody asked for
-            await hands.until_counted(side, "aggregate_report_dropped", 1)
+            await harness.until_counted(side, "aggregate_report_dropped", 1)
         judged = by_helper.counts("aggregate") | {"aggregate_finished": len(good)}
         uploads = at_upload.counts("upload") | {"upload_accepted": len(good + by_helper.reports)}
         uploads["upload_report_replayed"] += 1
-        assert await hands.counters(pair.leader) == uploads | judged
+        assert await harness.counters(pair.leader) == uploads | judged
         judged["aggregate_finished"] += len(seen)
-        assert await hands.counters(pair.helper) == judged
+        assert await harness.counters(pair.helper) == judged

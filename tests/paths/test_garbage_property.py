@@ -12,13 +12,15 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dapd.collector import Query, Result
+from dapd.collector import Result
 from dapd.errors import PeerError
 from dapd.gc.loop import GarbageCollector
 from dapd.protocol.task import TaskSettings
 from dapd.testing import Pair
-from tests.gc.looking import rows
-from tests.paths.hands import PRECISION, HandClock, Hands, hand_pair, make_ids, until
+from tests.clock import PRECISION, ManualClock
+from tests.gc.row_counts import row_counts
+from tests.pair_harness import TaskHarness, open_pair, query_at, running_clock, until
+from tests.task_pair import make_ids
 
 EXPIRING = TaskSettings(report_expiry_age=2 * PRECISION)
 PER_UPLOAD = 2
@@ -38,8 +40,8 @@ class World:
     """A pair, its clock, and what was accepted: each report is a power of two, at an hour."""
 
     pair: Pair
-    hands: Hands
-    clock: HandClock
+    harness: TaskHarness
+    clock: ManualClock
     accepted: dict[int, int] = field(default_factory=dict)
     results: dict[int, Result] = field(default_factory=dict)
     uploads: int = 0
@@ -73,8 +75,8 @@ class World:
         bits = range(PER_UPLOAD * self.uploads, PER_UPLOAD * (self.uploads + 1))
         label = f"upload {self.uploads}"
         self.uploads += 1
-        reports = self.hands.seal([1 << bit for bit in bits], label, at=hour)
-        refused = {report_id for report_id, _ in await self.hands.upload(reports)}
+        reports = self.harness.seal([1 << bit for bit in bits], label, at=hour)
+        refused = {report_id for report_id, _ in await self.harness.upload(reports)}
         ids = make_ids(PER_UPLOAD, label)
         for place, bit in enumerate(bits):
             if ids[16 * place : 16 * (place + 1)] not in refused:
@@ -83,8 +85,7 @@ class World:
     async def _collect(self, hour: int) -> None:
         self.collecting += 1
         try:
-            query = Query.interval(hour * PRECISION, PRECISION)
-            result = await self.hands.task.collect(query)
+            result = await self.harness.task.collect(query_at(hour))
             assert self.results.setdefault(hour, result) == result  # A1
         except PeerError:
             pass  # it expired, or another one has it
@@ -105,7 +106,7 @@ class World:
             await until(collected)
 
     async def outcomes(self) -> int:
-        counted = await self.hands.counters(self.pair.leader)
+        counted = await self.harness.counters(self.pair.leader)
         return sum(n for name, n in counted.items() if name.startswith("aggregate_"))
 
 
@@ -115,12 +116,12 @@ def bits_of(value: object) -> set[int]:
 
 
 async def _run(directory: Path, actions: Sequence[tuple[str, int]]) -> None:
-    clock = HandClock()
-    async with hand_pair(directory, clock=clock) as (pair, http):
+    clock = running_clock()
+    async with open_pair(directory, clock=clock) as (pair, http):
         task = await pair.new_task(
             "sum:max_measurement=16777215", min_batch_size=1, settings=EXPIRING
         )
-        world = World(pair, Hands(task, http), clock)
+        world = World(pair, TaskHarness(task, http), clock)
         async with trio.open_nursery() as nursery:
             for action in actions:
                 await world.act(action, nursery)
@@ -129,7 +130,10 @@ async def _run(directory: Path, actions: Sequence[tuple[str, int]]) -> None:
                 clock.advance(3 * PRECISION)  # what was under way leaves something of its own time
                 for side in (0, 1):
                     await world.collect_garbage(side)
-                left = rows(pair.leader.context.datastore), rows(pair.helper.context.datastore)
+                left = (
+                    row_counts(pair.leader.context.datastore),
+                    row_counts(pair.helper.context.datastore),
+                )
                 return not left[1] and set(left[0]) <= {"collection_jobs"}
 
             await until(gone)
@@ -139,7 +143,7 @@ async def _run(directory: Path, actions: Sequence[tuple[str, int]]) -> None:
 
 async def _judge(world: World) -> None:
     assert await world.outcomes() == len(world.accepted)
-    counted = await world.hands.counters(world.pair.leader)
+    counted = await world.harness.counters(world.pair.leader)
     left_out = len(world.accepted) - counted.get("aggregate_finished", 0)
     missing = 0
     seen: set[int] = set()

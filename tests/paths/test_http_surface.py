@@ -20,8 +20,9 @@ from dapd.messages.collection import CollectionJobReq, Query
 from dapd.messages.common import HpkeConfigList, Interval, MediaType
 from dapd.testing import Pair
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import NOON, Hands, at_noon, hand_pair
-from tests.paths.raw import Reply, ask, exchange, parse, read_all, request
+from tests.clock import TIME
+from tests.pair_harness import TaskHarness, open_pair, query_at
+from tests.raw_http import Reply, ask, exchange, parse, read_all, request
 
 LIMIT = 8192
 SMALL: dict[str, dict[str, Any]] = {
@@ -45,13 +46,13 @@ class Surface:
     """A running pair, a task, and the means to ask either Aggregator anything."""
 
     pair: Pair
-    hands: Hands
+    harness: TaskHarness
 
     def side(self, resource: str) -> Aggregator:
         return self.pair.leader if resource in BY_LEADER else self.pair.helper
 
     def token(self, resource: str) -> str:
-        files = self.hands.task.files
+        files = self.harness.task.files
         if resource == "collection_jobs":
             return files.collector.collector_auth_token
         return files.leader.aggregator_auth_token
@@ -62,7 +63,7 @@ class Surface:
 
     def path(self, resource: str, name: str | None = None) -> str:
         tail = "" if name is None else f"/{name}"
-        return f"/tasks/{self.hands.id_text}/{resource}{tail}"
+        return f"/tasks/{self.harness.id_text}/{resource}{tail}"
 
     async def ask(
         self, method: str, path: str, content: MediaType | None = None, body: bytes = b""
@@ -79,8 +80,8 @@ class Surface:
 @asynccontextmanager
 async def surface(directory: Path, mode: str = "sync") -> AsyncIterator[Surface]:
     helper: dict[str, dict[str, Any]] = {"helper": {"mode": mode}, **SMALL}
-    async with hand_pair(directory, leader=SMALL, helper=helper) as (pair, http):
-        yield Surface(pair, Hands(await pair.new_task("count"), http))
+    async with open_pair(directory, leader=SMALL, helper=helper) as (pair, http):
+        yield Surface(pair, TaskHarness(await pair.new_task("count"), http))
 
 
 async def test_hpke_config_is_open_and_may_be_cached(tmp_path: Path) -> None:
@@ -100,7 +101,7 @@ async def test_routes_match_under_any_prefix(tmp_path: Path) -> None:
         for prefix in ("/dap", "/a/b.c/tasks"):
             configs = await ask(s.pair.leader.port, "GET", f"{prefix}/hpke_config")
             assert configs.status == 200
-            job = s.hands.start_job(s.hands.seal([1], f"below {prefix}"))
+            job = s.harness.start_job(s.harness.seal([1], f"below {prefix}"))
             reply = await s.ask("POST", prefix + s.path("aggregation_jobs"), INIT, job.request)
             assert reply.status == 200
             assert reply.headers["location"].startswith(s.path("aggregation_jobs") + "/")
@@ -110,12 +111,12 @@ async def test_routes_match_under_any_prefix(tmp_path: Path) -> None:
 
 async def test_b7_endpoints_with_a_path_work_from_end_to_end(tmp_path: Path) -> None:
     """With and without a slash at the end; Location carries the endpoint's path (B7)."""
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task(
             leader_aggregator_endpoint=f"{pair.leader.url}dap/leader",
             helper_aggregator_endpoint=f"{pair.helper.url}dap/helper/",
         )
-        hands = Hands(task, http)
+        harness = TaskHarness(task, http)
         assert (await task.upload([1, 1, 0])).accepted == 3
         result = await task.collect()
         assert (result.value, result.report_count) == (2, 3)
@@ -123,8 +124,8 @@ async def test_b7_endpoints_with_a_path_work_from_end_to_end(tmp_path: Path) -> 
             "Authorization": f"Bearer {task.files.leader.aggregator_auth_token}",
             "Content-Type": INIT.value,
         }
-        job = hands.start_job(hands.seal([1], "one more", at=NOON - 1))
-        path = f"/tasks/{hands.id_text}/aggregation_jobs"
+        job = harness.start_job(harness.seal([1], "one more", at=TIME - 1))
+        path = f"/tasks/{harness.id_text}/aggregation_jobs"
         reply = await ask(pair.helper.port, "POST", path, headers, job.request)
         assert reply.headers["location"].startswith(f"/dap/helper{path}/")
 
@@ -170,7 +171,7 @@ async def test_a10_problem_documents_say_what_is_wrong(tmp_path: Path, resource:
         assert problem["type"] == "urn:ietf:params:ppm:dap:error:invalidMessage"
         assert problem["title"] == "The message could not be parsed or was invalid."
         assert problem["status"] == reply.status == 400
-        assert problem["taskid"] == s.hands.id_text
+        assert problem["taskid"] == s.harness.id_text
         assert "byte" in problem["detail"]
 
 
@@ -182,7 +183,7 @@ async def test_unknown_routes_are_404(tmp_path: Path) -> None:
                 "/",
                 "/tasks",
                 s.path("nothing"),
-                f"/tasks/{s.hands.id_text}",
+                f"/tasks/{s.harness.id_text}",
                 "/hpke_config/more",
                 "//",
                 s.path("aggregation_jobs") + "//0",
@@ -260,7 +261,7 @@ async def test_a9_every_method_needs_the_tasks_token(tmp_path: Path) -> None:
                 reply = await ask(s.side(resource).port, method, s.path(resource, name), headers)
                 assert (reply.status, reply.error) == (401, None)
                 assert reply.headers["www-authenticate"].startswith("Bearer")
-                assert reply.problem["taskid"] == s.hands.id_text
+                assert reply.problem["taskid"] == s.harness.id_text
 
 
 async def test_a9_both_ways_to_present_the_token_are_taken(tmp_path: Path) -> None:
@@ -292,7 +293,7 @@ async def test_a9_the_token_is_checked_before_the_body_is_read(
 async def test_a4_a_get_of_an_aggregation_job_names_its_step(tmp_path: Path) -> None:
     """None, no number: ``invalidMessage``; another than 0: ``stepMismatch`` (A4)."""
     async with surface(tmp_path) as s:
-        job = s.hands.start_job(s.hands.seal([1, 0], "job"))
+        job = s.harness.start_job(s.harness.seal([1, 0], "job"))
         made = await s.create("aggregation_jobs", job.request)
         location = made.headers["location"]
         assert "step" not in location
@@ -314,7 +315,7 @@ async def test_a4_a_get_of_an_aggregation_job_names_its_step(tmp_path: Path) -> 
 async def test_a4_not_ready_is_200_and_empty_with_where_and_when(tmp_path: Path) -> None:
     """POST of an async job and of a collection job, and their GETs, alike (A4)."""
     async with surface(tmp_path, mode="async") as s:
-        job = s.hands.start_job(s.hands.seal([1, 0], "job"))
+        job = s.harness.start_job(s.harness.seal([1, 0], "job"))
         made = await s.create("aggregation_jobs", job.request)
         assert (made.status, made.body) == (200, b"")
         assert made.headers["location"].endswith("?step=0")
@@ -322,7 +323,7 @@ async def test_a4_not_ready_is_200_and_empty_with_where_and_when(tmp_path: Path)
         polled = await s.ask("GET", made.headers["location"])  # held until it is ready
         assert bytes(job.finish(polled.body).outcomes) == bytes(2)
 
-        query = at_noon().request(s.hands.task.files.client.configuration).encode()
+        query = query_at().request(s.harness.task.files.client.configuration).encode()
         for asked in (query, query):
             waiting = await s.create("collection_jobs", asked)
             assert (waiting.status, waiting.body) == (200, b"")
@@ -336,7 +337,7 @@ async def test_a4_not_ready_is_200_and_empty_with_where_and_when(tmp_path: Path)
 async def test_a11_a_job_of_one_round_can_not_be_continued(tmp_path: Path) -> None:
     """Unknown job; undecodable, step 0, any report id; only then ``stepMismatch`` (A11)."""
     async with surface(tmp_path) as s:
-        job = s.hands.start_job(s.hands.seal([1], "job"))
+        job = s.harness.start_job(s.harness.seal([1], "job"))
         path = (await s.create("aggregation_jobs", job.request)).headers["location"]
         valid = AggregationJobContinueHead(1).encode()
         for target, body, error in (
@@ -354,7 +355,7 @@ async def test_a11_a_job_of_one_round_can_not_be_continued(tmp_path: Path) -> No
 async def test_a6_deleted_resources_are_gone_and_what_they_did_is_not(tmp_path: Path) -> None:
     """A6: an aggregation job's ids stay replays, an aggregate share's batch stays collected."""
     async with surface(tmp_path) as s:
-        job = s.hands.start_job(s.hands.seal([1, 1], "job"))
+        job = s.harness.start_job(s.harness.seal([1, 1], "job"))
         location = (await s.create("aggregation_jobs", job.request)).headers["location"]
         assert (await s.ask("DELETE", location)).status == 200
         for method, path in (("GET", f"{location}?step=0"), ("DELETE", location)):
@@ -369,15 +370,15 @@ async def test_a6_deleted_resources_are_gone_and_what_they_did_is_not(tmp_path: 
         gone = await s.ask("GET", path)
         assert (gone.status, gone.error) == (404, None)
         assert (await s.ask("DELETE", path)).status == 200, "DELETE may be repeated"
-        late = s.hands.seal([1], "late", at=NOON - 1)
-        assert [error for _, error in await s.hands.upload(late)] == [2]
+        late = s.harness.seal([1], "late", at=TIME - 1)
+        assert [error for _, error in await s.harness.upload(late)] == [2]
 
 
 async def collected(s: Surface) -> Reply:
     """The answer to a collection of two reports of the hour before noon and of noon's own."""
-    await s.hands.upload(s.hands.seal([1, 1], "to collect", at=NOON - 1))
-    await s.hands.until_counted(s.pair.leader, "aggregate_finished", 2)
-    query = CollectionJobReq(Query(Interval(NOON - 1, 1))).encode()
+    await s.harness.upload(s.harness.seal([1, 1], "to collect", at=TIME - 1))
+    await s.harness.until_counted(s.pair.leader, "aggregate_finished", 2)
+    query = CollectionJobReq(Query(Interval(TIME - 1, 1))).encode()
     await s.create("collection_jobs", query)
     while not (reply := await s.create("collection_jobs", query)).body:
         await trio.lowlevel.checkpoint()
@@ -388,7 +389,7 @@ async def collected(s: Surface) -> Reply:
 async def test_a1_identical_posts_are_one_resource(tmp_path: Path, mode: str) -> None:
     """At once and later: the same Location, the same answer, aggregated once (A1, A2)."""
     async with surface(tmp_path, mode=mode) as s:
-        job = s.hands.start_job(s.hands.seal([1, 1, 0], "job"))
+        job = s.harness.start_job(s.harness.seal([1, 1, 0], "job"))
         replies: list[Reply] = []
 
         async def post() -> None:
@@ -402,7 +403,7 @@ async def test_a1_identical_posts_are_one_resource(tmp_path: Path, mode: str) ->
         locations = {r.headers["location"].removesuffix("?step=0") for r in replies}
         assert len(locations) == 1
         assert len({r.body for r in replies if r.body}) == 1
-        assert (await s.hands.counters(s.pair.helper)) == {"aggregate_finished": 3}
+        assert (await s.harness.counters(s.pair.helper)) == {"aggregate_finished": 3}
 
 
 HOSTILE = {
@@ -452,15 +453,15 @@ async def test_what_is_no_request_hurts_its_own_connection_alone(tmp_path: Path,
 async def test_half_an_upload_is_no_upload(tmp_path: Path) -> None:
     """I2: a client that goes in the middle of its body has stored nothing, and may try again."""
     async with surface(tmp_path) as s:
-        body = b"".join(s.hands.seal([1, 1], "halved"))
+        body = b"".join(s.harness.seal([1, 1], "halved"))
         headers = {"Content-Type": MediaType.UPLOAD_REQ.value}
         whole = request("POST", s.path("reports"), headers, body)
         for size in (len(whole) - 1, len(whole) - len(body) // 2, len(whole) - len(body)):
             answer = await exchange_half(s.pair.leader.port, whole[:size])
             assert not answer.startswith(b"HTTP/1.1 2")
-        assert await s.hands.counters(s.pair.leader) == {}
+        assert await s.harness.counters(s.pair.leader) == {}
         assert parse(await exchange(s.pair.leader.port, whole)).body == b""
-        assert (await s.hands.counters(s.pair.leader))["upload_accepted"] == 2
+        assert (await s.harness.counters(s.pair.leader))["upload_accepted"] == 2
 
 
 async def exchange_half(port: int, sent: bytes) -> bytes:

@@ -15,7 +15,7 @@ from dapd.http import Processing, resource_url
 from dapd.messages.common import MediaType, b64url_encode
 from dapd.protocol.task import MAX_UINT64, TaskSettings
 from dapd.testing import Pair
-from tests.paths.hands import Hands, at_noon, hand_pair
+from tests.pair_harness import TaskHarness, open_pair, query_at
 
 EXPIRING = TaskSettings(report_expiry_age=28 * 86_400)
 
@@ -29,7 +29,7 @@ async def look_after(pair: Pair) -> None:
 
 async def test_the_longest_time_precision_and_task_interval(tmp_path: Path) -> None:
     """All reports are of time 0; they are aggregated and collected, and none expires."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         task = await pair.new_task(
             f"sumvec:length=2,max_measurement={MAX_UINT64}",
             time_precision=MAX_UINT64,
@@ -49,12 +49,12 @@ async def test_the_largest_batch_size(
     tmp_path: Path, batch_mode: Literal["time-interval", "leader-selected"]
 ) -> None:
     """The Aggregators only compare it: they aggregate the reports, and the collection waits."""
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         task = await pair.new_task(
             batch_mode=batch_mode, min_batch_size=MAX_UINT64, settings=EXPIRING
         )
         assert (await task.upload([1, 1, 1])).accepted == 3
-        query = at_noon() if batch_mode == "time-interval" else Query.next_batch()
+        query = query_at() if batch_mode == "time-interval" else Query.next_batch()
         outcome = await http.create(
             resource_url(pair.leader.url, "tasks", b64url_encode(task.task_id), "collection_jobs"),
             query.request(task.files.collector.configuration).encode(),
@@ -62,7 +62,7 @@ async def test_the_largest_batch_size(
             token := task.files.collector.collector_auth_token,
         )
         assert isinstance(outcome, Processing)
-        await Hands(task, http).until_counted(pair.leader, "aggregate_finished", 3)
+        await TaskHarness(task, http).until_counted(pair.leader, "aggregate_finished", 3)
         await look_after(pair)
         detail = await jobs.show(pair.leader.context, jobs.JobRequest("c1"))
         assert str(MAX_UINT64) in str(detail)

@@ -17,8 +17,8 @@ from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import TaskSettings
 from dapd.telemetry.log_context import add_request_id
 from dapd.testing import Pair, PairTask
-from tests.paths import raw
-from tests.paths.hands import Hands, at_noon, hand_pair
+from tests import raw_http
+from tests.pair_harness import TaskHarness, open_pair, query_at
 
 OF_A_STEP = {"job_sent", "job_processing", "job_polled", "job_finished", "collection_finished"}
 OF_A_REQUEST = {"job_stored", "aggregate_share_made"}
@@ -35,13 +35,13 @@ async def work(pair: Pair, mode: Any) -> PairTask:
     """A task, whose Helper works in this mode, from its upload to its result."""
     task = await pair.new_task(helper_settings=TaskSettings(helper_mode=mode))
     await task.upload([1, 1, 0])
-    assert (await task.collect(at_noon())).value == 2
+    assert (await task.collect(query_at())).value == 2
     return task
 
 
 async def test_two_tasks_at_a_time_keep_their_lines_apart(tmp_path: Path) -> None:
     """A step has task, job and kind; what a request has started has its id, to the end."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         with lines() as logs:
             async with trio.open_nursery() as nursery:
                 for mode in ("sync", "async"):
@@ -73,23 +73,25 @@ async def test_a_handlers_failure_is_found_by_what_its_caller_was_told(
     def fails(*_: object) -> NoReturn:
         raise RuntimeError("a fault")
 
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task(), http)
+    async with open_pair(tmp_path) as (pair, http):
+        harness = TaskHarness(await pair.new_task(), http)
         monkeypatch.setattr(helper_job, "judge_init", fails)
         headers = {
-            "Authorization": f"Bearer {hands.task.files.leader.aggregator_auth_token}",
+            "Authorization": f"Bearer {harness.task.files.leader.aggregator_auth_token}",
             "Content-Type": MediaType.AGGREGATION_JOB_INIT_REQ.value,
         }
-        path = f"/tasks/{hands.id_text}/aggregation_jobs"
+        path = f"/tasks/{harness.id_text}/aggregation_jobs"
         with lines() as logs:
-            replies = [await raw.ask(pair.helper.port, "POST", path, headers) for _ in range(2)]
-        refused = await raw.ask(pair.helper.port, "POST", path)
+            replies = [
+                await raw_http.ask(pair.helper.port, "POST", path, headers) for _ in range(2)
+            ]
+        refused = await raw_http.ask(pair.helper.port, "POST", path)
     failures = [line for line in logs if line["event"] == "request_failed"]
     assert [reply.problem["instance"] for reply in replies] == [
         f"urn:uuid:{line['request_id']}" for line in failures
     ]
     assert len({line["request_id"] for line in failures}) == 2
     assert {(line["route"], line["task_id"]) for line in failures} == {
-        ("aggregation_jobs", hands.id_text)
+        ("aggregation_jobs", harness.id_text)
     }
     assert (refused.status, "instance" in refused.problem) == (401, False)

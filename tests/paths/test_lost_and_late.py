@@ -12,9 +12,9 @@ import trio
 
 from dapd.http import DapHttp
 from dapd.testing import Pair
-from tests.paths.hands import Hands, at_noon, hand_pair
-from tests.paths.proxy import Action, Answer, Cut, Hold, LoseAnswer, Pass, Proxy, answer
-from tests.peer import Request
+from tests.pair_harness import TaskHarness, open_pair, query_at
+from tests.raw_http import Request, answer
+from tests.scripted_proxy import Action, Answer, Cut, Hold, LoseAnswer, Pass, ScriptedProxy
 
 IMPATIENT = {
     "retry_min": 0.001,
@@ -29,14 +29,14 @@ RESOURCES = {"aggregation_jobs", "aggregate_shares"}
 @asynccontextmanager
 async def proxied_pair(
     directory: Path, mode: str, **leader: Any
-) -> AsyncIterator[tuple[Pair, DapHttp, Proxy]]:
+) -> AsyncIterator[tuple[Pair, DapHttp, ScriptedProxy]]:
     """A pair, and a proxy that tasks can name as their Helper."""
     tables = {"leader": IMPATIENT | leader}
     async with (
-        hand_pair(directory, leader=tables, helper={"helper": {"mode": mode}}) as (pair, http),
+        open_pair(directory, leader=tables, helper={"helper": {"mode": mode}}) as (pair, http),
         trio.open_nursery() as nursery,
     ):
-        proxy = Proxy(pair.helper.port)
+        proxy = ScriptedProxy(pair.helper.port)
         await proxy.serve(nursery)
         yield pair, http, proxy
         # The daemons are stopped before the proxy is: nothing of theirs is cut by the test's end.
@@ -70,17 +70,17 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_bytes(
     async with proxied_pair(tmp_path, mode) as (pair, http, proxy):
         proxy.script = losing(resource, "POST", 2, LoseAnswer())
         task = await pair.new_task("histogram:length=3", helper_aggregator_endpoint=proxy.url)
-        hands = Hands(task, http)
-        assert await hands.upload(hands.seal([0, 1, 1, 2], "good")) == []
-        result = await task.collect(at_noon())
+        harness = TaskHarness(task, http)
+        assert await harness.upload(harness.seal([0, 1, 1, 2], "good")) == []
+        result = await task.collect(query_at())
         assert (result.value, result.report_count) == ([1, 2, 1], 4)
 
         sent = proxy.of("POST", resource)
         assert [type(each.action) for each in sent] == [LoseAnswer, LoseAnswer, Pass]
         assert len({each.request.body for each in sent}) == 1
         assert len({job_of(each.answer) for each in sent}) == 1
-        assert (await hands.counters(pair.helper)) == {"aggregate_finished": 4}
-        assert (await hands.counters(pair.leader))["aggregate_finished"] == 4
+        assert (await harness.counters(pair.helper)) == {"aggregate_finished": 4}
+        assert (await harness.counters(pair.leader))["aggregate_finished"] == 4
 
 
 async def test_a_lost_answer_to_a_poll_is_asked_for_again(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ async def test_a_lost_answer_to_a_poll_is_asked_for_again(tmp_path: Path) -> Non
     async with proxied_pair(tmp_path, "async") as (pair, http, proxy):
         proxy.script = losing("aggregation_jobs", "GET", 2, LoseAnswer())
         task = await pair.new_task("sum:max_measurement=9", helper_aggregator_endpoint=proxy.url)
-        hands = Hands(task, http)
-        await hands.upload(hands.seal([4, 5], "good"))
-        assert (await task.collect(at_noon())).value == 9
+        harness = TaskHarness(task, http)
+        await harness.upload(harness.seal([4, 5], "good"))
+        assert (await task.collect(query_at())).value == 9
         await proxy.until(lambda: bool(proxy.of("DELETE", "aggregation_jobs")))
         [posted] = proxy.of("POST", "aggregation_jobs")
         polls = proxy.of("GET", "aggregation_jobs")
@@ -114,9 +114,9 @@ async def test_requests_that_never_arrive_are_sent_again(tmp_path: Path) -> None
 
         proxy.script = script
         task = await pair.new_task("count", helper_aggregator_endpoint=proxy.url)
-        hands = Hands(task, http)
-        await hands.upload(hands.seal([1, 1, 0], "good"))
-        assert (await task.collect(at_noon())).value == 2
+        harness = TaskHarness(task, http)
+        await harness.upload(harness.seal([1, 1, 0], "good"))
+        assert (await task.collect(query_at())).value == 2
         for resource in cuts:
             sent = proxy.of("POST", resource)
             assert len(sent) == 4
@@ -130,7 +130,7 @@ async def test_a_helper_that_is_processing_occupies_no_slot(tmp_path: Path) -> N
     async with proxied_pair(tmp_path, "sync", slots=1, permits_per_peer=1) as (pair, http, proxy):
         slow = await pair.new_task("count", helper_aggregator_endpoint=proxy.url)
         quick = await pair.new_task("count", helper_aggregator_endpoint=proxy.url)
-        slow_hands, quick_hands = Hands(slow, http), Hands(quick, http)
+        slow_hands, quick_hands = TaskHarness(slow, http), TaskHarness(quick, http)
         polls = 0
         others_done = trio.Event()
 
@@ -152,12 +152,12 @@ async def test_a_helper_that_is_processing_occupies_no_slot(tmp_path: Path) -> N
         for n in range(3):
             await quick_hands.upload(quick_hands.seal([1, 0], f"quick {n}"))
             await quick_hands.until_counted(pair.leader, "aggregate_finished", 2 * (n + 1))
-        assert (await quick.collect(at_noon())).value == 3
+        assert (await quick.collect(query_at())).value == 3
         assert "aggregate_finished" not in await slow_hands.counters(pair.leader)
         await proxy.until(lambda: polls >= 50)
         others_done.set()
         # The Helper knows nothing of that Location, so the stored bytes go out once more (D4).
-        assert (await slow.collect(at_noon())).value == 2
+        assert (await slow.collect(query_at())).value == 2
         first, second = (
             each.request
             for each in proxy.of("POST", "aggregation_jobs")
@@ -173,15 +173,15 @@ async def test_e1_a_helper_that_hangs_delays_nobody_else(tmp_path: Path) -> None
         proxy.script = lambda _: Hold(released)
         hanging = await pair.new_task("count", helper_aggregator_endpoint=proxy.url)
         other = await pair.new_task("count")
-        hands = Hands(hanging, http)
+        harness = TaskHarness(hanging, http)
         for n in range(4):
-            await hands.upload(hands.seal([1, 1], f"hanging {n}"))
-        await Hands(other, http).upload(Hands(other, http).seal([1, 0], "other"))
-        assert (await other.collect(at_noon())).value == 1
+            await harness.upload(harness.seal([1, 1], f"hanging {n}"))
+        await TaskHarness(other, http).upload(TaskHarness(other, http).seal([1, 0], "other"))
+        assert (await other.collect(query_at())).value == 1
         assert not proxy.exchanges
-        assert await hands.counters(pair.helper) == {}
+        assert await harness.counters(pair.helper) == {}
         released.set()
-        assert (await hanging.collect(at_noon())).value == 8
+        assert (await hanging.collect(query_at())).value == 8
 
 
 def job_of(raw: bytes) -> str:

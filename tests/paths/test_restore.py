@@ -26,7 +26,8 @@ from dapd.protocol.task import Instant
 from dapd.reports import ReportError
 from dapd.testing import PairTask
 from dapd.testing.pair import Aggregator
-from tests.paths.hands import NOON, PRECISION, HandClock, Hands, at_noon, hand_pair, until
+from tests.clock import PRECISION, TIME, ManualClock
+from tests.pair_harness import TaskHarness, open_pair, query_at, running_clock, until
 
 HOUR = PRECISION
 NEXT = Query.next_batch()
@@ -41,8 +42,8 @@ modes = pytest.mark.parametrize("mode", ["time-interval", "leader-selected"])
 class Restoring:
     """One side of a pair on a hand's clock, and its backup."""
 
-    hands: Hands
-    clock: HandClock
+    harness: TaskHarness
+    clock: ManualClock
     side: Aggregator
     way: str = "by hand"
     backup: Path = field(init=False)
@@ -52,7 +53,7 @@ class Restoring:
 
     @property
     def task(self) -> PairTask:
-        return self.hands.task
+        return self.harness.task
 
     @property
     def database(self) -> Path:
@@ -85,13 +86,13 @@ class Restoring:
         now = self.clock.now()
         datastore.run_sync(quarantine, Instant(now, now), 300)
 
-    async def upload(self, values: list[int], label: str, *, at: int = NOON) -> list[bytes]:
+    async def upload(self, values: list[int], label: str, *, at: int = TIME) -> list[bytes]:
         """Reports that both sides have aggregated; they are 0 or 1."""
-        side = self.hands.pair.leader
-        before = (await self.hands.counters(side)).get("aggregate_finished", 0)
-        reports = self.hands.seal(values, label, at=at)
-        assert await self.hands.upload(reports) == []
-        await self.hands.until_counted(side, "aggregate_finished", before + len(values))
+        side = self.harness.pair.leader
+        before = (await self.harness.counters(side)).get("aggregate_finished", 0)
+        reports = self.harness.seal(values, label, at=at)
+        assert await self.harness.upload(reports) == []
+        await self.harness.until_counted(side, "aggregate_finished", before + len(values))
         return reports
 
     async def error_of(self, query: Query) -> tuple[str | None, str]:
@@ -103,9 +104,9 @@ class Restoring:
         """An AggregateShareReq of the test's own, which the Helper refuses."""
         query = QueryMessage(batch if isinstance(batch, Interval) else None)
         request = AggregateShareReq(CollectionJobReq(query), BatchSelector(batch), 2, bytes(32))
-        answered = await self.hands.http.create(
+        answered = await self.harness.http.create(
             resource_url(
-                self.hands.pair.helper.url, "tasks", self.hands.id_text, "aggregate_shares"
+                self.harness.pair.helper.url, "tasks", self.harness.id_text, "aggregate_shares"
             ),
             request.encode(),
             MediaType.AGGREGATE_SHARE_REQ,
@@ -116,7 +117,7 @@ class Restoring:
 
     async def batch_ids(self) -> list[bytes]:
         """The leader-selected batches that the Helper knows."""
-        rows = await self.rows("SELECT DISTINCT bucket FROM batch_shares", self.hands.pair.helper)
+        rows = await self.rows("SELECT DISTINCT bucket FROM batch_shares", self.harness.pair.helper)
         return [row[0] for row in rows]
 
     async def rows(self, sql: str, side: Aggregator | None = None) -> list[tuple[Any, ...]]:
@@ -142,11 +143,11 @@ class Restoring:
 async def restoring(
     directory: Path, side: str, *, way: str = "by hand", mode: Any = "time-interval", size: int = 2
 ) -> AsyncIterator[Restoring]:
-    clock = HandClock()
-    async with hand_pair(directory, leader=QUICK, clock=clock) as (pair, http):
+    clock = running_clock()
+    async with open_pair(directory, leader=QUICK, clock=clock) as (pair, http):
         task = await pair.new_task("count", batch_mode=mode, min_batch_size=size)
         chosen = pair.leader if side == "leader" else pair.helper
-        yield Restoring(Hands(task, http), clock, chosen, way)
+        yield Restoring(TaskHarness(task, http), clock, chosen, way)
 
 
 @ways
@@ -161,11 +162,11 @@ async def test_a_restored_leader_takes_no_report_that_it_may_have_taken(
         await each.back_up()
         forgotten = await each.upload([1, 1], "after")
         await each.go_back()
-        refused = await each.hands.upload(forgotten)
+        refused = await each.harness.upload(forgotten)
         assert [error for _, error in refused] == [DROPPED] * 2
         each.clock.advance(HOUR)
-        await each.upload([1, 0, 1], "new", at=NOON + 1)
-        later = await each.task.collect(Query.interval((NOON + 1) * HOUR, HOUR))
+        await each.upload([1, 0, 1], "new", at=TIME + 1)
+        later = await each.task.collect(Query.interval((TIME + 1) * HOUR, HOUR))
         assert (later.value, later.report_count) == (2, 3)
 
 
@@ -177,19 +178,19 @@ async def test_a_restored_helper_aggregates_no_report_that_it_may_have_aggregate
     so is another job of the same reports.
     """
     async with restoring(tmp_path, "helper", way=way) as each:
-        await each.hands.start_job(each.hands.seal([1], "before")).run()
+        await each.harness.start_job(each.harness.seal([1], "before")).run()
         await each.back_up()
-        reports = each.hands.seal([1, 1], "after")
-        job = each.hands.start_job(reports)
+        reports = each.harness.seal([1, 1], "after")
+        job = each.harness.start_job(reports)
         assert set((await job.run()).outcomes) == {0}
         await each.go_back()
         again = await job.send()
         assert isinstance(again, Ready)
         assert set(job.finish(again.body).outcomes) == {DROPPED}
-        other = each.hands.start_job(reports)
+        other = each.harness.start_job(reports)
         assert set((await other.run()).outcomes) == {DROPPED}
         each.clock.advance(HOUR)
-        new = each.hands.start_job(each.hands.seal([1], "new", at=NOON + 1))
+        new = each.harness.start_job(each.harness.seal([1], "new", at=TIME + 1))
         assert set((await new.run()).outcomes) == {0}
 
 
@@ -201,9 +202,9 @@ async def test_a_restored_leader_collects_no_interval_a_second_time(
     async with restoring(tmp_path, "leader", way=way) as each:
         await each.upload([1, 1], "before")
         await each.back_up()
-        assert (await each.task.collect(at_noon())).value == 2
+        assert (await each.task.collect(query_at())).value == 2
         await each.go_back()
-        for query in (at_noon(), Query.interval(0, (NOON + 2) * HOUR)):
+        for query in (query_at(), Query.interval(0, (TIME + 2) * HOUR)):
             error, detail = await each.error_of(query)
             assert error == "batchInvalid"
             assert "restored from a backup" in detail
@@ -218,7 +219,7 @@ async def test_a_restored_leader_collects_no_batch_a_second_time(tmp_path: Path,
         assert (await each.task.collect(NEXT)).value == 2
         await each.go_back()
         each.clock.advance(HOUR)
-        await each.upload([0, 1], "new", at=NOON + 1)
+        await each.upload([0, 1], "new", at=TIME + 1)
         assert (await each.task.collect(NEXT)).value == 1
 
 
@@ -234,8 +235,8 @@ async def test_a_restored_helper_serves_no_share_a_second_time(
         await each.upload([1, 1], "before")
         await each.back_up()
         by_time = mode == "time-interval"
-        assert (await each.task.collect(at_noon() if by_time else NEXT)).value == 2
-        [batch] = [Interval(NOON, 1)] if by_time else await each.batch_ids()
+        assert (await each.task.collect(query_at() if by_time else NEXT)).value == 2
+        [batch] = [Interval(TIME, 1)] if by_time else await each.batch_ids()
         await each.go_back()
         refused = await each.ask_for_share(batch)
         assert refused.type == "batchInvalid"
@@ -256,13 +257,13 @@ async def test_what_an_operator_accepts_is_collected(tmp_path: Path, side: str, 
         assert await each.is_quarantined()
         by_time = mode == "time-interval"
         if by_time:
-            assert (await each.error_of(at_noon()))[0] == "batchInvalid"
-            assert await each.accept((NOON, NOON + 1)) == 1
+            assert (await each.error_of(query_at()))[0] == "batchInvalid"
+            assert await each.accept((TIME, TIME + 1)) == 1
         else:
             assert await each.accept(None) == 1
-        assert (await each.task.collect(at_noon() if by_time else NEXT)).value == 3
-        assert await each.accept((NOON, NOON + 1) if by_time else None) == 0
-        refused = [error for _, error in await each.hands.upload(reports)]
+        assert (await each.task.collect(query_at() if by_time else NEXT)).value == 3
+        assert await each.accept((TIME, TIME + 1) if by_time else None) == 0
+        refused = [error for _, error in await each.harness.upload(reports)]
         assert set(refused) <= {DROPPED, ReportError.REPORT_REPLAYED}
         assert len(refused) == 3
 
@@ -272,7 +273,7 @@ async def test_both_sides_see_the_same_numbers(tmp_path: Path) -> None:
     job they are not.
     """
     async with restoring(tmp_path, "helper") as each:
-        await each.upload([1, 1], "whole", at=NOON - 1)
+        await each.upload([1, 1], "whole", at=TIME - 1)
         await each.upload([1, 1], "before")
         await each.back_up()
         await each.upload([1], "after")
@@ -284,7 +285,7 @@ async def test_both_sides_see_the_same_numbers(tmp_path: Path) -> None:
             return [(tally.n, tally.checksum) for tally in found.tallies]
 
         restored = await each.side.context.read(look)
-        peer = await each.hands.pair.leader.context.read(look)
+        peer = await each.harness.pair.leader.context.read(look)
         assert restored[0] == peer[0]
         assert restored[1][1] != peer[1][1]
         assert (restored[1][0], peer[1][0]) == (2, 3)
@@ -298,12 +299,12 @@ async def test_a_leader_leaves_a_batch_that_a_restored_helper_has_closed(tmp_pat
         await each.upload([1], "after")
         await each.go_back()
         each.clock.advance(HOUR)
-        leader = each.hands.pair.leader
-        await each.hands.upload(each.hands.seal([1], "lost", at=NOON + 1))
-        await each.hands.until_counted(leader, "aggregate_batch_collected", 1)
-        await each.upload([1, 0, 0, 1], "new", at=NOON + 1)
+        leader = each.harness.pair.leader
+        await each.harness.upload(each.harness.seal([1], "lost", at=TIME + 1))
+        await each.harness.until_counted(leader, "aggregate_batch_collected", 1)
+        await each.upload([1, 0, 0, 1], "new", at=TIME + 1)
         assert (await each.task.collect(NEXT)).value == 2
-        assert (await each.hands.counters(leader))["aggregate_batch_collected"] == 1
+        assert (await each.harness.counters(leader))["aggregate_batch_collected"] == 1
 
 
 async def test_unfinished_jobs_of_a_restored_leader_are_lost_and_frozen_collections_go_on(
@@ -313,13 +314,13 @@ async def test_unfinished_jobs_of_a_restored_leader_are_lost_and_frozen_collecti
     frozen collection give what they gave, however often.
     """
     async with restoring(tmp_path, "leader") as each:
-        helper = each.hands.pair.helper
+        helper = each.harness.pair.helper
         await each.upload([1, 1], "before")
         await helper.stop()
         results = []
 
         async def collect() -> None:
-            results.append((await each.task.collect(at_noon())).value)
+            results.append((await each.task.collect(query_at())).value)
 
         async def in_state(table: str, state: str) -> None:
             async def reached() -> bool:
@@ -331,16 +332,16 @@ async def test_unfinished_jobs_of_a_restored_leader_are_lost_and_frozen_collecti
         async with trio.open_nursery() as nursery:
             nursery.start_soon(collect)
             await in_state("collection_jobs", "frozen")
-            await each.hands.upload(each.hands.seal([1], "in flight", at=NOON - 1))
+            await each.harness.upload(each.harness.seal([1], "in flight", at=TIME - 1))
             await in_state("aggregation_jobs", "stored")
             await each.back_up()
             await helper.start()
         assert results == [2]
-        await each.hands.until_counted(each.side, "aggregate_finished", 3)
+        await each.harness.until_counted(each.side, "aggregate_finished", 3)
         await each.go_back()
         await in_state("collection_jobs", "finished")
-        assert (await each.task.collect(at_noon())).value == 2
-        counted = await each.hands.counters(each.side)
+        assert (await each.task.collect(query_at())).value == 2
+        counted = await each.harness.counters(each.side)
         assert (counted["aggregate_lost"], counted["aggregate_finished"]) == (1, 2)
 
 
@@ -350,7 +351,7 @@ async def test_a_waiting_collection_of_a_restored_leader_fails(tmp_path: Path) -
         errors = []
 
         async def collect() -> None:
-            errors.append((await each.error_of(at_noon()))[0])
+            errors.append((await each.error_of(query_at()))[0])
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(collect)
@@ -383,7 +384,7 @@ async def test_a_start_on_the_same_file_is_no_restore(tmp_path: Path, side: str)
                 lock.write_bytes(left)
             await each.side.start()
             assert not await each.is_quarantined()
-        assert (await each.task.collect(at_noon())).value == 3
+        assert (await each.task.collect(query_at())).value == 3
 
 
 async def test_a_task_that_the_backup_lacks_is_quarantined_when_it_is_added_again(
@@ -393,16 +394,16 @@ async def test_a_task_that_the_backup_lacks_is_quarantined_when_it_is_added_agai
     async with restoring(tmp_path, "leader") as each:
         await each.back_up()
         task = await each.task.pair.new_task("count")
-        hands = Hands(task, each.hands.http)
-        reports = hands.seal([1, 1], "of the new task")
-        assert await hands.upload(reports) == []
-        assert (await task.collect(at_noon())).value == 2
+        harness = TaskHarness(task, each.harness.http)
+        reports = harness.seal([1, 1], "of the new task")
+        assert await harness.upload(reports) == []
+        assert (await task.collect(query_at())).value == 2
         await each.go_back()
         await each.side.context.run(_add, task, each.side)
         await each.side.context.tasks.reload()
-        assert [error for _, error in await hands.upload(reports)] == [DROPPED] * 2
+        assert [error for _, error in await harness.upload(reports)] == [DROPPED] * 2
         with pytest.raises(CollectionFailed, match="batchInvalid"):
-            await task.collect(at_noon())
+            await task.collect(query_at())
 
 
 def _add(tx: Tx, task: PairTask, side: Aggregator) -> None:

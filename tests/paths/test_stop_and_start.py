@@ -11,8 +11,8 @@ import trio
 from dapd.http import Ready, resource_url
 from dapd.messages.common import MediaType
 from dapd.testing.pair import Aggregator
-from tests.paths import raw
-from tests.paths.hands import Hands, at_noon, hand_pair
+from tests import raw_http
+from tests.pair_harness import TaskHarness, open_pair, query_at
 
 PATIENT: dict[str, dict[str, Any]] = {"shutdown": {"grace": 600}}
 """A grace that no test lives to see: whoever needs it has failed."""
@@ -21,12 +21,12 @@ PATIENT: dict[str, dict[str, Any]] = {"shutdown": {"grace": 600}}
 @pytest.mark.parametrize("resource", ["hpke_config", "nothing", "tasks/AAAA/reports"])
 async def test_idle_connections_do_not_hold_up_a_stop(tmp_path: Path, resource: str) -> None:
     """I8: a client that keeps its connection open is let go, whoever served its last request."""
-    async with hand_pair(tmp_path, leader=PATIENT, helper=PATIENT) as (pair, http):
+    async with open_pair(tmp_path, leader=PATIENT, helper=PATIENT) as (pair, http):
         await http.get(resource_url(pair.helper.url, resource), MediaType.HPKE_CONFIG_LIST)
         silent = await trio.open_tcp_stream("127.0.0.1", pair.helper.port)
         async with silent:
             await pair.helper.stop()
-            assert await raw.read_all(silent) == b""
+            assert await raw_http.read_all(silent) == b""
 
 
 async def test_held_requests_are_answered_when_the_daemon_stops(tmp_path: Path) -> None:
@@ -34,20 +34,20 @@ async def test_held_requests_are_answered_when_the_daemon_stops(tmp_path: Path) 
     after the restart (A4).
     """
     tables: dict[str, dict[str, Any]] = {"collection": {"poll_hold": 600.0}, **PATIENT}
-    async with hand_pair(tmp_path, leader=tables, helper=PATIENT) as (pair, http):
+    async with open_pair(tmp_path, leader=tables, helper=PATIENT) as (pair, http):
         task = await pair.new_task("count")
-        hands = Hands(task, http)
-        await hands.upload(hands.seal([1], "one too few"))
-        path = f"/tasks/{hands.id_text}/collection_jobs"
+        harness = TaskHarness(task, http)
+        await harness.upload(harness.seal([1], "one too few"))
+        path = f"/tasks/{harness.id_text}/collection_jobs"
         headers = {
             "Authorization": f"Bearer {task.files.collector.collector_auth_token}",
             "Content-Type": MediaType.COLLECTION_JOB_REQ.value,
         }
-        body = at_noon().request(task.files.collector.configuration).encode()
-        answers: list[raw.Reply] = []
+        body = query_at().request(task.files.collector.configuration).encode()
+        answers: list[raw_http.Reply] = []
 
         async def post() -> None:
-            answers.append(await raw.ask(pair.leader.port, "POST", path, headers, body))
+            answers.append(await raw_http.ask(pair.leader.port, "POST", path, headers, body))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(post)
@@ -61,10 +61,10 @@ async def test_held_requests_are_answered_when_the_daemon_stops(tmp_path: Path) 
         assert first.headers["retry-after"].isdecimal()
 
         await pair.leader.start()
-        await hands.upload(hands.seal([1], "the other one"))
-        ready = await raw.ask(pair.leader.port, "GET", first.headers["location"], headers)
+        await harness.upload(harness.seal([1], "the other one"))
+        ready = await raw_http.ask(pair.leader.port, "GET", first.headers["location"], headers)
         assert ready.headers["content-type"] == MediaType.COLLECTION_JOB_RESP.value
-        assert (await task.collect(at_noon())).value == 2
+        assert (await task.collect(query_at())).value == 2
 
 
 def held(side: Aggregator) -> int:
@@ -80,31 +80,31 @@ async def test_either_side_stops_and_starts_in_the_middle(tmp_path: Path, mode: 
     """
     helper = {"helper": {"mode": mode}}
     leader = {"leader": {"min_job_size": 1, "max_wait": 0}}
-    async with hand_pair(tmp_path, leader=leader, helper=helper) as (pair, http):
+    async with open_pair(tmp_path, leader=leader, helper=helper) as (pair, http):
         task = await pair.new_task("sum:max_measurement=100", min_batch_size=6)
-        hands = Hands(task, http)
-        first = hands.seal([1, 2], "first")
-        await hands.upload(first)
+        harness = TaskHarness(task, http)
+        first = harness.seal([1, 2], "first")
+        await harness.upload(first)
         await pair.helper.stop()
-        await hands.upload(hands.seal([10, 20], "while the Helper is away"))
+        await harness.upload(harness.seal([10, 20], "while the Helper is away"))
         await pair.leader.stop()
         await pair.helper.start()
         await pair.leader.start()
-        assert len(await hands.upload(first)) == 2
+        assert len(await harness.upload(first)) == 2
         await pair.helper.stop()
         async with trio.open_nursery() as nursery:
             results = []
 
             async def collect() -> None:
-                results.append(await task.collect(at_noon()))
+                results.append(await task.collect(query_at()))
 
             nursery.start_soon(collect)
-            await hands.upload(hands.seal([50, 60], "while a collection waits"))
+            await harness.upload(harness.seal([50, 60], "while a collection waits"))
             await pair.helper.start()
         [result] = results
         assert (result.value, result.report_count) == (143, 6)
-        assert (await hands.counters(pair.helper)) == {"aggregate_finished": 6}
-        assert (await hands.counters(pair.leader)) == {
+        assert (await harness.counters(pair.helper)) == {"aggregate_finished": 6}
+        assert (await harness.counters(pair.leader)) == {
             "upload_accepted": 6,
             "upload_report_replayed": 2,
             "aggregate_finished": 6,
@@ -113,15 +113,15 @@ async def test_either_side_stops_and_starts_in_the_middle(tmp_path: Path, mode: 
 
 async def test_a_job_that_both_sides_forgot_in_memory_is_finished(tmp_path: Path) -> None:
     """I1, D2, A1: the Helper restarts after its commit; the same request finds the same job."""
-    async with hand_pair(tmp_path, helper={"helper": {"mode": "sync"}}) as (pair, http):
+    async with open_pair(tmp_path, helper={"helper": {"mode": "sync"}}) as (pair, http):
         task = await pair.new_task("count")
-        hands = Hands(task, http)
-        job = hands.start_job(hands.seal([1, 1, 0], "by hand"))
+        harness = TaskHarness(task, http)
+        job = harness.start_job(harness.seal([1, 1, 0], "by hand"))
         before = await job.send()
         await pair.helper.stop()
         await pair.helper.start()
         after = await job.send()
         assert isinstance(before, Ready)
         assert before == after
-        again = hands.start_job(hands.seal([1, 1], "by hand"))
+        again = harness.start_job(harness.seal([1, 1], "by hand"))
         assert set((await again.run()).outcomes) == {2}, "report_replayed, also after a restart"

@@ -22,9 +22,9 @@ from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType
 from dapd.process import reload
 from dapd.runtime.certificates import read_certificates
-from tests.build import make_config, open_context
 from tests.certificates import Authority
-from tests.filed import daemon, write
+from tests.contexts import make_config, open_context
+from tests.daemon_from_file import running_daemon, write_config
 
 HOUR = 3600
 
@@ -48,7 +48,7 @@ async def fetches(port: int, authority: Authority) -> bool:
 
 def test_each_key_is_either_live_or_needs_a_restart(tmp_path: Path) -> None:
     """One table, which no key of the configuration is missing from."""
-    keys = set(reload.keys_of(load(write(tmp_path, PLAIN))))
+    keys = set(reload.keys_of(load(write_config(tmp_path, PLAIN))))
     assert keys == reload.LIVE | reload.RESTART
     assert not reload.LIVE & reload.RESTART
 
@@ -57,10 +57,10 @@ async def test_live_keys_are_in_force_at_once_and_the_others_stay_as_they_are(
     tmp_path: Path,
 ) -> None:
     """Also what was handed out at the start; `context.config` says what is in force."""
-    async with daemon(write(tmp_path, PLAIN)) as running:
+    async with running_daemon(write_config(tmp_path, PLAIN)) as running:
         context = running.context
         peer = context.peers.at("https://helper.example/")
-        write(
+        write_config(
             tmp_path,
             '[server]\nlisten = "127.0.0.1:1"\nmax_body_bytes = 1024\nread_timeout = 5\n'
             "[helper]\nmax_running = 3\npoll_hold = 1\n"
@@ -103,10 +103,10 @@ async def test_live_keys_are_in_force_at_once_and_the_others_stay_as_they_are(
 )
 async def test_a_refused_file_changes_nothing(tmp_path: Path, text: str) -> None:
     """All or nothing, whichever part is wrong; the reason is logged."""
-    async with daemon(write(tmp_path, PLAIN)) as running:
+    async with running_daemon(write_config(tmp_path, PLAIN)) as running:
         context = running.context
         before = context.config, context.certificates
-        write(tmp_path, text)
+        write_config(tmp_path, text)
         with structlog.testing.capture_logs() as logs, pytest.raises(UsageError):
             await reload.reload(context)
         assert (context.config, context.certificates) == before
@@ -120,8 +120,8 @@ async def test_an_expired_or_mismatched_certificate_is_refused_and_the_old_one_s
 ) -> None:
     """It is tried before any connection meets it, together with all else in the file."""
     authority = Authority(tmp_path / "tls").issue()
-    async with daemon(write(tmp_path, server(authority))) as running:
-        write(tmp_path, server(authority, "read_timeout = 5\n"))
+    async with running_daemon(write_config(tmp_path, server(authority))) as running:
+        write_config(tmp_path, server(authority, "read_timeout = 5\n"))
         authority.issue(expires=datetime(2020, 1, 1, tzinfo=UTC))
         with pytest.raises(UsageError, match="has expired"):
             await reload.reload(running.context)
@@ -135,13 +135,16 @@ async def test_an_expired_or_mismatched_certificate_is_refused_and_the_old_one_s
 async def test_tls_begins_and_ends_with_a_reload_and_authorities_change(tmp_path: Path) -> None:
     """New connections only; the certificate's date is a metric."""
     authority, peers = Authority(tmp_path / "tls").issue(), Authority(tmp_path / "peers").issue()
-    async with daemon(write(tmp_path, PLAIN)) as running, daemon_of(tmp_path, peers) as peer:
+    async with (
+        running_daemon(write_config(tmp_path, PLAIN)) as running,
+        daemon_of(tmp_path, peers) as peer,
+    ):
         context = running.context
         gauges = Gauges(context)
         url = f"https://127.0.0.1:{peer.port}/hpke_config"
         assert not await fetches(running.port, authority)
         assert not isinstance(await context.http.get(url, MediaType.HPKE_CONFIG_LIST), Ready)
-        write(tmp_path, f'{server(authority)}[leader]\npeer_ca = "{peers.file}"\n')
+        write_config(tmp_path, f'{server(authority)}[leader]\npeer_ca = "{peers.file}"\n')
         done = await reload.reload(context)
         assert done.applied == ("leader.peer_ca", "server.tls_certificate", "server.tls_key")
         assert await fetches(running.port, authority)
@@ -155,7 +158,7 @@ async def test_tls_begins_and_ends_with_a_reload_and_authorities_change(tmp_path
             for sample in family.samples
             if sample.name == "dapd_certificate_expiry_timestamp_seconds"
         ] == [identity.not_after / 1000]
-        write(tmp_path, PLAIN)
+        write_config(tmp_path, PLAIN)
         await reload.reload(context)
         assert not await fetches(running.port, authority)
 
@@ -164,7 +167,7 @@ async def test_tls_begins_and_ends_with_a_reload_and_authorities_change(tmp_path
 async def daemon_of(directory: Path, authority: Authority) -> AsyncIterator[Daemon]:
     """Another daemon, which shows a certificate of ``authority``."""
     (directory / "peer").mkdir()
-    async with daemon(write(directory / "peer", server(authority))) as running:
+    async with running_daemon(write_config(directory / "peer", server(authority))) as running:
         yield running
 
 
@@ -172,7 +175,7 @@ async def test_a_renewed_certificate_is_used_after_the_next_look(tmp_path: Path)
     """Without a word from anybody; one that is no good is an error, and the old one goes on."""
     old = Authority(tmp_path / "tls").issue()
     new = Authority(tmp_path / "new").issue()
-    async with daemon(write(tmp_path, server(old))) as running:
+    async with running_daemon(write_config(tmp_path, server(old))) as running:
         context = running.context
 
         async def look() -> list[str]:

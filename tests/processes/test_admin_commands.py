@@ -15,7 +15,7 @@ import trio
 from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskFile, read_task_file
-from tests.paths.hands import until
+from tests.pair_harness import until
 from tests.processes.daemons import SECONDS, DaemonProcess, run_command, start_pair
 from tests.processes.test_task_life import make_task, seal, upload
 

@@ -17,7 +17,7 @@ from dapd.messages.common import b64url_encode
 from dapd.reports import ReportError
 from dapd.taskfile import TaskFile, read_task_file
 from tests.certificates import Authority
-from tests.paths.hands import until
+from tests.pair_harness import until
 from tests.processes.daemons import QUICK, SECONDS, DaemonProcess, Wire, run_command, start_pair
 from tests.processes.test_admin_commands import open_house
 from tests.processes.test_task_life import dapd_task, new_task, seal, shown, upload

@@ -9,8 +9,8 @@ import pytest
 import trio
 
 from dapd.messages.common import HpkeConfig, HpkeConfigList
-from tests.paths import raw
-from tests.paths.hands import until
+from tests import raw_http
+from tests.pair_harness import until
 from tests.processes.daemons import SECONDS, DaemonProcess, Wire, assert_calm, run_command
 
 
@@ -32,7 +32,7 @@ async def key(daemon: DaemonProcess, *arguments: object) -> str:
 
 
 async def published(daemon: DaemonProcess) -> list[HpkeConfig]:
-    reply = await raw.ask(daemon.wire.port, "GET", "/hpke_config")
+    reply = await raw_http.ask(daemon.wire.port, "GET", "/hpke_config")
     assert reply.headers["cache-control"] == "max-age=86400"
     return list(HpkeConfigList.decode(reply.body).configs)
 

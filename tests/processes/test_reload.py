@@ -12,9 +12,9 @@ import trio
 
 from dapd.http import DapHttp, Ready, trusting
 from dapd.messages.common import MediaType
+from tests.awaitable_counter import AwaitableCounter
 from tests.certificates import Authority
 from tests.processes.daemons import QUICK, SECONDS, DaemonProcess, Wire, run_command
-from tests.tally import Tally
 
 
 def change(daemon: DaemonProcess, old: str, new: str) -> None:
@@ -65,7 +65,7 @@ async def test_a_certificate_is_replaced_under_load_without_a_failed_request(
     names = "\n".join(f'{key} = "{path}"' for key, path in authority.server.items())
     daemon.make(QUICK, names)
     done = trio.Event()
-    answered = Tally()
+    answered = AwaitableCounter()
 
     async def requests(*, kept: bool) -> None:
         url = f"https://127.0.0.1:{daemon.wire.target}/hpke_config"

@@ -15,7 +15,7 @@ from dapd.messages.common import HpkeConfigList, MediaType, b64url_encode
 from dapd.reports import ReportError, parse_upload_errors, seal_reports, shard
 from dapd.taskfile import CollectorTask, TaskFile, read_task_file
 from dapd.vdaf import make_vdaf
-from tests.paths.hands import make_ids, until
+from tests.pair_harness import until
 from tests.processes.daemons import (
     QUICK,
     SECONDS,
@@ -24,6 +24,7 @@ from tests.processes.daemons import (
     run_command,
     start_pair,
 )
+from tests.task_pair import make_ids
 
 OFTEN = f"{QUICK}\n[gc]\ninterval = 0.1\n\n[reports]\nearly_leeway = 0.0\n"
 PRECISION = 1

@@ -18,7 +18,7 @@ from dapd.protocol.batches import (
     selected_range,
     time_bucket,
 )
-from tests.build import task_pair
+from tests.task_pair import task_pair
 
 TIMED = task_pair().helper
 SELECTED = task_pair(batch_mode=BatchMode.LEADER_SELECTED).helper

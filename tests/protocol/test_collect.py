@@ -17,7 +17,7 @@ from dapd.protocol.collect import (
     interval_move,
     next_batch_move,
 )
-from tests.build import task_pair
+from tests.task_pair import task_pair
 
 BATCH = BucketRange(time_bucket(1), time_bucket(2))
 NONE = Backlog(0, 0, 0, 0)

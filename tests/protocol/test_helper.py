@@ -12,32 +12,32 @@ from dapd.messages.aggregation import (
 )
 from dapd.messages.common import BatchMode, Extension
 from dapd.protocol.helper import check_step, judge_continue, judge_init, verifies_at_once
-from tests.build import Pair, leader_job, make_reports, task_pair
+from tests.task_pair import TaskPair, leader_job, make_reports, task_pair
 
 BATCH_ID = bytes(range(32))
 
 
 @pytest.fixture(scope="module")
-def by_time() -> Pair:
+def by_time() -> TaskPair:
     return task_pair()
 
 
 @pytest.fixture(scope="module")
-def selected() -> Pair:
+def selected() -> TaskPair:
     return task_pair(batch_mode=BatchMode.LEADER_SELECTED)
 
 
-def body(pair: Pair, head: AggregationJobInitHead) -> bytes:
+def body(pair: TaskPair, head: AggregationJobInitHead) -> bytes:
     return leader_job(pair, make_reports(pair, [1, 0]), head=head).body
 
 
-def refusal(pair: Pair, request: bytes) -> str | None:
+def refusal(pair: TaskPair, request: bytes) -> str | None:
     with pytest.raises(Abort) as caught:
         judge_init(pair.helper, request)
     return caught.value.type
 
 
-def test_a_valid_request_gives_its_rows(by_time: Pair) -> None:
+def test_a_valid_request_gives_its_rows(by_time: TaskPair) -> None:
     """Count and ids of the reports are known before any of them is verified."""
     judged = judge_init(by_time.helper, body(by_time, AggregationJobInitHead()))
     assert judged.rows.count == 2
@@ -45,7 +45,7 @@ def test_a_valid_request_gives_its_rows(by_time: Pair) -> None:
     assert judged.batch_id is None
 
 
-def test_b3_the_batch_of_a_leader_selected_job_is_that_of_its_extension(selected: Pair) -> None:
+def test_b3_the_batch_of_a_leader_selected_job_is_that_of_its_extension(selected: TaskPair) -> None:
     head = AggregationJobInitHead(extensions=(leader_selected_batch_id_extension(BATCH_ID),))
     assert judge_init(selected.helper, body(selected, head)).batch_id == BATCH_ID
 
@@ -63,40 +63,40 @@ def test_b3_the_batch_of_a_leader_selected_job_is_that_of_its_extension(selected
     ],
 )
 def test_b3_extensions_of_a_leader_selected_job(
-    selected: Pair, extensions: tuple[Extension, ...], error: str
+    selected: TaskPair, extensions: tuple[Extension, ...], error: str
 ) -> None:
     """An unknown type goes before a wrong order; a batch id of 32 bytes is required."""
     assert refusal(selected, body(selected, AggregationJobInitHead(extensions=extensions))) == error
 
 
-def test_b3_a_batch_id_in_the_time_interval_mode_is_unsupported(by_time: Pair) -> None:
+def test_b3_a_batch_id_in_the_time_interval_mode_is_unsupported(by_time: TaskPair) -> None:
     """It means that the Leader holds the task for one of another batch mode."""
     head = AggregationJobInitHead(extensions=(leader_selected_batch_id_extension(BATCH_ID),))
     assert refusal(by_time, body(by_time, head)) == "unsupportedExtension"
 
 
-def test_b4_another_verification_key_id_is_invalid(by_time: Pair) -> None:
+def test_b4_another_verification_key_id_is_invalid(by_time: TaskPair) -> None:
     head = AggregationJobInitHead(verification_key_id=1)
     assert refusal(by_time, body(by_time, head)) == "invalidMessage"
 
 
-def test_b4_an_aggregation_parameter_is_invalid(by_time: Pair) -> None:
+def test_b4_an_aggregation_parameter_is_invalid(by_time: TaskPair) -> None:
     head = AggregationJobInitHead(agg_param=b"\0")
     assert refusal(by_time, body(by_time, head)) == "invalidAggregationParameter"
 
 
-def test_a3_no_report_is_no_job(by_time: Pair) -> None:
+def test_a3_no_report_is_no_job(by_time: TaskPair) -> None:
     """Its empty answer would mean "not ready" for ever."""
     assert refusal(by_time, AggregationJobInitHead().encode()) == "invalidMessage"
 
 
-def test_a3_a_repeated_report_id_spoils_the_request(by_time: Pair) -> None:
+def test_a3_a_repeated_report_id_spoils_the_request(by_time: TaskPair) -> None:
     request = body(by_time, AggregationJobInitHead())
     rows = request[len(AggregationJobInitHead().encode()) :]
     assert refusal(by_time, request + rows) == "invalidMessage"
 
 
-def test_a3_a_cut_body_is_malformed(by_time: Pair) -> None:
+def test_a3_a_cut_body_is_malformed(by_time: TaskPair) -> None:
     request = body(by_time, AggregationJobInitHead())
     assert {refusal(by_time, request[:end]) for end in range(len(request) - 40, len(request))} == {
         "invalidMessage"

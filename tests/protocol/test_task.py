@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dapd.protocol.task import Instant
-from tests.build import NOW, PRECISION, TIME, task_pair
+from tests.clock import NOW, PRECISION, TIME
+from tests.task_pair import task_pair
 
 HOUR = 3600 * 1000
 

@@ -6,7 +6,7 @@ import pytest
 
 from dapd.messages.task import Prio3SumVec
 from dapd.runtime.rates import Rates
-from tests.build import task_pair
+from tests.task_pair import task_pair
 
 
 def test_before_the_first_job_the_price_follows_the_measurements_length() -> None:

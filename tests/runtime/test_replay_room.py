@@ -13,7 +13,8 @@ from dapd.config import Reports
 from dapd.errors import Abort
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.replay_room import require_replay_room
-from tests.build import make_config, open_context, task_pair
+from tests.contexts import make_config, open_context
+from tests.task_pair import task_pair
 
 
 async def test_e4_a_task_that_never_forgets_is_refused_at_the_cap_with_an_alarm(

@@ -16,7 +16,9 @@ from dapd.crypto import make_sealer
 from dapd.datastore import Datastore, Tx, open_for_command, tasks
 from dapd.protocol.task import TaskSettings, TaskState
 from dapd.runtime.tasks import Tasks
-from tests.build import NOW, Pair, open_store, task_pair
+from tests.clock import NOW
+from tests.contexts import open_store
+from tests.task_pair import TaskPair, task_pair
 
 P = ParamSpec("P")
 
@@ -26,7 +28,7 @@ class Daemon:
     """One process's view of one task, while commands of another process change the task."""
 
     store: Datastore
-    pair: Pair
+    pair: TaskPair
     live: Tasks
 
     @property

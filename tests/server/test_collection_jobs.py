@@ -23,22 +23,23 @@ from dapd.server import quart_app
 from dapd.server.front import front
 from dapd.server.listener import Server
 from dapd.server.sockets import listening
-from tests.build import COLLECTOR_TOKEN, TIME
-from tests.collecting import NEXT_BATCH, QUERY, Aggregators, aggregators, context_of
+from tests.clock import TIME
+from tests.database_pair import NEXT_BATCH, QUERY, DatabasePair, leader_context, open_databases
+from tests.task_pair import COLLECTOR_TOKEN
 
 
 @dataclass
 class Served:
     """A Leader's HTTP server without its loops, and a Collector's client."""
 
-    who: Aggregators
+    databases: DatabasePair
     context: Context
     http: DapHttp
     url: str
 
     @property
     def creation(self) -> str:
-        return f"{self.url}/any/prefix/tasks/{self.who.leader.id_text}/collection_jobs"
+        return f"{self.url}/any/prefix/tasks/{self.databases.leader.id_text}/collection_jobs"
 
     def at(self, location: str) -> str:
         """A Location behind a proxy that strips the task's own prefix."""
@@ -63,13 +64,13 @@ class Served:
     def job(self, location: str) -> CollectionJob:
         """The job at a Location, as the database has it."""
         job_id = b64url_decode(location.rpartition("/")[2])
-        task_pk = self.who.leader.task_pk
-        job = self.who.store.read_sync(collections.by_id, task_pk, job_id, Mark(0, 0))
+        task_pk = self.databases.leader.task_pk
+        job = self.databases.store.read_sync(collections.by_id, task_pk, job_id, Mark(0, 0))
         assert job is not None
         return job
 
     def lease(self, location: str) -> Lease:
-        return self.who.lease(self.job(location))
+        return self.databases.lease(self.job(location))
 
 
 @asynccontextmanager
@@ -77,8 +78,8 @@ async def served(
     path: Path, *, mode: BatchMode = BatchMode.TIME_INTERVAL, hold: float = 0.0
 ) -> AsyncIterator[Served]:
     async with (
-        aggregators(path, mode=mode) as who,
-        context_of(who) as context,
+        open_databases(path, mode=mode) as databases,
+        leader_context(databases) as context,
         DapHttp(timeout=60) as http,
         listening(("127.0.0.1", 0), "server") as listeners,
         trio.open_nursery() as nursery,
@@ -90,7 +91,7 @@ async def served(
         app = front(context, quart_app.build(context))  # type: ignore[arg-type]
         nursery.start_soon(Server(app, listeners, lambda: 30, context.clock).run)
         port = listeners[0].socket.getsockname()[1]
-        yield Served(who, context, http, f"http://127.0.0.1:{port}")
+        yield Served(databases, context, http, f"http://127.0.0.1:{port}")
         nursery.cancel_scope.cancel()
 
 
@@ -100,7 +101,7 @@ async def test_a4_not_ready_is_empty_with_location_and_retry_after(tmp_path: Pat
         first = await it.post()
         assert isinstance(first, Processing)
         assert first.retry_after == 0
-        path = f"/leader/tasks/{it.who.leader.id_text}/collection_jobs/"
+        path = f"/leader/tasks/{it.databases.leader.id_text}/collection_jobs/"
         assert first.location.startswith(it.url + path)
         assert await it.post() == first  # A1
         assert await it.get(first.location) == first
@@ -110,7 +111,7 @@ async def test_a4_a_result_answers_post_and_get(tmp_path: Path) -> None:
     """Both get the same bytes, and POST the Location."""
     async with served(tmp_path) as it:
         location = await it.started()
-        assert it.who.store.run_sync(finish_collection, it.lease(location), b"result")
+        assert it.databases.store.run_sync(finish_collection, it.lease(location), b"result")
         assert await it.get(location) == Ready(b"result")
         assert await it.post() == Ready(b"result", location)
 
@@ -120,8 +121,8 @@ async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: P
     async with served(tmp_path) as it:
         location = await it.started()
         lease = it.lease(location)
-        assert it.who.store.run_sync(
-            refuse_collection, lease, it.who.leader, "batchMismatch", "they differ"
+        assert it.databases.store.run_sync(
+            refuse_collection, lease, it.databases.leader, "batchMismatch", "they differ"
         )
         assert await it.get(location) == Refused(400, "batchMismatch", "they differ")
         assert await it.started() != location
@@ -146,15 +147,15 @@ async def test_a8_serving_a_result_is_noted_once(tmp_path: Path) -> None:
     """From then on the identity of a leader-selected job lasts for a configured time."""
     async with served(tmp_path, mode=BatchMode.LEADER_SELECTED) as it:
         location = await it.started(NEXT_BATCH)
-        it.who.store.run_sync(finish_collection, it.lease(location), b"result")
+        it.databases.store.run_sync(finish_collection, it.lease(location), b"result")
         assert it.job(location).served_at is None
-        it.who.clock.at += 1_000
+        it.databases.clock.advance(1)
         assert await it.post(NEXT_BATCH) == Ready(b"result", location)
-        served_at = it.who.clock.at
-        it.who.clock.at += 1_000
+        served_at = it.databases.clock.now()
+        it.databases.clock.advance(1)
         assert await it.get(location) == Ready(b"result")
         assert it.job(location).served_at == served_at
-        it.who.clock.at += 3_600_000
+        it.databases.clock.advance(3600)
         assert await it.started(NEXT_BATCH) != location
         assert await it.get(location) == Ready(b"result")
 
@@ -197,8 +198,8 @@ async def test_a_held_request_is_answered_the_moment_the_result_is_there(tmp_pat
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(collect)
                 await it.context.jobs.wait(60)  # the job is made
-                job = it.who.query(QUERY)
-                it.who.store.run_sync(finish_collection, it.who.lease(job), b"result")
+                job = it.databases.query(QUERY)
+                it.databases.store.run_sync(finish_collection, it.databases.lease(job), b"result")
                 it.context.finished.announce(("collection", job.id))
         assert [type(each) for each in answers] == [Ready]
 

@@ -14,7 +14,8 @@ from dapd.errors import DatastoreError
 from dapd.protocol.task import Task
 from dapd.server.front import front
 from dapd.telemetry.log_context import add_request_id
-from tests.build import make_config, open_context, task_pair
+from tests.contexts import make_config, open_context
+from tests.task_pair import task_pair
 
 
 async def test_our_own_failure_is_a_500_problem_and_one_log_line(

@@ -22,14 +22,13 @@ from dapd.messages.common import Interval, MediaType, b64url_encode
 from dapd.runtime.context import Context
 from dapd.server.front import front
 from dapd.server.quart_app import build
-from tests.build import (
+from tests.clock import TIME
+from tests.contexts import make_config, open_context
+from tests.task_pair import (
     AGGREGATOR_TOKEN,
-    TIME,
-    Pair,
+    TaskPair,
     leader_job,
-    make_config,
     make_reports,
-    open_context,
     report_ids,
     task_pair,
 )
@@ -39,7 +38,7 @@ URN = "urn:ietf:params:ppm:dap:error:"
 
 
 @pytest.fixture(scope="module")
-def pair() -> Pair:
+def pair() -> TaskPair:
     return task_pair()
 
 
@@ -65,7 +64,7 @@ def reading_all(app: Any) -> Any:
 class Peer:
     """The Leader's side of the exchange, without a socket."""
 
-    def __init__(self, pair: Pair, context: Context) -> None:
+    def __init__(self, pair: TaskPair, context: Context) -> None:
         app = front(context, cast("Any", build(context)))
         self.context = context
         self.tasks = f"/helper/tasks/{b64url_encode(pair.helper.task_id)}"
@@ -89,7 +88,7 @@ class Peer:
 
 
 @asynccontextmanager
-async def serving(directory: Path, pair: Pair, **settings: Any) -> AsyncIterator[Peer]:
+async def serving(directory: Path, pair: TaskPair, **settings: Any) -> AsyncIterator[Peer]:
     configured = make_config(directory, helper=config.Helper(**settings))
     async with open_context(configured, (pair.helper, pair)) as context:
         peer = Peer(pair, context)
@@ -104,7 +103,9 @@ def error_of(response: httpx2.Response) -> str | None:
     return str(document["type"]).removeprefix(URN)
 
 
-async def test_a_sync_job_is_answered_with_its_representation(tmp_path: Path, pair: Pair) -> None:
+async def test_a_sync_job_is_answered_with_its_representation(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     """POST, repeated POST and GET get the same; the Location of a ready job has no step (A4)."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         job = leader_job(pair, make_reports(pair, [1, 0]))
@@ -120,7 +121,7 @@ async def test_a_sync_job_is_answered_with_its_representation(tmp_path: Path, pa
         assert got.content == first.content
 
 
-async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: Pair) -> None:
+async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: TaskPair) -> None:
     """Both get 200, empty, with ``?step=0`` in the Location and Retry-After; later the
     representation.
     """
@@ -139,7 +140,7 @@ async def test_a4_not_ready_answers_post_and_get_alike(tmp_path: Path, pair: Pai
         assert job.finish((await peer.http.get(location)).content) == bytes(2)
 
 
-async def test_a_malformed_request_is_an_invalid_message(tmp_path: Path, pair: Pair) -> None:
+async def test_a_malformed_request_is_an_invalid_message(tmp_path: Path, pair: TaskPair) -> None:
     """The problem document has the task's id; nothing is stored."""
     async with serving(tmp_path, pair, mode="async") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
@@ -149,14 +150,14 @@ async def test_a_malformed_request_is_an_invalid_message(tmp_path: Path, pair: P
         assert (await peer.context.run(leases.lease_due, peer.context.now(), list))[0] == []
 
 
-async def test_another_content_type_is_415(tmp_path: Path, pair: Pair) -> None:
+async def test_another_content_type_is_415(tmp_path: Path, pair: TaskPair) -> None:
     async with serving(tmp_path, pair) as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
         response = await peer.post("aggregation_jobs", body, CONTINUE)
         assert (response.status_code, error_of(response)) == (415, "about:blank")
 
 
-async def test_a9_every_method_needs_the_token(tmp_path: Path, pair: Pair) -> None:
+async def test_a9_every_method_needs_the_token(tmp_path: Path, pair: TaskPair) -> None:
     async with serving(tmp_path, pair) as peer:
         job = f"{peer.tasks}/aggregation_jobs/{b64url_encode(bytes(16))}"
         share = f"{peer.tasks}/aggregate_shares/{b64url_encode(bytes(16))}"
@@ -169,7 +170,7 @@ async def test_a9_every_method_needs_the_token(tmp_path: Path, pair: Pair) -> No
             assert "WWW-Authenticate" in response.headers
 
 
-async def test_a11_a_continuation_is_never_in_step(tmp_path: Path, pair: Pair) -> None:
+async def test_a11_a_continuation_is_never_in_step(tmp_path: Path, pair: TaskPair) -> None:
     """The checks are in this order: unknown job, malformed message, wrong step."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
@@ -184,7 +185,7 @@ async def test_a11_a_continuation_is_never_in_step(tmp_path: Path, pair: Pair) -
         assert error_of(await peer.post(location, valid, CONTINUE)) == "stepMismatch"
 
 
-async def test_a6_a_deleted_job_is_unrecognized(tmp_path: Path, pair: Pair) -> None:
+async def test_a6_a_deleted_job_is_unrecognized(tmp_path: Path, pair: TaskPair) -> None:
     """Every method says so, also GET without a step: without a job there is no step to compare."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         body = leader_job(pair, make_reports(pair, [1])).body
@@ -202,7 +203,9 @@ async def test_a6_a_deleted_job_is_unrecognized(tmp_path: Path, pair: Pair) -> N
         assert {error_of(response) for response in later} == {"unrecognizedAggregationJob"}
 
 
-async def test_an_aggregate_share_is_served_at_once_and_again(tmp_path: Path, pair: Pair) -> None:
+async def test_an_aggregate_share_is_served_at_once_and_again(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     """POST, repeated POST and GET get the same bytes; after DELETE the batch stays collected."""
     async with serving(tmp_path, pair, mode="sync") as peer:
         ids = report_ids(1)
@@ -228,7 +231,9 @@ async def test_an_aggregate_share_is_served_at_once_and_again(tmp_path: Path, pa
         assert error_of(refused) == "batchOverlap"
 
 
-async def test_a_malformed_share_request_is_an_invalid_message(tmp_path: Path, pair: Pair) -> None:
+async def test_a_malformed_share_request_is_an_invalid_message(
+    tmp_path: Path, pair: TaskPair
+) -> None:
     async with serving(tmp_path, pair) as peer:
         response = await peer.post("aggregate_shares", b"\1", MediaType.AGGREGATE_SHARE_REQ)
         assert error_of(response) == "invalidMessage"

@@ -15,8 +15,8 @@ import trio
 from dapd.runtime.clock import SystemClock
 from dapd.server.listener import Server, clear_text
 from dapd.server.sockets import listening, reserved_port
+from tests import raw_http
 from tests.certificates import Authority
-from tests.paths import raw
 
 
 async def test_every_address_is_that_of_either_protocol() -> None:
@@ -53,7 +53,7 @@ async def test_what_hypercorn_says_of_an_application_is_logged_as_all_else(
         port = listeners[0].socket.getsockname()[1]
         with trio.fail_after(60):
             nursery.start_soon(server.run)
-            assert (await raw.ask(port, "GET", "/")).status == 500
+            assert (await raw_http.ask(port, "GET", "/")).status == 500
             await server.close_listeners()
     [record] = caplog.records
     assert (record.name, record.levelname) == ("hypercorn.error", "ERROR")
@@ -84,7 +84,7 @@ async def test_who_still_sends_a_body_that_was_refused_gets_the_answer() -> None
     """A Leader whose job is too large must get the 413, not a reset at every send."""
     async with refusing() as port:
         more_than_sockets_hold = bytes(32 << 20)
-        assert (await raw.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
+        assert (await raw_http.ask(port, "POST", "/", body=more_than_sockets_hold)).status == 413
 
 
 @pytest.mark.parametrize("end", ["body", "connection", "nonsense"])
@@ -102,20 +102,20 @@ async def test_a_refused_body_keeps_no_connection_beyond_its_end(end: str) -> No
         await stream.send_all(rest[end])
         if end == "connection":
             await stream.send_eof()
-        assert await raw.read_all(stream) == b""
+        assert await raw_http.read_all(stream) == b""
 
 
 @pytest.mark.parametrize("chunks", [9, 10, 11, 1000])
 async def test_a_refused_body_in_many_pieces_keeps_no_connection(chunks: int) -> None:
     """The application reads none of it, and its queue has no room for all of it."""
-    head = raw.request("POST", "/", {"Transfer-Encoding": "chunked"})
+    head = raw_http.request("POST", "/", {"Transfer-Encoding": "chunked"})
     head = head.replace(b"Content-Length: 0\r\n", b"")
     async with (
         refusing(late=True) as port,
         await trio.open_tcp_stream("127.0.0.1", port) as stream,
     ):
         await stream.send_all(head + b"1\r\nx\r\n" * chunks)
-        assert (await raw.read_all(stream)).startswith(b"HTTP/1.1 413 ")
+        assert (await raw_http.read_all(stream)).startswith(b"HTTP/1.1 413 ")
 
 
 @pytest.mark.parametrize("end", ["grace", "patience"])
@@ -157,7 +157,7 @@ async def test_i8_who_does_not_read_an_answer_holds_up_no_stop(
             trusting = ssl.create_default_context(cafile=authority.file)
             stream = trio.SSLStream(plain, trusting, server_hostname="127.0.0.1")
         async with plain:
-            await stream.send_all(raw.request("GET", "/"))
+            await stream.send_all(raw_http.request("GET", "/"))
             await stream.receive_some(1)
             await sending.wait()
             if end == "grace":

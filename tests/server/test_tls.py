@@ -22,7 +22,7 @@ from dapd.messages.common import MediaType
 from dapd.runtime.certificates import read_identity
 from dapd.testing.pair import Pair
 from tests.certificates import Authority
-from tests.paths.hands import at_noon, hand_pair
+from tests.pair_harness import open_pair, query_at
 
 TRAFFIC = ssl.SSLError, trio.BrokenResourceError
 
@@ -64,13 +64,13 @@ async def test_a_task_runs_over_tls_from_upload_to_result(tmp_path: Path) -> Non
     authority = Authority(tmp_path / "tls").issue()
     leader = {"server": authority.server, "leader": {"peer_ca": authority.file}}
     helper = {"server": authority.server, "helper": {"mode": "async"}}
-    async with hand_pair(tmp_path, leader=leader, helper=helper) as (pair, _):
+    async with open_pair(tmp_path, leader=leader, helper=helper) as (pair, _):
         task = await pair.new_task("sum:max_measurement=10", **endpoints(pair))
         client = Client(task.files.client, ca=authority.file, clock=pair.seconds)
         collector = Collector(task.files.collector, ca=str(authority.file))
         async with client, collector:
             assert (await client.upload([3, 4, 5])).accepted == 3
-            async with collector.collect(at_noon()) as result:
+            async with collector.collect(query_at()) as result:
                 assert result.value == 12
 
 
@@ -80,7 +80,7 @@ async def test_another_authority_is_not_believed(tmp_path: Path) -> None:
     """
     authority = Authority(tmp_path / "tls").issue()
     other = Authority(tmp_path / "other")
-    async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
+    async with open_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
         task = await pair.new_task(**endpoints(pair))
         url = resource_url(endpoints(pair)["leader_aggregator_endpoint"], "hpke_config")
         for tls in (None, trusting(other.file)):
@@ -99,7 +99,7 @@ async def test_another_authority_is_not_believed(tmp_path: Path) -> None:
 async def test_tls_is_1_2_or_newer_and_speaks_http_1_1(tmp_path: Path) -> None:
     """It is 1.3 if the other end can do it; HTTP/2 is not offered."""
     authority = Authority(tmp_path / "tls").issue()
-    async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
+    async with open_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
         context = trusting(authority.file)
         context.set_alpn_protocols(["h2", "http/1.1"])
         assert await shake(pair.leader.port, context) == ("TLSv1.3", "http/1.1")
@@ -119,7 +119,7 @@ async def test_a_bad_handshake_ends_its_own_connection_alone(tmp_path: Path) -> 
     """Clear text, garbage, silence or a hang-up affect no other connection and log nothing."""
     authority = Authority(tmp_path / "tls").issue()
     server = {**authority.server, "read_timeout": 1.0}
-    async with hand_pair(tmp_path, leader={"server": server}) as (pair, _):
+    async with open_pair(tmp_path, leader={"server": server}) as (pair, _):
 
         async def until_it_is_ended(rubbish: bytes) -> None:
             stream = await trio.open_tcp_stream("127.0.0.1", pair.leader.port)
@@ -146,7 +146,7 @@ async def test_a_bad_handshake_ends_its_own_connection_alone(tmp_path: Path) -> 
 async def test_i8_an_idle_tls_connection_delays_no_stop(tmp_path: Path) -> None:
     """A stop closes it at once, as one without TLS."""
     authority = Authority(tmp_path / "tls").issue()
-    async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
+    async with open_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
         url = resource_url(endpoints(pair)["leader_aggregator_endpoint"], "hpke_config")
         async with DapHttp(tls=trusting(authority.file)) as http:
             assert isinstance(await http.get(url, MediaType.HPKE_CONFIG_LIST), Ready)
@@ -158,7 +158,7 @@ async def test_an_expired_certificate_stops_no_daemon_but_is_an_error(tmp_path: 
     """Jobs don't need it and go on; the log has an error."""
     authority = Authority(tmp_path / "tls").issue(expires=datetime(2020, 1, 1, tzinfo=UTC))
     with structlog.testing.capture_logs() as logs:
-        async with hand_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
+        async with open_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
             identity = pair.leader.context.certificates.identity
             assert identity is not None
             assert identity.not_after == 1000 * int(datetime(2020, 1, 1, tzinfo=UTC).timestamp())

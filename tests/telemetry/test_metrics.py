@@ -15,8 +15,9 @@ from dapd.driver.creator import create_due
 from dapd.protocol.task import TaskSettings
 from dapd.runtime.peers import Peers
 from dapd.testing.pair import Aggregator
-from tests.exposed import OPENMETRICS, TEXT, exposition, families, samples
-from tests.paths.hands import NOON, PRECISION, HandClock, Hands, at_noon, hand_pair
+from tests.clock import PRECISION, TIME
+from tests.pair_harness import TaskHarness, open_pair, query_at, running_clock
+from tests.prometheus_text import OPENMETRICS, TEXT, exposition, families, samples
 
 METRICS = Path(__file__).parents[2] / "docs/metrics.md"
 _ROW = re.compile(r"^\| `(\w+)` \| (\w+) \|(.*?)\| .+ \|$", re.MULTILINE)
@@ -31,7 +32,7 @@ OF_PARTS_AND_FAULTS = {
 
 async def test_a_pair_that_worked_counts_what_it_did(tmp_path: Path) -> None:
     """Reports by outcome on both sides, requests, transactions, steps, what succeeded last."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         leader, helper = Gauges(pair.leader.context), Gauges(pair.helper.context)
         before = await samples(leader, pair.leader)
         assert before["dapd_uploaded_reports_total outcome=accepted"] == 0
@@ -39,7 +40,7 @@ async def test_a_pair_that_worked_counts_what_it_did(tmp_path: Path) -> None:
         assert "dapd_last_success_timestamp_seconds activity=upload" not in before
         task = await pair.new_task(min_batch_size=2)
         await task.upload([1, 0, 1])
-        assert (await task.collect(at_noon())).value == 2
+        assert (await task.collect(query_at())).value == 2
         ours, theirs = await samples(leader, pair.leader), await samples(helper, pair.helper)
     assert ours["dapd_uploaded_reports_total outcome=accepted"] == 3
     assert ours["dapd_aggregated_reports_total outcome=finished role=leader"] == 3
@@ -74,13 +75,13 @@ async def peer_fails(
 async def test_what_waits_shows_why_and_since_when(tmp_path: Path) -> None:
     """A Leader whose Helper is gone: jobs blocked by it, a peer that is down, reports to expire."""
     age = 14 * 86_400
-    async with hand_pair(tmp_path) as (pair, http):
+    async with open_pair(tmp_path) as (pair, http):
         settings = TaskSettings(report_expiry_age=age)
-        hands = Hands(await pair.new_task(min_batch_size=2, settings=settings), http)
-        reports = hands.seal([1, 1], "waiting")
+        harness = TaskHarness(await pair.new_task(min_batch_size=2, settings=settings), http)
+        reports = harness.seal([1, 1], "waiting")
         await pair.helper.stop()
         began = pair.seconds()
-        assert await hands.upload(reports) == []
+        assert await harness.upload(reports) == []
         gauges = Gauges(pair.leader.context)
         found = await peer_fails(gauges, pair.leader, pair.helper.url)
         job = "blocked_by=peer_unreachable kind=aggregation role=leader state=stored"
@@ -90,21 +91,21 @@ async def test_what_waits_shows_why_and_since_when(tmp_path: Path) -> None:
         down = found[f"dapd_peer_down_since_timestamp_seconds {peer}"]
         assert began - 0.01 <= down <= pair.seconds()
         assert found[f"dapd_peer_failures {peer}"] >= 1
-        assert found["dapd_uncollected_expiry_timestamp_seconds"] == (NOON + 1) * PRECISION + age
+        assert found["dapd_uncollected_expiry_timestamp_seconds"] == (TIME + 1) * PRECISION + age
         pair.leader.context.peers.at(pair.helper.url).paused = True
         found = await samples(gauges, pair.leader)
         assert found[f"dapd_jobs {job.replace('unreachable', 'paused')}"] == 1
         assert found[f"dapd_peer_paused {peer}"] == 1
         pair.leader.context.peers.at(pair.helper.url).paused = False
         await pair.helper.start()
-        assert (await hands.task.collect(at_noon())).value == 2
+        assert (await harness.task.collect(query_at())).value == 2
         found = await samples(gauges, pair.leader)
         assert f"dapd_peer_down_since_timestamp_seconds {peer}" not in found
 
 
 async def test_a_peer_that_answers_503_is_down_until_it_serves(tmp_path: Path) -> None:
     """It can be reached, so that no request waits for it, and yet nothing gets through."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         peer = f"peer={pair.helper.url}"
         task = await pair.new_task(min_batch_size=2)
         pair.helper.context.work.limit = 0
@@ -116,14 +117,14 @@ async def test_a_peer_that_answers_503_is_down_until_it_serves(tmp_path: Path) -
         job = "blocked_by=peer_unreachable kind=aggregation role=leader state=stored"
         assert found[f"dapd_jobs {job}"] == 1
         pair.helper.context.work.limit = 64
-        assert (await task.collect(at_noon())).value == 2
+        assert (await task.collect(query_at())).value == 2
         found = await samples(gauges, pair.leader)
         assert f"dapd_peer_down_since_timestamp_seconds {peer}" not in found
 
 
 def test_a_peer_is_down_since_the_first_failure_of_any_kind() -> None:
     """An answer such as 502 between two that never came doesn't begin a new outage."""
-    clock = HandClock()
+    clock = running_clock()
     peer = Peers(8, clock, lambda: 0.5).at("https://helper.example/")
     peer.unreachable(1, 1)
     clock.advance(60)
@@ -140,11 +141,11 @@ async def test_reports_that_are_lost_and_batches_that_a_restore_closed_are_count
     tmp_path: Path,
 ) -> None:
     """A job given up makes its batch suspect; a quarantine stays visible until it is lifted."""
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task(min_batch_size=2), http)
-        reports = hands.seal([1, 1], "lost")
+    async with open_pair(tmp_path) as (pair, http):
+        harness = TaskHarness(await pair.new_task(min_batch_size=2), http)
+        reports = harness.seal([1, 1], "lost")
         await pair.helper.stop()
-        assert await hands.upload(reports) == []
+        assert await harness.upload(reports) == []
         context = pair.leader.context
         gauges = Gauges(context)
         await peer_fails(gauges, pair.leader, pair.helper.url)
@@ -158,7 +159,7 @@ async def test_reports_that_are_lost_and_batches_that_a_restore_closed_are_count
 @pytest.mark.parametrize("accept", [OPENMETRICS, TEXT])
 async def test_names_and_units_are_prometheus_own(tmp_path: Path, accept: str) -> None:
     """Prefix, base units, ``_total``; both text formats parse; no series names a task."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         task = await pair.new_task()
         await task.upload([1])
         found = await samples(Gauges(pair.leader.context), pair.leader, accept)
@@ -173,7 +174,7 @@ async def test_names_and_units_are_prometheus_own(tmp_path: Path, accept: str) -
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool: install prometheus")
 async def test_prometheus_finds_no_fault_with_any_name(tmp_path: Path) -> None:
     """Its own lint of a real exposition."""
-    async with hand_pair(tmp_path) as (pair, _):
+    async with open_pair(tmp_path) as (pair, _):
         await (await pair.new_task()).upload([1])
         text = await exposition(Gauges(pair.leader.context), pair.leader, TEXT)
     command = ["promtool", "check", "metrics"]
@@ -186,13 +187,13 @@ async def test_prometheus_finds_no_fault_with_any_name(tmp_path: Path) -> None:
 async def test_every_metric_is_documented_with_its_type_and_labels(tmp_path: Path) -> None:
     """And nothing else is. Types are declared whether or not there is anything to tell."""
     seen: dict[str, tuple[str, set[str]]] = {}
-    async with hand_pair(tmp_path) as (pair, http):
-        hands = Hands(await pair.new_task(min_batch_size=2), http)
-        await hands.task.upload([1, 1])
-        await hands.task.collect(at_noon())
-        reports = hands.seal([1, 1], "documented", at=NOON - 1)
+    async with open_pair(tmp_path) as (pair, http):
+        harness = TaskHarness(await pair.new_task(min_batch_size=2), http)
+        await harness.task.upload([1, 1])
+        await harness.task.collect(query_at())
+        reports = harness.seal([1, 1], "documented", at=TIME - 1)
         await pair.helper.stop()
-        await hands.upload(reports)
+        await harness.upload(reports)
         await create_due(pair.leader.context)
         gauges = Gauges(pair.leader.context)
         await peer_fails(gauges, pair.leader, pair.helper.url)

@@ -22,8 +22,9 @@ from dapd.datastore.migrate import migrations
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import TaskDraft, aggregator_task, new_task, write_task_files
 from dapd.testing import Pair
-from tests.paths.hands import NOON, HandClock, until
-from tests.upgrade import house
+from tests.clock import TIME
+from tests.pair_harness import running_clock, until
+from tests.upgrade import old_databases
 
 Mode = Literal["time-interval", "leader-selected"]
 _MODES: tuple[Mode, ...] = ("time-interval", "leader-selected")
@@ -34,21 +35,21 @@ async def make(schema: Path) -> None:
     """Let a pair live through what a database should hold, and keep its databases."""
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        async with house.pair_of(directory, HandClock()) as (pair, http):
+        async with old_databases.pair_of(directory, running_clock()) as (pair, http):
             for mode in _MODES:
                 await _add_task(pair, schema / mode, mode)
-            timed = house.hands(schema, "time-interval", pair, http)
-            selected = house.hands(schema, "leader-selected", pair, http)
-            reports = timed.seal(house.COLLECTED, "collected", at=NOON - 1)
+            timed = old_databases.harness(schema, "time-interval", pair, http)
+            selected = old_databases.harness(schema, "leader-selected", pair, http)
+            reports = timed.seal(old_databases.COLLECTED, "collected", at=TIME - 1)
             assert await timed.upload(reports) == []
-            result = await timed.task.collect(house.BEFORE_NOON)
-            assert result.value == sum(house.COLLECTED)
+            result = await timed.task.collect(old_databases.BEFORE_TIME)
+            assert result.value == sum(old_databases.COLLECTED)
             await pair.helper.stop()
-            assert await timed.upload(timed.seal(house.IN_A_JOB, "in a job")) == []
+            assert await timed.upload(timed.seal(old_databases.IN_A_JOB, "in a job")) == []
             await until(lambda: _is_stored(pair))
-            for hands in (timed, selected):
-                assert await hands.upload(hands.seal(house.WAITING, "waiting")) == []
-        for role in house.ROLES:
+            for harness in (timed, selected):
+                assert await harness.upload(harness.seal(old_databases.WAITING, "waiting")) == []
+        for role in old_databases.ROLES:
             database = directory / role / "dapd.sqlite"
             copy = backup.take(database, directory, lambda _: "copy", now=0, spare=0)
             packed = lzma.compress(copy.path.read_bytes(), preset=9)
@@ -60,10 +61,10 @@ async def _add_task(pair: Pair, directory: Path, mode: Mode) -> None:
         TaskDraft(
             vdaf={"type": "count"},
             batch_mode=mode,
-            min_batch_size=len(house.WAITING),
+            min_batch_size=len(old_databases.WAITING),
             time_precision=3600,
-            leader_aggregator_endpoint=house.url("leader"),
-            helper_aggregator_endpoint=house.url("helper"),
+            leader_aggregator_endpoint=old_databases.url("leader"),
+            helper_aggregator_endpoint=old_databases.url("helper"),
         ),
         allow_insecure_http=True,
         allow_tiny_batches=True,
@@ -85,7 +86,7 @@ async def _is_stored(pair: Pair) -> bool:
 
 def main() -> None:
     """Refuses to replace one."""
-    schema = house.HERE / f"schema-{migrations()[-1].version}"
+    schema = old_databases.HERE / f"schema-{migrations()[-1].version}"
     if schema.exists():
         sys.exit(f"{schema} is there; a released one never changes, an unreleased one is removed")
     trio.run(make, schema)

@@ -16,12 +16,13 @@ from dapd.protocol.task import TaskState
 from dapd.runtime.context import Context
 from dapd.runtime.history import POINTS, RECENT
 from dapd.upkeep.history import EVERY, run, take
-from tests.build import Pair, add_task, task_pair
-from tests.leaderhouse import House, helper_response, open_house, ready
-from tests.peer import Request
+from tests.contexts import add_task
+from tests.leader_harness import LeaderHarness, helper_response, open_leader, ready
+from tests.raw_http import Request
+from tests.task_pair import TaskPair, task_pair
 
 
-def honest(pair: Pair, request: Request) -> bytes:
+def honest(pair: TaskPair, request: Request) -> bytes:
     return ready(helper_response(pair, request.body))
 
 
@@ -29,25 +30,25 @@ async def test_a_point_has_what_happened_since_the_last_and_what_is_there_now(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
     """What happened before the first look is not part of this hour."""
-    async with open_house(tmp_path, task_pair(), honest) as house:
-        found, metrics = house.context.history, house.context.metrics
-        await house.upload(2)
+    async with open_leader(tmp_path, task_pair(), honest) as leader:
+        found, metrics = leader.context.history, leader.context.metrics
+        await leader.upload(2)
         metrics.http_requests.labels("reports", 503).inc()
-        await take(house.context)
+        await take(leader.context)
         assert len(found.seconds) == 0
         assert not found.rate(found.accepted)
 
-        await house.upload(6)
-        await house.create()
+        await leader.upload(6)
+        await leader.create()
         for status in (503, 500, 404, 200):
             metrics.http_requests.labels("reports", status).inc()
         metrics.loop_lag.observe(0.1)
         metrics.loop_lag.observe(0.3)
         mock_clock.jump(30)
-        await take(house.context)
-        await house.step()
+        await take(leader.context)
+        await leader.step()
         mock_clock.jump(60)
-        await take(house.context)
+        await take(leader.context)
 
     assert list(found.seconds) == [30, 60]
     assert list(found.accepted) == [6, 0]
@@ -64,14 +65,14 @@ async def test_a_point_has_what_happened_since_the_last_and_what_is_there_now(
 
 async def test_an_hour_is_kept_and_no_more(tmp_path: Path, mock_clock: MockClock) -> None:
     """Memory is bounded, and a present rate is that of the last five minutes alone."""
-    async with open_house(tmp_path, task_pair(), honest) as house:
-        found = house.context.history
-        await take(house.context)
+    async with open_leader(tmp_path, task_pair(), honest) as leader:
+        found = leader.context.history
+        await take(leader.context)
         for number in range(POINTS + RECENT):
             if number < POINTS:
-                await house.context.run(count, house.task.task_pk)
+                await leader.context.run(count, leader.task.task_pk)
             mock_clock.jump(EVERY)
-            await take(house.context)
+            await take(leader.context)
     (task,) = found.tasks.values()
     assert len(found.seconds) == len(found.late) == len(task.accepted) == POINTS
     assert sum(found.seconds) == 3600
@@ -82,10 +83,10 @@ async def test_an_hour_is_kept_and_no_more(tmp_path: Path, mock_clock: MockClock
 
 async def test_tasks_come_and_go(tmp_path: Path, mock_clock: MockClock) -> None:
     """A new task's reports are all of this hour; a purged task's series is dropped."""
-    async with open_house(tmp_path, task_pair(), honest) as house:
-        context, found = house.context, house.context.history
+    async with open_leader(tmp_path, task_pair(), honest) as leader:
+        context, found = leader.context, leader.context.history
         for _ in range(3):
-            await context.run(count, house.task.task_pk)
+            await context.run(count, leader.task.task_pk)
             await take(context)
             mock_clock.jump(EVERY)
         other = task_pair()
@@ -94,8 +95,8 @@ async def test_tasks_come_and_go(tmp_path: Path, mock_clock: MockClock) -> None:
         await take(context)
         assert list(found.tasks[bytes(32)].accepted) == [1]
         assert found.rates(found.tasks[bytes(32)].accepted) == [1 / EVERY]
-        assert list(found.tasks[house.task.task_id].accepted) == [1, 1, 0]
-        await context.run(tasks.set_state, house.task.task_pk, TaskState.PURGED)
+        assert list(found.tasks[leader.task.task_id].accepted) == [1, 1, 0]
+        await context.run(tasks.set_state, leader.task.task_pk, TaskState.PURGED)
         await take(context)
     assert list(found.tasks) == [bytes(32)]
     assert list(found.accepted) == [1, 1, 1, 0]
@@ -120,20 +121,20 @@ async def test_the_loop_looks_twice_a_minute_until_draining(
     tmp_path: Path, mock_clock: MockClock
 ) -> None:
     """A database that can't be read costs a point; the next one covers that time too."""
-    async with open_house(tmp_path, task_pair(), honest) as house:
-        look, found = Look(), house.context.history
+    async with open_leader(tmp_path, task_pair(), honest) as leader:
+        look, found = Look(), leader.context.history
         start = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run, house.context, look)
+            nursery.start_soon(run, leader.context, look)
             assert await look.told.receive() == (start, True)
-            await rename(house, "task_counters", "elsewhere")
+            await rename(leader, "task_counters", "elsewhere")
             mock_clock.jump(EVERY)
             assert await look.told.receive() == (start + EVERY, False)
-            await rename(house, "elsewhere", "task_counters")
-            await house.upload(6)
+            await rename(leader, "elsewhere", "task_counters")
+            await leader.upload(6)
             mock_clock.jump(EVERY)
             assert await look.told.receive() == (start + 2 * EVERY, True)
-            house.context.drain()
+            leader.context.drain()
         with pytest.raises(trio.WouldBlock):
             look.told.receive_nowait()
     assert list(found.seconds) == [2 * EVERY]
@@ -142,18 +143,18 @@ async def test_the_loop_looks_twice_a_minute_until_draining(
 
 async def test_a_database_that_fails_is_said_to_who_asked(tmp_path: Path) -> None:
     """``take`` raises; only the loop goes on without a word."""
-    async with open_house(tmp_path, task_pair(), honest) as house:
-        await rename(house, "task_counters", "elsewhere")
+    async with open_leader(tmp_path, task_pair(), honest) as leader:
+        await rename(leader, "task_counters", "elsewhere")
         with pytest.raises(DatastoreError):
-            await take(house.context)
+            await take(leader.context)
 
 
 def count(tx: Tx, task_pk: int) -> None:
     counters.add(tx, task_pk, {"upload_accepted": 1, "upload_report_replayed": 5})
 
 
-async def rename(house: House, old: str, new: str) -> None:
+async def rename(leader: LeaderHarness, old: str, new: str) -> None:
     def alter(tx: Tx) -> None:
         tx.execute(f"ALTER TABLE {old} RENAME TO {new}")
 
-    await house.context.run(alter)
+    await leader.context.run(alter)

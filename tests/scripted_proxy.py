@@ -12,9 +12,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from tests.peer import Request, answer
-
-__all__ = ["Answer", "Cut", "Exchange", "Hold", "LoseAnswer", "Pass", "Proxy", "answer"]
+from tests.raw_http import Request, read_request
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Exchange:
 
 
 @dataclass
-class Proxy:
+class ScriptedProxy:
     """Passes everything on until ``script`` says otherwise; ``exchanges`` are in order of end."""
 
     target: int
@@ -70,7 +68,7 @@ class Proxy:
     _changed: trio.Event = field(default_factory=trio.Event)
 
     async def serve(self, nursery: trio.Nursery) -> str:
-        """Listen on a free port until the nursery ends, and say at which URL."""
+        """Listen on a free port until the nursery ends; return the URL."""
         listeners = await nursery.start(trio.serve_tcp, self._connection, 0)
         self.port = listeners[0].socket.getsockname()[1]
         return self.url
@@ -80,7 +78,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}/"
 
     def of(self, method: str, resource: str) -> list[Exchange]:
-        """The exchanges with this method whose path holds ``resource``."""
+        """The exchanges with this method whose path contains ``resource``."""
         return [
             each
             for each in self.exchanges
@@ -97,13 +95,12 @@ class Proxy:
             try:
                 await self._exchange(stream)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                scope.cancel()  # either end has gone; that is what it is
+                scope.cancel()  # either end may go at any time
 
     async def _exchange(self, stream: trio.SocketStream) -> None:
-        read = await _read_request(stream)
-        if read is None:
+        request = await read_request(stream)
+        if request is None:
             return
-        request, raw = read
         action = self.script(request)
         reply = b""
         match action:
@@ -113,12 +110,12 @@ class Proxy:
                 pass
             case Hold(until=event):
                 await event.wait()
-                reply = await self._ask(raw)
+                reply = await self._ask(request.raw)
                 await stream.send_all(reply)
             case LoseAnswer():
-                reply = await self._ask(raw)
+                reply = await self._ask(request.raw)
             case Pass():
-                reply = await self._ask(raw)
+                reply = await self._ask(request.raw)
                 await stream.send_all(reply)
         self.exchanges.append(Exchange(request, action, reply))
         self._changed.set()
@@ -126,33 +123,13 @@ class Proxy:
         await stream.aclose()
 
     async def _ask(self, raw: bytes) -> bytes:
-        """The target's whole answer; empty if it is not there."""
+        """The target's whole answer; empty if nothing listens there."""
         try:
             async with await trio.open_tcp_stream("127.0.0.1", self.target) as helper:
                 await helper.send_all(_closing(raw))
                 return b"".join([bytes(piece) async for piece in helper])
         except (OSError, trio.BrokenResourceError):
             return b""
-
-
-async def _read_request(stream: trio.SocketStream) -> tuple[Request, bytes] | None:
-    raw = b""
-    while b"\r\n\r\n" not in raw:
-        piece = bytes(await stream.receive_some())
-        if not piece:
-            return None
-        raw += piece
-    head, _, body = raw.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    length = int(headers.get("content-length", "0"))
-    while len(body) < length:
-        piece = bytes(await stream.receive_some())
-        if not piece:
-            return None
-        body += piece
-    method, target, _ = first.split(" ")
-    return Request(method, target, headers, body), head + b"\r\n\r\n" + body
 
 
 def _closing(message: bytes) -> bytes:

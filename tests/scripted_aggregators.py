@@ -1,4 +1,4 @@
-"""A task and the two Aggregators' Client-facing side on a scripted peer, with real cryptography."""
+"""The side of two Aggregators that Clients see, on a scripted server, with real cryptography."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
 from dapd.protocol.task import TaskSettings
 from dapd.reports import ReplayIndex, ReportRules, open_uploads
 from dapd.taskfile import TaskDraft, TaskFiles, aggregator_task, new_task
-from tests.peer import Peer, Request, answer
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
+from tests.task_pair import X25519
 
-SUITE = (0x0020, 0x0001, 0x0001)
 PRECISION = 100
 NOW = 1_000_050
 
@@ -39,30 +40,30 @@ def beyond_loopback(url: str) -> str:
 
 
 @dataclass
-class Aggregators:
-    """Answers ``hpke_config`` and ``reports`` as the draft says; ``disturb`` may answer instead.
+class ScriptedAggregators:
+    """Answers ``hpke_config`` and ``reports`` as the draft says.
 
-    What ``disturb`` returns is sent in place of the answer, which the Leader has acted upon.
+    What ``disturb`` returns is sent in place of that answer, after the Leader has acted.
     """
 
     disturb: Callable[[Request], bytes | None] = lambda _: None
     leader_keys: list[HpkeKeypair] = field(
-        default_factory=lambda: [HpkeKeypair.generate(1, *SUITE)]
+        default_factory=lambda: [HpkeKeypair.generate(1, *X25519)]
     )
     cache_control: str = "max-age=86400"
     too_early_after: int = NOW // PRECISION
     accepted: int = 0
 
     async def serve(self, nursery: trio.Nursery) -> TaskFiles:
-        self.peer = Peer(self._answer)
-        self.files = make_task(await self.peer.serve(nursery))
+        self.server = ScriptedServer(self._answer)
+        self.files = make_task(await self.server.serve(nursery))
         self._sealer = make_sealer([bytes(32)])
         self._replay = ReplayIndex()
-        self._helper_key = HpkeKeypair.generate(9, *SUITE)
+        self._helper_key = HpkeKeypair.generate(9, *X25519)
         return self.files
 
     def targets(self) -> list[str]:
-        return [request.target.rpartition("/")[2] for request in self.peer.requests]
+        return [request.target.rpartition("/")[2] for request in self.server.requests]
 
     def _answer(self, request: Request) -> bytes:
         reply = self._reply(request)

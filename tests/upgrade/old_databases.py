@@ -1,6 +1,6 @@
-"""What the databases of ``schema-N`` have in common: who wrote them, with which key, at what time.
+"""The databases in ``schema-N``: what each contains, and how to run a pair on them.
 
-Their tasks name hosts that do not exist; a running pair's own ports answer for those.
+Their tasks name hosts that do not exist; a resolver gives the running pair's ports for those.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any
 import trio
 from trio.abc import HostnameResolver
 
-from dapd.collector import Query
 from dapd.http import DapHttp
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import CollectorTask, HelperTask, LeaderTask, TaskFiles
 from dapd.taskfile.files import ClientTask, read_task_file
 from dapd.testing import Pair, PairTask
-from tests.paths.hands import NOON, PRECISION, HandClock, Hands, hand_pair
+from tests.clock import TIME, ManualClock
+from tests.pair_harness import TaskHarness, open_pair, query_at
 
 HERE = Path(__file__).parent
 ROLES = ("leader", "helper")
 SEALING_KEY = bytes(range(32, 64))
 """Of both Aggregators."""
 COLLECTED = [1, 0, 1, 1, 0, 1]
-"""Of the interval before ``NOON``: they are collected."""
+"""Of the interval before ``TIME``: they are collected."""
 IN_A_JOB = [1, 1, 1, 0, 0]
-"""Of ``NOON``: in a job that the Helper has never seen."""
+"""Of ``TIME``: in a job that the Helper has never seen."""
 WAITING = [1, 1, 0]
-"""Of ``NOON``: in no job. Those of the leader-selected task are as many and the same."""
-BEFORE_NOON = Query.interval((NOON - 1) * PRECISION, PRECISION)
+"""Of ``TIME``: in no job. Those of the leader-selected task are as many and the same."""
+BEFORE_TIME = query_at(TIME - 1)
 NO_SMALL_JOBS: dict[str, dict[str, Any]] = {"leader": {"min_job_size": 5, "max_wait": 3600}}
 
 
@@ -67,7 +67,7 @@ def url(role: str) -> str:
 
 
 @asynccontextmanager
-async def pair_of(directory: Path, clock: HandClock) -> AsyncIterator[tuple[Pair, DapHttp]]:
+async def pair_of(directory: Path, clock: ManualClock) -> AsyncIterator[tuple[Pair, DapHttp]]:
     """A running pair on the databases below ``directory``, made if there are none."""
     for role in ROLES:
         (directory / role).mkdir(exist_ok=True)
@@ -76,7 +76,7 @@ async def pair_of(directory: Path, clock: HandClock) -> AsyncIterator[tuple[Pair
         key.write_text(b64url_encode(SEALING_KEY))
     names = _Names()
     trio.socket.set_custom_hostname_resolver(names)
-    async with hand_pair(directory, leader=NO_SMALL_JOBS, clock=clock) as (pair, http):
+    async with open_pair(directory, leader=NO_SMALL_JOBS, clock=clock) as (pair, http):
         names.pair = pair
         yield pair, http
 
@@ -89,7 +89,7 @@ def unpack(schema: Path, directory: Path) -> None:
         database.write_bytes(lzma.decompress((schema / f"{role}.sqlite.xz").read_bytes()))
 
 
-def hands(schema: Path, mode: str, pair: Pair, http: DapHttp) -> Hands:
+def harness(schema: Path, mode: str, pair: Pair, http: DapHttp) -> TaskHarness:
     """The task of that batch mode; each party's file lies beside the databases."""
     leader, helper, collector, client = (
         read_task_file(schema / mode / f"{party}.toml")
@@ -99,4 +99,4 @@ def hands(schema: Path, mode: str, pair: Pair, http: DapHttp) -> Hands:
     assert isinstance(helper, HelperTask)
     assert isinstance(collector, CollectorTask)
     assert isinstance(client, ClientTask)
-    return Hands(PairTask(TaskFiles(leader, helper, collector, client), pair), http)
+    return TaskHarness(PairTask(TaskFiles(leader, helper, collector, client), pair), http)

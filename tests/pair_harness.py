@@ -1,17 +1,16 @@
-"""What a test's own hands do to a running pair: bad reports, jobs without a Leader, looking inside.
+"""A running pair, and one of its tasks as a test drives it: crafted reports and jobs, counters.
 
-Times are in the task's time precision; ``NOON`` is when the pair's clock starts.
+Times are in the task's time precision; the pair's clock starts in the middle of ``TIME``.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -21,19 +20,16 @@ from dapd.datastore import open_for_command
 from dapd.datastore.check import Finding, check
 from dapd.http import DapHttp, Outcome, Processing, Ready, resource_url
 from dapd.messages.aggregation import aggregation_job_init_req
-from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType, b64url_encode
-from dapd.protocol.task import END_OF_TIME, Task, TaskSettings
+from dapd.messages.common import HpkeConfigList, MediaType, b64url_encode
+from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import (
     Extensions,
     LeaderFinish,
     LeaderStart,
-    ReportRules,
     leader_finish,
     leader_start,
     open_uploads,
     parse_upload_errors,
-    seal_reports,
-    shard,
     split_ids,
 )
 from dapd.runtime.clock import Clock
@@ -42,58 +38,39 @@ from dapd.taskfile import aggregator_task
 from dapd.testing import Pair, PairTask, running_pair
 from dapd.testing.pair import Aggregator
 from dapd.vdaf import Measurement, make_vdaf
+from tests.clock import NOW, PRECISION, TIME, ManualClock
+from tests.task_pair import ANY_TIME, CraftingClient, Spoil, make_ids
 
-PRECISION = 3600
-NOON = 500_000
-"""A report's time at the start of a test."""
+if TYPE_CHECKING:
+    from dapd._native import HpkeConfigTuple
+
 DEADLINE = 120
 """Seconds after which a wait is a failure; nothing takes that long."""
 _JOB = bytes(16)
-_ANY_TIME = ReportRules(
-    too_early_after=END_OF_TIME, task_start=0, task_end=END_OF_TIME, expired_before=0
-)
 
 
-class HandClock:
-    """Goes as clocks do, from the middle of ``NOON`` on, and ahead when the test says so."""
-
-    def __init__(self) -> None:
-        self._started = time.monotonic_ns()
-        self._skipped = 0
-        self._wrong = NOON * PRECISION * 1000 + PRECISION * 500
-
-    def now(self) -> int:
-        return self._wrong + self.elapsed()
-
-    def elapsed(self) -> int:
-        return self._skipped + (time.monotonic_ns() - self._started) // 1_000_000
-
-    def advance(self, seconds: float) -> None:
-        """Let so much time pass."""
-        self._skipped += int(seconds * 1000)
-
-    def jump(self, seconds: float) -> None:
-        """Set the clock ahead or back, as an operator or NTP may."""
-        self._wrong += int(seconds * 1000)
+def running_clock() -> ManualClock:
+    """A clock that goes as clocks do, from the middle of ``TIME`` on."""
+    return ManualClock(NOW + 500 * PRECISION, ticks=time.monotonic)
 
 
 @asynccontextmanager
-async def hand_pair(
+async def open_pair(
     directory: Path,
     *,
     leader: dict[str, dict[str, Any]] | None = None,
     helper: dict[str, dict[str, Any]] | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[tuple[Pair, DapHttp]]:
-    """A pair on a clock of its own, and a client, with a deadline for the whole test.
+    """A pair and a DAP client, with a deadline for the whole test.
 
-    Whatever the test did, both databases are whole after it.
+    Afterwards ``dapd datastore check`` must find nothing in either database, whatever the test did.
     """
     with trio.fail_after(DEADLINE):
         async with (
             DapHttp() as http,
             running_pair(
-                directory, leader=leader, helper=helper, clock=clock or HandClock()
+                directory, leader=leader, helper=helper, clock=clock or running_clock()
             ) as pair,
         ):
             yield pair, http
@@ -102,7 +79,7 @@ async def hand_pair(
 
 
 def findings(database: Path) -> list[Finding]:
-    """What ``dapd datastore check`` would say of the database of a daemon that is stopped."""
+    """What ``dapd datastore check`` finds in the database of a daemon that is stopped."""
     opened = open_for_command(database, holder="a test", now=0)
     try:
         return opened.datastore.read_sync(check)
@@ -110,25 +87,14 @@ def findings(database: Path) -> list[Finding]:
         opened.close()
 
 
-def at_noon(duration: int = 1) -> Query:
-    """The query for all reports from ``NOON`` on, for so many time precisions."""
-    return Query.interval(NOON * PRECISION, duration * PRECISION)
-
-
-def make_ids(count: int, label: str) -> bytes:
-    """Report ids that are the same in every run."""
-    return b"".join(hashlib.sha256(f"{label} {n}".encode()).digest()[:16] for n in range(count))
-
-
-def flip(data: bytes, at: int = 0) -> bytes:
-    """The bytes with one bit changed."""
-    at %= len(data)
-    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+def query_at(time: int = TIME, duration: int = 1) -> Query:
+    """The query for the reports of ``duration`` time precisions, the first of which is ``time``."""
+    return Query.interval(time * PRECISION, duration * PRECISION)
 
 
 @dataclass
-class Hands:
-    """One task of a running pair, in the hands of a test. ``http`` is the test's to close."""
+class TaskHarness:
+    """One task of a running pair, whose Client and Leader the test plays."""
 
     task: PairTask
     http: DapHttp
@@ -136,50 +102,45 @@ class Hands:
     def __post_init__(self) -> None:
         self.pair = self.task.pair
         self.id_text = b64url_encode(self.task.task_id)
-        self._vdaf = make_vdaf(self.task.files.client.configuration.vdaf)
-        self._configs = {
-            "leader": _config(self.pair.leader),
-            "helper": _config(self.pair.helper),
-        }
+        configuration = self.task.files.client.configuration
+        self.client = CraftingClient(
+            make_vdaf(configuration.vdaf),
+            self.task.task_id,
+            configuration.encode(),
+            _config(self.pair.leader),
+            _config(self.pair.helper),
+        )
 
     def seal(
         self,
         measurements: Sequence[Measurement],
         label: str,
         *,
-        at: int = NOON,
+        at: int = TIME,
         public: Extensions = (),
         leader: Extensions = (),
         helper: Extensions = (),
-        spoil: dict[str, Callable[[bytes], bytes]] | None = None,
+        spoil: Spoil | None = None,
         unknown: Sequence[str] = (),
     ) -> list[bytes]:
-        """Encoded ``Report``s.
+        """Encoded ``Report``s with ids ``make_ids(.., label)``.
 
-        ``spoil`` does something to the public share or one side's input share before it is sealed;
-        ``unknown`` names the sides whose HPKE config id is one that they don't have.
+        They are sealed to an HPKE config id that the sides in ``unknown`` don't have.
         """
         ids = make_ids(len(measurements), label)
-        columns = shard(self._vdaf, self.task.task_id, cast("Sequence[int]", measurements), ids)
-        spoilt = [
-            [(spoil or {}).get(name, bytes)(share) for share in column]
-            for name, column in zip(("public", "leader", "helper"), columns, strict=True)
-        ]
-        configs = [
-            replace(config, id=config.id ^ 0x80) if side in unknown else config
-            for side, config in self._configs.items()
-        ]
-        return seal_reports(
-            self.task.task_id,
-            self.task.files.client.configuration.encode(),
-            configs[0].as_tuple,
-            configs[1].as_tuple,
+        client = self.client
+        if "leader" in unknown:
+            client = replace(client, leader=_with_another_id(client.leader))
+        if "helper" in unknown:
+            client = replace(client, helper=_with_another_id(client.helper))
+        return client.seal(
+            measurements,
             ids,
             [at] * len(measurements),
-            *spoilt,
-            public_extensions=public,
-            leader_extensions=leader,
-            helper_extensions=helper,
+            public=public,
+            leader=leader,
+            helper=helper,
+            spoil=spoil,
         )
 
     async def upload(self, reports: Sequence[bytes]) -> list[tuple[bytes, int]]:
@@ -189,14 +150,14 @@ class Hands:
         assert isinstance(outcome, Ready), outcome
         return parse_upload_errors(outcome.body)
 
-    def start_job(self, reports: Sequence[bytes], batch_id: bytes = b"") -> Job:
-        """What a Leader would ask its Helper to aggregate: reports that this Leader has not seen
-        and does not judge, but for what it can't open.
+    def start_job(self, reports: Sequence[bytes], batch_id: bytes = b"") -> CraftedJob:
+        """A job over reports that the pair's Leader has not seen, and does not judge but by
+        opening them all.
         """
         leader = self.pair.leader.context
         task = aggregator_task(self.task.files.leader, TaskSettings())
         group = open_uploads(
-            [(task.parameters, _ANY_TIME, b"".join(reports))],
+            [(task.parameters, ANY_TIME, b"".join(reports))],
             leader.keyrings.keyring,
             leader.sealer,
         )
@@ -205,8 +166,8 @@ class Hands:
         ]
         ids = split_ids(b"".join(column for column, _, _ in chunks))
         assert len(ids) == len(reports), "this Leader opens all"
-        started = leader_start(task.parameters, _ANY_TIME, leader.sealer, _JOB, chunks)
-        return Job(self, task, started, batch_id, ids)
+        started = leader_start(task.parameters, ANY_TIME, leader.sealer, _JOB, chunks)
+        return CraftedJob(self, task, started, batch_id, ids)
 
     async def counters(self, side: Aggregator) -> dict[str, int]:
         """One side's counters of this task."""
@@ -227,10 +188,10 @@ class Hands:
 
 
 @dataclass
-class Job:
-    """An aggregation job of the test's own; ``ids`` are in the order of its columns."""
+class CraftedJob:
+    """An aggregation job that the test sends itself; ``ids`` are in the order of its columns."""
 
-    hands: Hands
+    harness: TaskHarness
     task: Task
     started: LeaderStart
     batch_id: bytes
@@ -242,19 +203,19 @@ class Job:
         return aggregation_job_init_req(0, self.batch_id, self.started.verify_inits)
 
     async def send(self, body: bytes | None = None) -> Outcome:
-        """POST it to the Helper, once; or another body in its place."""
+        """POST it, or another body, to the Helper once."""
         url = resource_url(
-            self.hands.pair.helper.url, "tasks", self.hands.id_text, "aggregation_jobs"
+            self.harness.pair.helper.url, "tasks", self.harness.id_text, "aggregation_jobs"
         )
-        return await self.hands.http.create(
+        return await self.harness.http.create(
             url, body or self.request, MediaType.AGGREGATION_JOB_INIT_REQ, self.token
         )
 
     async def run(self) -> LeaderFinish:
-        """POST it, poll it to its end, and judge the answer."""
+        """POST it, poll it to its end, and take the Helper's response as a Leader does."""
         outcome = await self.send()
         while isinstance(outcome, Processing):
-            outcome = await self.hands.http.poll(
+            outcome = await self.harness.http.poll(
                 outcome.location, self.token, MediaType.AGGREGATION_JOB_RESP, step=0
             )
         assert isinstance(outcome, Ready), outcome
@@ -263,7 +224,7 @@ class Job:
     def finish(self, response: bytes) -> LeaderFinish:
         return leader_finish(
             self.task.parameters,
-            self.hands.pair.leader.context.sealer,
+            self.harness.pair.leader.context.sealer,
             _JOB,
             self.batch_id or None,
             self.started.state,
@@ -272,12 +233,12 @@ class Job:
 
     @property
     def token(self) -> str:
-        return self.hands.task.files.leader.aggregator_auth_token
+        return self.harness.task.files.leader.aggregator_auth_token
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Ask the database until it says so; the test's deadline bounds it."""
-    while not await condition():  # noqa: ASYNC110 - a database rings no bell for its readers
+    """Ask again and again until the condition holds; the test's deadline ends it otherwise."""
+    while not await condition():  # noqa: ASYNC110 - a database notifies no reader
         await trio.sleep(0.005)
 
 
@@ -290,5 +251,9 @@ async def until_down(context: Context, peer: str) -> None:
     await until(failing)
 
 
-def _config(side: Aggregator) -> HpkeConfig:
-    return HpkeConfigList.decode(side.context.keyrings.published).configs[0]
+def _config(side: Aggregator) -> HpkeConfigTuple:
+    return HpkeConfigList.decode(side.context.keyrings.published).configs[0].as_tuple
+
+
+def _with_another_id(config: HpkeConfigTuple) -> HpkeConfigTuple:
+    return (config[0] ^ 0x80, *config[1:])

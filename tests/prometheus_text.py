@@ -1,4 +1,4 @@
-"""What a running daemon tells Prometheus, read as Prometheus reads it."""
+"""A running daemon's metrics, as Prometheus parses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = "text/plain"
 
 
 async def exposition(gauges: Gauges, side: Aggregator, accept: str = OPENMETRICS) -> str:
-    """All that it tells now."""
+    """The text of all metrics, now."""
     await gauges.refresh()
     body, content_type = side.context.metrics.exposition(accept)
     assert content_type.startswith(accept.partition(";")[0])

@@ -1,4 +1,4 @@
-"""HTTP/1.1 by hand on a real socket: what the server really says, byte for byte."""
+"""HTTP/1.1 by hand, byte for byte: requests to a real server, and answers to a real client."""
 
 from __future__ import annotations
 
@@ -9,9 +9,47 @@ from typing import Any
 import trio
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as a server reads it; header names are in lower case."""
+
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+    raw: bytes
+
+
+async def read_request(stream: trio.SocketStream) -> Request | None:
+    """The next request of a connection; ``None`` once the client has closed it."""
+    raw = b""
+    while b"\r\n\r\n" not in raw:
+        piece = await _receive(stream)
+        if not piece:
+            return None
+        raw += piece
+    head, _, body = raw.partition(b"\r\n\r\n")
+    first, headers = _parse_head(head)
+    method, target, _ = first.split(" ")
+    while len(body) < int(headers.get("content-length", "0")):
+        piece = await _receive(stream)
+        if not piece:
+            return None
+        raw += piece
+        body += piece
+    return Request(method, target, headers, body, raw)
+
+
+def answer(status: int = 200, body: bytes = b"", **headers: str) -> bytes:
+    """A whole answer; an underscore in a header's name stands for a hyphen."""
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
 @dataclass(frozen=True)
 class Reply:
-    """One answer; header names are in lower case."""
+    """An answer as a client reads it; header names are in lower case."""
 
     status: int
     headers: dict[str, str]
@@ -38,21 +76,21 @@ class Reply:
 def request(
     method: str, target: str, headers: dict[str, str] | None = None, body: bytes = b""
 ) -> bytes:
-    """A whole request, the last of its connection."""
+    """A whole request, after which the connection ends."""
     fields = {"Host": "dapd.test", "Connection": "close", "Content-Length": str(len(body))}
     lines = [f"{name}: {value}" for name, value in (fields | (headers or {})).items()]
     return "\r\n".join([f"{method} {target} HTTP/1.1", *lines, "", ""]).encode() + body
 
 
 async def exchange(port: int, sent: bytes) -> bytes:
-    """Everything that comes back on a connection of its own."""
+    """Send these bytes on a new connection; return everything that comes back."""
     async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
         await stream.send_all(sent)
         return await read_all(stream)
 
 
 async def read_all(stream: trio.SocketStream) -> bytes:
-    """Until the other end closes, however it does."""
+    """Read until the other end closes or resets the connection."""
     received = b""
     try:
         async for piece in stream:
@@ -69,7 +107,7 @@ async def ask(
     headers: dict[str, str] | None = None,
     body: bytes = b"",
 ) -> Reply:
-    """One request and its answer."""
+    """Send one request; return its answer."""
     return parse(await exchange(port, request(method, target, headers, body)))
 
 
@@ -77,8 +115,20 @@ def parse(raw: bytes) -> Reply:
     """The answer in these bytes, which end where it ends."""
     assert raw, "the connection ended without an answer"
     head, _, body = raw.partition(b"\r\n\r\n")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    first, headers = _parse_head(head)
     assert "transfer-encoding" not in headers, "the server knows the length of all it sends"
     assert len(body) == int(headers.get("content-length", "0")), raw
     return Reply(int(first.split(" ")[1]), headers, body)
+
+
+def _parse_head(head: bytes) -> tuple[str, dict[str, str]]:
+    """The first line, and the header fields."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    return first, {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+
+
+async def _receive(stream: trio.SocketStream) -> bytes:
+    try:
+        return bytes(await stream.receive_some())
+    except trio.BrokenResourceError:
+        return b""

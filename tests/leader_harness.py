@@ -1,11 +1,11 @@
-"""A Leader without its server, and a Helper on a real socket that answers as a script says."""
+"""A Leader whose loops a test runs step by step, and a scripted Helper on a real socket."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -13,7 +13,6 @@ import trio
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreSection
 from dapd.config import Disk as DiskSection
-from dapd.crypto import Keyring
 from dapd.datastore import Tx, leases
 from dapd.datastore.leases import Due, Lease
 from dapd.datastore.sqlite import Row
@@ -23,51 +22,28 @@ from dapd.driver.step import Step
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import MediaType
 from dapd.protocol.task import Task
-from dapd.reports import HelperJob, ReportRules
+from dapd.reports import ReportRules
 from dapd.runtime.context import Context
-from tests.build import ANY_TIME, NOW, Pair, add_task, context_around, make_reports, open_store
-from tests.peer import Peer, Request, answer
+from tests.clock import ManualClock
+from tests.contexts import add_task, context_around, open_store
+from tests.raw_http import Request, answer
+from tests.scripted_server import ScriptedServer
+from tests.task_pair import ANY_TIME, TaskPair, make_reports
 
-Script = Callable[[Pair, Request], bytes]
-"""What the Helper of this pair answers; see ``Peer``."""
+Script = Callable[[TaskPair, Request], bytes]
+"""What the Helper of this pair answers; see ``ScriptedServer``."""
 QUICK = Leader(min_job_size=1, max_job_size=100, max_wait=0, retry_min=0.001, retry_max=0.001)
 
 
 @dataclass
-class HandClock:
-    """Goes only when it is told to."""
-
-    at: int = NOW
-
-    def now(self) -> int:
-        return self.at
-
-    def elapsed(self) -> int:
-        return self.at
-
-
-class TrioClock:
-    """Starts at ``NOW`` and goes as trio's does."""
-
-    def __init__(self) -> None:
-        self._start = trio.current_time()
-
-    def now(self) -> int:
-        return NOW + self.elapsed()
-
-    def elapsed(self) -> int:
-        return int((trio.current_time() - self._start) * 1000)
-
-
-@dataclass
-class House:
-    """``handclock`` is the context's clock unless the house was made with another."""
+class LeaderHarness:
+    """A Leader with one task, without its server."""
 
     context: Context
     task: Task
-    pair: Pair
-    helper: Peer
-    handclock: HandClock
+    pair: TaskPair
+    helper: ScriptedServer
+    clock: ManualClock
     slots: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
 
     async def upload(self, count: int, **how: object) -> list[bytes]:
@@ -97,8 +73,8 @@ class House:
         return len(leased)
 
     def later(self, seconds: float = 1000) -> None:
-        """Let everything that waits fall due."""
-        self.handclock.at += int(seconds * 1000)
+        """Let time pass; by default so much that everything that waits is due."""
+        self.clock.advance(seconds)
 
     async def rows(self, sql: str) -> list[Row]:
         def look(tx: Tx) -> list[Row]:
@@ -127,22 +103,24 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(
+async def open_leader(
     path: Path,
-    pair: Pair,
+    pair: TaskPair,
     script: Script,
     *,
     config: Leader = QUICK,
-    ticking: bool = False,
-) -> AsyncIterator[House]:
-    """A Leader of ``pair``'s task, moved to the Helper that answers as ``script`` says."""
+    clock: ManualClock | None = None,
+) -> AsyncIterator[LeaderHarness]:
+    """A Leader of ``pair``'s task, whose Helper answers as ``script`` says.
+
+    Without a ``clock`` time stands still but for ``later``.
+    """
     opened = open_store(path / "leader.sqlite")
-    handclock = HandClock()
-    clock = TrioClock() if ticking else handclock
-    helper = Peer(lambda request: script(pair, request))
+    clock = clock or ManualClock()
+    helper = ScriptedServer(lambda request: script(pair, request))
     try:
         async with trio.open_nursery() as nursery:
-            pair = at(pair, await helper.serve(nursery))
+            pair = pair.at(f"{await helper.serve(nursery)}/helper/")
             datastore = opened.datastore
             task = add_task(datastore, pair.leader, pair)
             settings = Config(
@@ -152,38 +130,18 @@ async def open_house(
             )
             async with context_around(settings, datastore, pair.sealer, clock) as context:
                 nursery.start_soon(uploads.run, context)
-                yield House(context, task, pair, helper, handclock)
+                yield LeaderHarness(context, task, pair, helper, clock)
                 context.uploads.close()
             nursery.cancel_scope.cancel()
     finally:
         opened.close()
 
 
-def at(pair: Pair, url: str) -> Pair:
-    """The same pair with its Helper at ``url``."""
-    moved = replace(pair.configuration, helper_aggregator_endpoint=f"{url}/helper/").encode()
-    return replace(
-        pair,
-        leader=replace(pair.leader, configuration_bytes=moved),
-        helper=replace(pair.helper, configuration_bytes=moved),
-    )
-
-
-def helper_response(pair: Pair, body: bytes, rules: ReportRules = ANY_TIME) -> bytes:
+def helper_response(pair: TaskPair, body: bytes, rules: ReportRules = ANY_TIME) -> bytes:
     """The ``AggregationJobResp`` of an honest Helper."""
     head, offset = AggregationJobInitHead.decode(body)
-    job = HelperJob(body, offset)
     batch_id = head.extensions[0].data if head.extensions else None
-    verified = job.verify(
-        pair.helper.parameters,
-        rules,
-        Keyring([pair.helper_key]),
-        pair.sealer,
-        bytes(16),
-        batch_id,
-        bytes(job.count),
-    )
-    return verified.finish([], bytes(len(verified.candidates([])) // 16)).response
+    return pair.help(body[offset:], rules=rules, batch_id=batch_id).response
 
 
 def ready(body: bytes, **headers: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A daemon of a configuration file, in this process."""
+"""A daemon that reads a configuration file, in this process."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dapd.messages.common import b64url_encode
 BASE = '[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["k"]\n'
 
 
-def write(directory: Path, text: str) -> Path:
-    """A configuration that listens on a free port."""
+def write_config(directory: Path, text: str) -> Path:
+    """Write a configuration file, with a free port unless ``text`` names one; return its path."""
     path = directory / "dapd.toml"
     listen = "" if "[server]" in text else '[server]\nlisten = "127.0.0.1:0"\n'
     path.write_text(f"{BASE}{listen}{text}")
@@ -24,8 +24,8 @@ def write(directory: Path, text: str) -> Path:
 
 
 @asynccontextmanager
-async def daemon(path: Path) -> AsyncIterator[Daemon]:
-    """The daemon of a configuration file."""
+async def running_daemon(path: Path) -> AsyncIterator[Daemon]:
+    """The daemon that this configuration file describes."""
     key = path.parent / "k"
     key.touch(mode=0o600)
     key.write_text(b64url_encode(bytes(32)))

@@ -16,7 +16,6 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import trio
 
-from dapd.collector import Query
 from dapd.commits.tasks import rekey_task
 from dapd.config import Config
 from dapd.crypto import make_sealer, sealing_key_id
@@ -27,32 +26,28 @@ from dapd.protocol.task import TaskSettings
 from dapd.runtime.context import Context
 from dapd.taskfile import aggregator_task
 from dapd.testing.pair import Aggregator
-from tests.build import open_store
-from tests.paths.hands import NOON, PRECISION, Hands, hand_pair, until
+from tests.clock import TIME
+from tests.contexts import open_store
+from tests.pair_harness import TaskHarness, open_pair, query_at, until
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-SUMMED, FROZEN, SENT, WAITING = NOON - 3, NOON - 2, NOON - 1, NOON
+SUMMED, FROZEN, SENT, WAITING = TIME - 3, TIME - 2, TIME - 1, TIME
 _LEADER = {"leader": {"min_job_size": 2, "max_wait": 3600, "retry_min": 0.05, "retry_max": 0.2}}
 _STORED = "SELECT 1 FROM aggregation_jobs WHERE state = 'stored'"
 _ASKED = "SELECT 1 FROM collection_jobs WHERE state = 'frozen' AND sends > 0"
 
 
-def of(time: int) -> Query:
-    """The query for one bucket."""
-    return Query.interval(time * PRECISION, PRECISION)
-
-
 @dataclass
-class FullHouse:
-    """Both are stopped."""
+class PopulatedDatabase:
+    """The Leader's database; both Aggregators are stopped."""
 
-    hands: Hands
+    harness: TaskHarness
 
     @property
     def leader(self) -> Aggregator:
-        return self.hands.pair.leader
+        return self.harness.pair.leader
 
     @property
     def database(self) -> Path:
@@ -64,7 +59,7 @@ class FullHouse:
         return self.leader.directory / "dapd.toml"
 
     def key(self, name: str) -> bytes:
-        """A sealing key of the Leader, made if need be; "sealing" is that which sealed all."""
+        """A sealing key of the Leader, made if need be; all data was sealed with "sealing"."""
         file = self._file(name)
         if not file.exists():
             file.touch(mode=0o600)
@@ -82,7 +77,7 @@ class FullHouse:
         return self.leader._config()
 
     def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """What a reading transaction says of the Leader's database, while it is stopped."""
+        """Run a read transaction on the database while no daemon has it open."""
         opened = open_store(self.database)
         try:
             return opened.datastore.read_sync(fn, *args, **kwargs)
@@ -90,8 +85,8 @@ class FullHouse:
             opened.close()
 
     def rekey(self) -> None:
-        """What ``dapd task rekey`` does, with the key that is called "new"."""
-        task = aggregator_task(self.hands.task.files.leader, TaskSettings())
+        """Do what ``dapd task rekey`` does, with the key that is called "new"."""
+        task = aggregator_task(self.harness.task.files.leader, TaskSettings())
         opened = open_store(self.database)
         opened.datastore.run_sync(rekey_task, task, make_sealer([self.key("new")]))
         opened.datastore.run_sync(sealed.note_sealing_key, sealing_key_id(self.key("new")))
@@ -102,26 +97,26 @@ class FullHouse:
 
 
 @asynccontextmanager
-async def full_house(path: Path) -> AsyncIterator[FullHouse]:
-    """A pair that has come so far."""
+async def populated_database(path: Path) -> AsyncIterator[PopulatedDatabase]:
+    """The database of a pair that has come so far."""
     leader = {name: dict(table) for name, table in _LEADER.items()}
     helper = {"helper": {"mode": "sync"}}
-    async with hand_pair(path, leader=leader, helper=helper) as (pair, http):
+    async with open_pair(path, leader=leader, helper=helper) as (pair, http):
         task = await pair.new_task("sum:max_measurement=100")
-        hands = Hands(task, http)
-        await hands.upload(hands.seal([1, 2], "summed", at=SUMMED))
-        await hands.upload(hands.seal([3, 4], "frozen", at=FROZEN))
-        await hands.until_counted(pair.leader, "aggregate_finished", 4)
+        harness = TaskHarness(task, http)
+        await harness.upload(harness.seal([1, 2], "summed", at=SUMMED))
+        await harness.upload(harness.seal([3, 4], "frozen", at=FROZEN))
+        await harness.until_counted(pair.leader, "aggregate_finished", 4)
         await pair.helper.stop()
-        await hands.upload(hands.seal([5, 6], "sent", at=SENT))
+        await harness.upload(harness.seal([5, 6], "sent", at=SENT))
         await until(lambda: _has(pair.leader.context, _STORED))
-        await hands.upload(hands.seal([7], "waiting", at=WAITING))
+        await harness.upload(harness.seal([7], "waiting", at=WAITING))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(task.collect, of(FROZEN))
+            nursery.start_soon(task.collect, query_at(FROZEN))
             await until(lambda: _has(pair.leader.context, _ASKED))
             nursery.cancel_scope.cancel()
         await pair.leader.stop()
-        yield FullHouse(hands)
+        yield PopulatedDatabase(harness)
 
 
 async def _has(context: Context, query: str) -> bool:

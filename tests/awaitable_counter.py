@@ -1,11 +1,11 @@
-"""A count that others wait for, without looking again and again."""
+"""A counter that other tasks wait for without polling."""
 
 from __future__ import annotations
 
 import trio
 
 
-class Tally:
+class AwaitableCounter:
     """Only rises."""
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class Tally:
         self._risen = trio.Event()
 
     async def more(self, count: int) -> int:
-        """Wait until it is so much higher than now; the value then."""
+        """Wait until the value is ``count`` higher than now; return it."""
         goal = self.value + count
         while self.value < goal:
             await self._risen.wait()

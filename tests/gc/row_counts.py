@@ -21,7 +21,7 @@ GROWING = (
 )
 
 
-def rows(store: Datastore) -> dict[str, int]:
+def row_counts(store: Datastore) -> dict[str, int]:
     """Count the rows of each table that grows with the reports; leave out empty tables."""
 
     def count(tx: Tx) -> dict[str, int]:
@@ -35,7 +35,7 @@ def rows(store: Datastore) -> dict[str, int]:
     return store.read_sync(count)
 
 
-def rebuilt(path: Path, task_pk: int, ids: bytes) -> tuple[int, bytes]:
+def rebuilt_replay_index(path: Path, task_pk: int, ids: bytes) -> tuple[int, bytes]:
     """Rebuild the replay index as a new process would: (how many ids it has, which of these)."""
     store = Engine(path, _lost)
     try:

@@ -1,6 +1,6 @@
-"""A Leader with aggregated batches, and the real Helper's answer to its AggregateShareReq.
+"""The databases of a Leader and a Helper, with batches that were aggregated without an exchange.
 
-Reports go through the real extension on both sides; only the aggregation exchange is left out.
+Reports go through the real extension on both sides; no daemon runs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
@@ -16,12 +16,10 @@ from dapd.commits.collections import create_collection
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreConfig
 from dapd.config import Disk as DiskConfig
-from dapd.crypto import Keyring
 from dapd.datastore import Datastore, Tx, batches, chunks, collections, leases, outstanding
 from dapd.datastore.chunks import Place
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
-from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.collection import (
     AggregateShareAad,
     AggregateShareReq,
@@ -30,15 +28,14 @@ from dapd.messages.collection import (
     Query,
 )
 from dapd.messages.common import BatchMode, HpkeCiphertext, Interval, MediaType, Role
-from dapd.messages.task import TaskConfiguration
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.task import Instant, Task
-from dapd.reports import HelperJob, leader_finish
 from dapd.runtime.context import Context
 from dapd.vdaf import unshard
-from tests import build
-from tests.build import ANY_TIME, NOW, TIME, Pair
-from tests.peer import Request, answer
+from tests.clock import NOW, TIME, ManualClock
+from tests.contexts import add_task, context_around, open_store
+from tests.raw_http import Request, answer
+from tests.task_pair import TaskPair, leader_job, make_reports, report_ids, task_pair
 
 KEEP_MS = 3_600_000
 QUERY = CollectionJobReq(Query(Interval(TIME, 1)))
@@ -50,80 +47,51 @@ def interval_query(start: int, duration: int) -> CollectionJobReq:
 
 
 @dataclass
-class HandClock:
-    """A clock that only the test moves; milliseconds."""
+class DatabasePair:
+    """Both Aggregators of one task, each with a database of its own."""
 
-    at: int = NOW
-
-    def now(self) -> int:
-        return self.at
-
-    def elapsed(self) -> int:
-        return self.at
-
-    def instant(self) -> Instant:
-        return Instant(self.at, self.at)
-
-
-@dataclass
-class Aggregators:
-    """Both Aggregators of one task, each with a datastore of its own."""
-
-    pair: Pair
+    pair: TaskPair
     leader: Task
     helper: Task
     store: Datastore
     helper_store: Datastore
     seq: int = 0
-    clock: HandClock = field(default_factory=HandClock)
+    clock: ManualClock = field(default_factory=ManualClock)
 
     def upload(self, n: int, *, time: int = TIME) -> int:
-        """A waiting chunk of ``n`` reports; its ``seq``. The rows are not looked at here."""
+        """Store a waiting chunk of ``n`` reports, whose rows are no reports; its ``seq``."""
         bucket = time_bucket(time) if self.leader.by_time else b""
         self.seq += 1
         place = Place(self.leader.task_pk, self.seq, bucket, NOW)
-        chunk = (n, time, time, build.report_ids(n), bytes(4 * n), b"")
+        chunk = (n, time, time, report_ids(n), bytes(4 * n), b"")
         self.store.run_sync(chunks.insert, place, chunk)
-        self.store.run_sync(collections.touch, self.leader.task_pk, self.clock.at)
+        self.store.run_sync(collections.touch, self.leader.task_pk, self.clock.now())
         return self.seq
 
     def decide(self, *seqs: int) -> None:
-        """The chunks are aggregated or rejected."""
+        """Record that the reports of these chunks were aggregated or rejected."""
 
         def decide(tx: Tx) -> None:
             for seq in seqs:
                 tx.execute("UPDATE report_chunks SET state = 'decided' WHERE seq = :seq", seq=seq)
-            collections.touch(tx, self.leader.task_pk, self.clock.at)
+            collections.touch(tx, self.leader.task_pk, self.clock.now())
 
         self.store.run_sync(decide)
 
     def aggregate(
         self, measurements: Sequence[int], *, time: int = TIME, batch_id: bytes | None = None
     ) -> None:
-        """Verify, and commit to the buckets on both sides."""
-        pair = self.pair
-        reports = build.make_reports(pair, measurements, times=[time] * len(measurements))
-        job = build.leader_job(pair, reports, batch_id=batch_id)
-        _, offset = AggregationJobInitHead.decode(job.body)
-        verified = HelperJob(job.body, offset).verify(
-            pair.helper.parameters,
-            ANY_TIME,
-            Keyring([pair.helper_key]),
-            pair.sealer,
-            job.job_id,
-            batch_id,
-            bytes(len(measurements)),
-        )
-        helper = verified.finish([], bytes(len(measurements)))
-        leader = leader_finish(
-            pair.leader.parameters, pair.sealer, job.job_id, batch_id, job.state, helper.response
-        )
+        """Add verified reports to the buckets on both sides."""
+        reports = make_reports(self.pair, measurements, times=[time] * len(measurements))
+        job = leader_job(self.pair, reports, batch_id=batch_id)
+        helper = self.pair.help(job.start.verify_inits, job_id=job.job_id, batch_id=batch_id)
+        leader = job.lead(helper.response)
         for store, task, totals in (
             (self.store, self.leader, leader.buckets),
             (self.helper_store, self.helper, helper.buckets),
         ):
             store.run_sync(batches.add_contributions, task.task_pk, job.job_id, totals)
-        self.store.run_sync(collections.touch, self.leader.task_pk, self.clock.at)
+        self.store.run_sync(collections.touch, self.leader.task_pk, self.clock.now())
 
     def open_batch(self) -> bytes:
         """A new leader-selected batch; its id."""
@@ -132,7 +100,7 @@ class Aggregators:
         return batch_id
 
     def query(self, request: CollectionJobReq) -> CollectionJob:
-        """What a POST of this request gives. Raises ``Abort``."""
+        """The job that a POST of this request makes or finds. Raises ``Abort``."""
         return self.query_bytes(request.encode())
 
     def query_bytes(self, body: bytes) -> CollectionJob:
@@ -153,7 +121,7 @@ class Aggregators:
         """Lease this job, which must be due."""
         found, _ = self.store.run_sync(
             leases.lease_due,
-            self.clock.at,
+            self.clock.now(),
             lambda due: [each for each in due if each.kind == "collection" and each.pk == job.pk],
         )
         return found[0]
@@ -184,7 +152,7 @@ class Aggregators:
     def result(
         self, request: CollectionJobReq, response: bytes
     ) -> tuple[CollectionJobResp, object]:
-        """What the Collector makes of a CollectionJobResp: itself and the aggregate result."""
+        """The parsed CollectionJobResp, and the aggregate result that the Collector finds in it."""
         resp = CollectionJobResp.decode(response)
         opened = [
             self._open(request, role, share)
@@ -202,46 +170,38 @@ class Aggregators:
 
 
 @asynccontextmanager
-async def aggregators(
+async def open_databases(
     path: Path,
     *,
     mode: BatchMode = BatchMode.TIME_INTERVAL,
     min_batch_size: int = 3,
     helper_url: str = "",
-) -> AsyncIterator[Aggregators]:
+) -> AsyncIterator[DatabasePair]:
     """A task with its Leader and Helper in two SQLite files, closed at the end."""
-    pair = build.task_pair(batch_mode=mode, min_batch_size=min_batch_size)
+    pair = task_pair(batch_mode=mode, min_batch_size=min_batch_size)
     if helper_url:
-        pair = _served_at(pair, helper_url)
-    opened = build.open_store(path / "leader.sqlite")
-    helper_opened = build.open_store(path / "helper.sqlite")
+        pair = pair.at(f"{helper_url}/")
+    opened = open_store(path / "leader.sqlite")
+    helper_opened = open_store(path / "helper.sqlite")
     try:
-        leader = build.add_task(opened.datastore, pair.leader, pair)
-        helper = build.add_task(helper_opened.datastore, pair.helper, pair)
-        yield Aggregators(pair, leader, helper, opened.datastore, helper_opened.datastore)
+        leader = add_task(opened.datastore, pair.leader, pair)
+        helper = add_task(helper_opened.datastore, pair.helper, pair)
+        yield DatabasePair(pair, leader, helper, opened.datastore, helper_opened.datastore)
     finally:
         helper_opened.close()
         opened.close()
 
 
 @asynccontextmanager
-async def context_of(who: Aggregators) -> AsyncIterator[Context]:
-    """A Leader's context around its datastore."""
-    path = who.store.path
+async def leader_context(databases: DatabasePair) -> AsyncIterator[Context]:
+    """The ``Context`` of the Leader."""
+    path = databases.store.path
     config = Config(
         datastore=DatastoreConfig(path=path, sealing_keys=(path,)),
         leader=Leader(retry_min=1.0, retry_max=64.0),
         disk=DiskConfig(min_free_bytes=0),
     )
-    async with build.context_around(config, who.store, who.pair.sealer, who.clock) as context:
+    async with context_around(
+        config, databases.store, databases.pair.sealer, databases.clock
+    ) as context:
         yield context
-
-
-def _served_at(pair: Pair, helper_url: str) -> Pair:
-    before: TaskConfiguration = pair.configuration
-    encoded = replace(before, helper_aggregator_endpoint=helper_url + "/").encode()
-    return replace(
-        pair,
-        leader=replace(pair.leader, configuration_bytes=encoded),
-        helper=replace(pair.helper, configuration_bytes=encoded),
-    )
