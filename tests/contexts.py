@@ -93,6 +93,23 @@ async def open_context(
         opened.close()
 
 
+class NativeGate:
+    """Keeps every call of the extension waiting for a thread, as a busy machine does."""
+
+    def __init__(self, context: Context) -> None:
+        self._threads = context.native_threads
+        self._tokens = self._threads.total_tokens
+        self._threads.total_tokens = 0
+
+    async def arrived(self) -> None:
+        """Wait until a call has come to the gate."""
+        while not self._threads.statistics().tasks_waiting:
+            await trio.lowlevel.checkpoint()
+
+    def open(self) -> None:
+        self._threads.total_tokens = self._tokens
+
+
 def clock_of(context: Context) -> ManualClock:
     """The clock of a context that was opened without another."""
     assert isinstance(context.clock, ManualClock)

@@ -74,7 +74,7 @@ class PopulatedDatabase:
         self.leader.settings["datastore"] = {"sealing_keys": files}
         listed = ", ".join(f'"{file}"' for file in files)
         self.toml.write_text(f'[datastore]\npath = "{self.database}"\nsealing_keys = [{listed}]\n')
-        return self.leader._config()
+        return self.leader.config()
 
     def read(self, fn: Callable[Concatenate[Tx, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a read transaction on the database while no daemon has it open."""

@@ -53,6 +53,7 @@ def test_a_difference_fails_and_shows_both_logs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """Exit status 1, what differs in one line, the ends of both logs, and where the files are."""
+    # Nothing makes two honest Aggregators count wrong: the truth is replaced instead.
     monkeypatch.setattr(Question, "truth", lambda _, answers: [len(answers), 0, 0])
     with pytest.raises(SystemExit) as exit_:
         main(["demo", "--clients", "20", "--keep", str(tmp_path / "kept")])

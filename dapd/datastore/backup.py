@@ -127,14 +127,14 @@ def remove_old_backups(newest: Copy, keep: int | None) -> list[Path]:
     return removed
 
 
-def before_upgrade(database: Path, version: int, *, now: int) -> Copy:
+def before_upgrade(database: Path, version: int, *, now: int, spare: int = SPARE_BYTES) -> Copy:
     """Copy the database beside itself before its upgrade to schema ``version``.
 
     This deletes copies of earlier upgrades. Raises ``DatastoreError``; then don't upgrade either.
     """
     name = f"{database.name}.before-schema-{version}"
     try:
-        copy = take(database, database.parent, lambda _: name, now=now, spare=SPARE_BYTES)
+        copy = take(database, database.parent, lambda _: name, now=now, spare=spare)
     except DatastoreError as error:
         raise DatastoreError(f"not upgraded to schema {version}: {error}") from error
     for path in _beside(database, "before-schema"):

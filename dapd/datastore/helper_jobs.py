@@ -258,9 +258,9 @@ def drop(tx: Tx, job_pk: int, expired_before: int, now: int) -> Dropped | None:
     return Dropped(job_id, undecided, admitted_ids or b"")
 
 
-def answered(tx: Tx, task_pk: int, after: int) -> list[Answered]:
-    """Return the next finished jobs after ``after`` that the Leader has not deleted (rule A7)."""
-    rows = tx.all(_Q_ANSWERED, task_pk=task_pk, after=after, page=expiry.PAGE)
+def answered(tx: Tx, task_pk: int, after: int, most: int) -> list[Answered]:
+    """Return up to ``most`` finished jobs after ``after`` that the Leader has not deleted (A7)."""
+    rows = tx.all(_Q_ANSWERED, task_pk=task_pk, after=after, page=most)
     return [Answered(*row) for row in rows]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -70,9 +71,15 @@ def schema_of(connection: sqlite3.Connection) -> tuple[int, int]:
     return (int(newest[0]), int(newest[1])) if newest else (0, 0)
 
 
-def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: bool) -> None:
+def check_version(
+    connection: sqlite3.Connection,
+    path: Path,
+    *,
+    may_be_older: bool,
+    carried: Sequence[Migration] | None = None,
+) -> None:
     """Raise ``DatastoreError`` if this program can't use a database with this schema."""
-    known = migrations()[-1].version
+    known = (carried or migrations())[-1].version
     found, compatible_from = schema_of(connection)
     if compatible_from > known:
         raise UnfitDatastore(
@@ -87,24 +94,32 @@ def check_version(connection: sqlite3.Connection, path: Path, *, may_be_older: b
         )
 
 
-def pending(connection: sqlite3.Connection) -> list[Migration]:
+def pending(
+    connection: sqlite3.Connection, carried: Sequence[Migration] | None = None
+) -> list[Migration]:
     """Return the migrations that ``migrate`` would apply, in order."""
     found, _ = schema_of(connection)
-    return [migration for migration in migrations() if migration.version > found]
+    return [migration for migration in carried or migrations() if migration.version > found]
 
 
-def migrate(connection: sqlite3.Connection, path: Path, now: int) -> list[str]:
+def migrate(
+    connection: sqlite3.Connection,
+    path: Path,
+    now: int,
+    carried: Sequence[Migration] | None = None,
+) -> list[str]:
     """Apply the missing migrations in one transaction, and return their names.
 
-    ``now`` is in milliseconds. Raises ``DatastoreError``; then the database is unchanged.
+    ``now`` is in milliseconds; ``carried`` are ``migrations()`` unless given. Raises
+    ``DatastoreError``; then the database is unchanged.
     """
-    check_version(connection, path, may_be_older=True)
+    check_version(connection, path, may_be_older=True, carried=carried)
     applied = []
     try:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(_Q_VERSIONS_TABLE)
-        for migration in pending(connection):
+        for migration in pending(connection, carried):
             _apply(connection, migration, now)
             applied.append(f"{migration.version:04d}_{migration.name}")
         connection.execute("COMMIT")

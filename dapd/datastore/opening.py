@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from dapd.datastore import lock, replay
 from dapd.datastore.backup import before_upgrade
 from dapd.datastore.files import create_private
-from dapd.datastore.migrate import check_version, migrate, pending, schema_of
+from dapd.datastore.migrate import Migration, check_version, migrate, pending, schema_of
 from dapd.datastore.mounts import refuse_network
 from dapd.datastore.sqlite import Datastore, commit_sequence, connect
 from dapd.errors import DatastoreError
@@ -42,10 +42,18 @@ class Opened:
             self.lock.close()
 
 
-def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str], None]) -> Opened:
+def open_for_daemon(
+    path: Path,
+    *,
+    holder: str,
+    now: int,
+    on_lost: Callable[[str], None],
+    carried: Sequence[Migration] | None = None,
+) -> Opened:
     """Lock, create, migrate, and rebuild the replay index. ``now`` is in milliseconds.
 
     ``on_lost`` is called if a commit may or may not have happened; it must end the process (D3).
+    ``carried`` are the migrations of this program, ``migrations()`` unless given.
     Raises ``DatastoreError``, which names the holder if another process has the file.
     """
     refuse_network(path)
@@ -55,7 +63,7 @@ def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str
             f"{path} is held by {lock.holder_of(path)}; stop it, or set another [datastore] path"
         )
     try:
-        opened = _open_held(path, held, now, on_lost)
+        opened = _open_held(path, held, now, on_lost, carried)
         opened.datastore.read_sync(replay.rebuild)
     except BaseException:
         held.close()
@@ -63,7 +71,9 @@ def open_for_daemon(path: Path, *, holder: str, now: int, on_lost: Callable[[str
     return opened
 
 
-def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
+def open_for_command(
+    path: Path, *, holder: str, now: int, carried: Sequence[Migration] | None = None
+) -> Opened:
     """Open for one short transaction of a command, also while a daemon holds the file (rule E5).
 
     If no other process has the lock, this may create and migrate the database; else it does not.
@@ -72,10 +82,10 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
     held = lock.try_lock(path, holder)
     try:
         if held is not None:
-            return _open_held(path, held, now, _lost)
+            return _open_held(path, held, now, _lost, carried)
         connection = connect(path)
         try:
-            check_version(connection, path, may_be_older=False)
+            check_version(connection, path, may_be_older=False, carried=carried)
         finally:
             connection.close()
         return Opened(Datastore(path, _lost), None, [])
@@ -85,16 +95,22 @@ def open_for_command(path: Path, *, holder: str, now: int) -> Opened:
         raise
 
 
-def _open_held(path: Path, held: lock.FileLock, now: int, on_lost: Callable[[str], None]) -> Opened:
+def _open_held(
+    path: Path,
+    held: lock.FileLock,
+    now: int,
+    on_lost: Callable[[str], None],
+    carried: Sequence[Migration] | None,
+) -> Opened:
     """Migrate and open the database, and compare its commit sequence with the recorded one."""
     with suppress(OSError):  # the file exists, or SQLite reports the error below
         create_private(path)  # SQLite gives -wal and -shm the mode of this file
     copied_to = None
     with closing(connect(path)) as connection:
         known, _ = schema_of(connection)
-        if known and (steps := pending(connection)):
+        if known and (steps := pending(connection, carried)):
             copied_to = before_upgrade(path, steps[-1].version, now=now).path
-        migrated = migrate(connection, path, now)
+        migrated = migrate(connection, path, now, carried)
     datastore = Datastore(path, on_lost, held)
     behind = held.compare(datastore.read_sync(commit_sequence))
     return Opened(datastore, held, migrated, behind, copied_to)

@@ -129,10 +129,10 @@ COLUMNS = (
 )
 
 
-def page(tx: Tx, column: Column, after: int) -> list[Cell]:
-    """Return the next cells by key: ``PAGE_BYTES`` in all at most, or a single larger cell."""
+def page(tx: Tx, column: Column, after: int, most: int = PAGE_CELLS) -> list[Cell]:
+    """Return the next cells by key: ``most`` or ``PAGE_BYTES`` at most, or one larger cell."""
     until, total = after, 0
-    for pk, size in tx.all(column.sizes, after=after, size=PAGE_CELLS):
+    for pk, size in tx.all(column.sizes, after=after, size=most):
         total += size
         if total > PAGE_BYTES and until > after:
             break

@@ -34,24 +34,23 @@ _PAUSE = 0.02
 _ALARM_EVERY = 600.0
 
 
-async def run_round(context: Context) -> None:
+async def run_round(context: Context, *, page_bytes: int = _PAGE_BYTES) -> None:
     """Merge the contributions of every open bucket that has many; stop early when draining."""
     for task in context.tasks.all():
-        await _compact_task(context, task)
+        await _compact_task(context, task, page_size(task, page_bytes))
 
 
-async def _compact_task(context: Context, task: Task) -> None:
+async def _compact_task(context: Context, task: Task, size: int) -> None:
     expired_before = task.expired_before_at(context.instant())
     after: bytes | None = time_bucket(expired_before) if task.by_time else b""
     while after is not None and not context.draining.is_set():
         look = await context.read(batches.crowded, task.task_pk, after, many=MANY)
         for bucket in look.buckets:
-            await _compact_bucket(context, task, bucket)
+            await _compact_bucket(context, task, bucket, size)
         after = look.after
 
 
-async def _compact_bucket(context: Context, task: Task, bucket: bytes) -> None:
-    size = page_size(task)
+async def _compact_bucket(context: Context, task: Task, bucket: bytes, size: int) -> None:
     while not context.draining.is_set():
         parts = await context.read(load, task, bucket, size)
         if len(parts) < min(size, MANY):
@@ -69,10 +68,10 @@ async def _compact_bucket(context: Context, task: Task, bucket: bytes) -> None:
         await trio.sleep(_PAUSE)
 
 
-def page_size(task: Task) -> int:
+def page_size(task: Task, page_bytes: int = _PAGE_BYTES) -> int:
     """Return how many contributions one step merges; at least two, so that it makes progress."""
     share = len(nothing(task).share)
-    return max(2, min(_PAGE, _PAGE_BYTES // share))
+    return max(2, min(_PAGE, page_bytes // share))
 
 
 def load(tx: Tx, task: Task, bucket: bytes, size: int) -> list[Contribution]:

@@ -29,8 +29,7 @@ from dapd.protocol.task import Instant, Task, TaskState
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
-_ANSWERED_PAGES = 20
-"""How many pages of kept answers a round looks at; the next round goes on behind them."""
+_ANSWERS = 20 * PAGE
 
 
 async def run(context: Context) -> None:
@@ -57,10 +56,14 @@ async def run(context: Context) -> None:
 
 
 class GarbageCollector:
-    """Deletes what has expired, of all tasks, whether they are served or not."""
+    """Deletes what has expired, of all tasks, whether they are served or not.
 
-    def __init__(self, context: Context) -> None:
+    A round looks at ``answers`` kept answers of each task; the next one goes on behind them.
+    """
+
+    def __init__(self, context: Context, *, answers: int = _ANSWERS) -> None:
         self._context = context
+        self._answers = answers
         self._answered: dict[int, int] = {}
 
     async def collect(self) -> Mapping[bytes, Counter[str]]:
@@ -154,10 +157,11 @@ class GarbageCollector:
 
     async def _forget_answers(self, task: Task, sweep: Sweep) -> None:
         """Delete the answers that a Helper need not keep any more (A7), a bounded part a round."""
-        context = self._context
-        for _ in range(_ANSWERED_PAGES):
-            after = self._answered.pop(task.task_pk, 0)
-            last, settled = await context.read(_settled, task, after)
+        context, left = self._context, self._answers
+        while left > 0:
+            after, most = self._answered.pop(task.task_pk, 0), min(left, PAGE)
+            left -= most
+            last, settled = await context.read(_settled, task, after, most)
             await sweep.forget_answers(settled)
             if last is None or context.draining.is_set():
                 return
@@ -170,11 +174,11 @@ def raise_marks(tx: Tx, raised: Mapping[int, int]) -> None:
         watermarks.raise_expired_before(tx, task_pk, mark)
 
 
-def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:
+def _settled(tx: Tx, task: Task, after: int, most: int) -> tuple[int | None, list[int]]:
     """Look at the next page of finished jobs. Return its last job, or ``None`` if no page follows,
     and the jobs whose buckets are all collected.
     """
-    page = helper_jobs.answered(tx, task.task_pk, after)
+    page = helper_jobs.answered(tx, task.task_pk, after, most)
     size = 8 if task.by_time else 32
     states: dict[bytes, RangeState | None] = {}
     settled = []
@@ -185,7 +189,7 @@ def _settled(tx: Tx, task: Task, after: int) -> tuple[int | None, list[int]]:
                 states[bucket] = batches.bucket_state(tx, task.task_pk, bucket)
         if buckets and all(states[bucket] is RangeState.COLLECTED for bucket in buckets):
             settled.append(job.job_pk)
-    return (page[-1].job_pk if len(page) == PAGE else None), settled
+    return (page[-1].job_pk if len(page) == most else None), settled
 
 
 def _purge(tx: Tx, task_pk: int) -> bool:

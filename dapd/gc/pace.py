@@ -32,8 +32,9 @@ _PAUSE_FACTOR = 4
 class Pace:
     """Runs the steps of one kind of deletion; the next one may delete ``rows`` rows."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, *, timer: Callable[[], float] = time.perf_counter) -> None:
         self._context = context
+        self._timer = timer
         self._took = 0.0
         self.rows = _FIRST_ROWS
 
@@ -45,12 +46,12 @@ class Pace:
 
         def timed(tx: Tx, /, *args: P.args, **kwargs: P.kwargs) -> T:
             nonlocal begun
-            begun = time.perf_counter()
+            begun = self._timer()
             return fn(tx, *args, **kwargs)
 
         timed.__name__ = fn.__name__  # the label under which its duration is recorded
         result = await self._context.run(timed, *args, **kwargs)
-        self._took = time.perf_counter() - begun
+        self._took = self._timer() - begun
         self.learn(self._took)
         return result
 

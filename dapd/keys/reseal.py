@@ -16,7 +16,7 @@ import trio
 from dapd.commits.sealing_keys import ResealStanding, finish_reseal, replace_values, reseal_standing
 from dapd.crypto import Sealer
 from dapd.datastore import sealed
-from dapd.datastore.sealed import COLUMNS, Cell, Column
+from dapd.datastore.sealed import COLUMNS, PAGE_CELLS, Cell, Column
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
@@ -82,8 +82,16 @@ class Pass:
     be unsealed, ``took`` is how long (s) the last step occupied the writer.
     """
 
-    def __init__(self, context: Context, key_id: bytes, progress: dict[str, int]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        key_id: bytes,
+        progress: dict[str, int],
+        *,
+        page_cells: int = PAGE_CELLS,
+    ) -> None:
         self._context = context
+        self._page_cells = page_cells
         self._key_id = key_id
         self._left = list(COLUMNS)
         self._after = dict(progress)
@@ -102,7 +110,7 @@ class Pass:
         if column is None:
             return False
         after = self._after.get(column.name, _BEFORE_ALL_ROWS)
-        cells = await context.read(sealed.page, column, after)
+        cells = await context.read(sealed.page, column, after, self._page_cells)
         if not cells:
             self._left.pop(0)
             return bool(self._left)

@@ -34,6 +34,7 @@ from dapd.telemetry.metrics import Metrics
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_NATIVE_CALLS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Context:
     ``jobs`` wakes the dispatcher, ``chunks`` the creator. ``draining`` is set once, when the daemon
     begins to stop (I8). ``dapd.process.reload`` may replace the frozen ``config``, so read it here
     each time. ``config_path`` is its file; ``restart_for`` are the keys whose new values take
-    effect only at a restart, as of the last reload.
+    effect only at a restart, as of the last reload. ``native_threads`` limits how many
+    calls of ``compute`` run at a time.
     """
 
     config: Config
@@ -79,6 +81,9 @@ class Context:
     metrics: Metrics = field(default_factory=Metrics)
     history: History = field(default_factory=History)
     draining: trio.Event = field(default_factory=trio.Event)
+    native_threads: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(_NATIVE_CALLS)
+    )
     certificates: Certificates = field(default_factory=Certificates)
     config_path: Path | None = None
     restart_for: tuple[str, ...] = ()
@@ -108,7 +113,9 @@ class Context:
         """Run a function that computes for long, such as one of Rust's, in a thread; measure it."""
         started = time.perf_counter()
         try:
-            return await trio.to_thread.run_sync(lambda: fn(*args, **kwargs))
+            return await trio.to_thread.run_sync(
+                lambda: fn(*args, **kwargs), limiter=self.native_threads
+            )
         finally:
             self.metrics.native_seconds.labels(fn.__name__).observe(time.perf_counter() - started)
 

@@ -84,12 +84,13 @@ class Aggregator:
     async def _serve(self, *, task_status: trio.TaskStatus[Daemon]) -> None:
         try:
             await run_daemon(
-                self._config(), stop=self._stop, clock=self.clock, task_status=task_status
+                self.config(), stop=self._stop, clock=self.clock, task_status=task_status
             )
         finally:
             self._stopped.set()
 
-    def _config(self) -> Config:
+    def config(self) -> Config:
+        """What the next ``start`` uses; makes the sealing key if there is none."""
         key = self.directory / "sealing.key"
         if not key.exists():
             self.directory.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
+from dapd.datastore.backup import before_upgrade
 from dapd.datastore.migrate import Migration, migrate, migrations, parse
 from dapd.datastore.sqlite import commit_sequence, connect
 from dapd.errors import DatastoreError
@@ -36,16 +37,20 @@ def path(tmp_path: Path) -> Path:
 class Program:
     """A dapd that carries more migrations, or fewer, than this one."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
-        self._monkeypatch = monkeypatch
+    def __init__(self, path: Path) -> None:
         self._path = path
+        self.carried = CARRIED
 
     def carries(self, *more: Migration) -> None:
-        known = [*CARRIED, *more]
-        self._monkeypatch.setattr("dapd.datastore.migrate.migrations", lambda: known)
+        self.carried = [*CARRIED, *more]
 
     def start(self) -> Opened:
-        return open_for_daemon(self._path, holder="dapd", now=NOW, on_lost=refuse_to_end)
+        return open_for_daemon(
+            self._path, holder="dapd", now=NOW, on_lost=refuse_to_end, carried=self.carried
+        )
+
+    def open_for_command(self) -> Opened:
+        return open_for_command(self._path, holder="dapd key", now=NOW, carried=self.carried)
 
     def run(self, *ids: bytes) -> list[bytes]:
         """Start it, let it add keys, and stop it; return all keys."""
@@ -58,8 +63,8 @@ class Program:
 
 
 @pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch, path: Path) -> Program:
-    return Program(monkeypatch, path)
+def program(path: Path) -> Program:
+    return Program(path)
 
 
 def add_key(tx: Tx, key_id: bytes) -> None:
@@ -83,7 +88,7 @@ def test_an_upgrade_can_be_taken_back(program: Program, path: Path) -> None:
     assert program.run(b"b") == [b"a", b"b"]
     program.carries()
     assert program.run(b"c") == [b"a", b"b", b"c"]
-    command = open_for_command(path, holder="dapd key", now=NOW)
+    command = program.open_for_command()
     command.datastore.run_sync(add_key, b"d")
     command.close()
     program.carries(parse(NEXT, "expands", EXPANDS))
@@ -101,10 +106,7 @@ def test_a_program_that_is_too_old_is_refused(program: Program, path: Path) -> N
     program.run(b"b")
     program.carries()
     before = path.read_bytes()
-    for start in (
-        program.start,
-        lambda: open_for_command(path, holder="dapd task add", now=NOW),
-    ):
+    for start in (program.start, program.open_for_command):
         with pytest.raises(DatastoreError, match=r"newer than this dapd.*dapd restore"):
             start()
     assert path.read_bytes() == before
@@ -136,7 +138,7 @@ def test_a_migration_that_fails_leaves_nothing(program: Program, path: Path) -> 
     program.carries(parse(NEXT, "bad", "CREATE TABLE fine (x);\nNO SQL;\n"))
     connection = connect(path)
     with pytest.raises(DatastoreError, match="could not be brought up to date"):
-        migrate(connection, path, 0)
+        migrate(connection, path, 0, program.carried)
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
     connection.close()
 
@@ -163,20 +165,26 @@ def test_an_upgrade_leaves_the_database_as_it_was_beside_it(program: Program, pa
     kept.close()
 
 
-def test_there_is_no_upgrade_without_room_for_the_copy(
-    program: Program, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The upgrade is refused before anything changes, and succeeds once there is space."""
+def test_there_is_no_copy_without_room_for_it(program: Program, path: Path) -> None:
+    """It is refused, and leaves nothing."""
     program.run(b"a")
-    program.carries(parse(NEXT, "expands", EXPANDS))
-    with monkeypatch.context() as full:
-        full.setattr("dapd.datastore.backup.SPARE_BYTES", 1 << 60)
-        with pytest.raises(DatastoreError, match=r"not upgraded to schema.*free some space"):
-            program.start()
+    with pytest.raises(DatastoreError, match=r"not upgraded to schema.*free some space"):
+        before_upgrade(path, NEXT, now=NOW, spare=1 << 60)
     assert sorted(each.name for each in path.parent.iterdir()) == [
         "dapd.sqlite",
         "dapd.sqlite.lock",
     ]
+
+
+def test_there_is_no_upgrade_without_the_copy(program: Program, path: Path) -> None:
+    """It is refused before anything changes, and goes on once the copy can be made."""
+    program.run(b"a")
+    program.carries(parse(NEXT, "expands", EXPANDS))
+    in_the_way = path.with_name(f"dapd.sqlite.before-schema-{NEXT}")
+    in_the_way.mkdir()
+    with pytest.raises(DatastoreError, match="not upgraded to schema"):
+        program.start()
+    in_the_way.rmdir()
     program.carries()
     program.run()
     program.carries(parse(NEXT, "expands", EXPANDS))

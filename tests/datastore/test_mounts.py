@@ -75,6 +75,7 @@ def test_e5_a_database_on_a_network_file_system_is_not_opened(
     link.symlink_to(share)
     mountinfo = tmp_path / "mountinfo"
     mountinfo.write_text(f"{LOCAL}50 27 0:50 / {share} rw - nfs storage:/ rw\n")
+    # A network file system can't be mounted here: the kernel's list of mounts is a file of ours.
     monkeypatch.setattr(mounts, "_MOUNTINFO", mountinfo)
     for directory in (share, link):
         path = directory / "dapd.sqlite"
@@ -90,5 +91,5 @@ def test_where_the_system_does_not_say_what_is_mounted_nothing_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without /proc, nothing is refused."""
-    monkeypatch.setattr(mounts, "_MOUNTINFO", tmp_path / "absent")
+    monkeypatch.setattr(mounts, "_MOUNTINFO", tmp_path / "absent")  # hiding /proc needs root
     open_for_command(tmp_path / "dapd.sqlite", holder="dapd task", now=0).close()

@@ -149,6 +149,7 @@ def test_a_commit_stands_if_its_sequence_can_not_be_recorded(path: Path) -> None
     """If the record can't be written, commits still succeed."""
     opened = daemon(path)
     assert opened.lock is not None
+    # No file mode stops root, and a file that is open already stops nobody: hence its descriptor.
     writable = opened.lock._descriptor
     opened.lock._descriptor = os.open(lock_path(path), os.O_RDONLY)
     add(opened)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,21 @@ import trio
 import trio.testing
 
 from dapd import config
-from dapd.commits import helper_jobs
-from dapd.commits.helper_jobs import commit_job, delete_aggregation_job
+from dapd.commits.helper_jobs import REWORK_SECONDS, commit_job, delete_aggregation_job
 from dapd.commits.tasks import delete_task
 from dapd.crypto import HpkeKeypair
-from dapd.datastore import batches, keys, leases, open_for_command
-from dapd.datastore.helper_jobs import StoredJob
+from dapd.datastore import Tx, batches, keys, leases, open_for_command
+from dapd.datastore.helper_jobs import JobKey, StoredJob
 from dapd.driver import helper_job
 from dapd.driver.step import Step
 from dapd.errors import Abort
+from dapd.messages.task import Prio3Histogram
 from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import ReportError
 from dapd.runtime.context import Context
 from tests.clock import NOW, TIME
-from tests.contexts import make_config, open_context
-from tests.task_pair import X25519, LeaderJob, TaskPair, leader_job, make_reports, task_pair
+from tests.contexts import NativeGate, make_config, open_context
+from tests.task_pair import JOB, X25519, LeaderJob, TaskPair, leader_job, make_reports, task_pair
 
 LO, HI = bytes(8), b"\xff" * 8
 REPLAYED = ReportError.REPORT_REPLAYED
@@ -60,19 +60,6 @@ async def drive(context: Context) -> int:
         peer = context.peers.at(task.configuration.helper_aggregator_endpoint)
         await helper_job.run(context, Step(lease, task, slots, peer))
     return len(leased)
-
-
-def gate(context: Context, monkeypatch: pytest.MonkeyPatch) -> tuple[trio.Event, trio.Event]:
-    """Stop verification at a gate. Return (verification has reached it, let it go on)."""
-    arrived, opened, compute = trio.Event(), trio.Event(), context.compute
-
-    async def gated(fn: Callable[..., Any], *args: Any) -> Any:
-        arrived.set()
-        await opened.wait()
-        return await compute(fn, *args)
-
-    monkeypatch.setattr(context, "compute", gated)
-    return arrived, opened
 
 
 def helper_config(directory: Path, **settings: Any) -> config.Config:
@@ -126,15 +113,13 @@ async def test_auto_decides_by_the_estimate(
         assert created.state == state
 
 
-async def test_a2_identical_requests_join_the_running_work(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a2_identical_requests_join_the_running_work(tmp_path: Path, pair: TaskPair) -> None:
     """One verification answers both, and the second doesn't count for the limit."""
     settings = helper_config(tmp_path, mode="sync", max_running=1)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job, other = (leader_job(pair, make_reports(pair, [1, 1])) for _ in range(2))
-        arrived, opened = gate(context, monkeypatch)
+        gate = NativeGate(context)
         answers: list[StoredJob] = []
 
         async def ask() -> None:
@@ -142,36 +127,34 @@ async def test_a2_identical_requests_join_the_running_work(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ask)
-            await arrived.wait()
+            await gate.arrived()
             nursery.start_soon(ask)
             with pytest.raises(Abort) as caught:
                 await helper_job.create(context, task, other.body)
             assert caught.value.status == 503
-            opened.set()
+            gate.open()
         assert answers[0] == answers[1]
         assert await aggregated(context, task) == 2
 
 
-async def test_a2_work_goes_on_when_its_client_is_gone(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a2_work_goes_on_when_its_client_is_gone(tmp_path: Path, pair: TaskPair) -> None:
     """The handler is cancelled, but the work reaches its commit, and a repeat finds it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 1]))
-        arrived, opened = gate(context, monkeypatch)
+        gate = NativeGate(context)
         async with trio.open_nursery() as handler:
             handler.start_soon(helper_job.create, context, task, job.body)
-            await arrived.wait()
+            await gate.arrived()
             handler.cancel_scope.cancel()
         assert len(context.work) == 1
-        opened.set()
+        gate.open()
         assert outcomes(job, await helper_job.create(context, task, job.body)) == bytes(2)
         assert await aggregated(context, task) == 2
 
 
 async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     """The answer is "not ready", with the id that the job keeps; the dispatcher leaves the job
     alone.
@@ -180,13 +163,13 @@ async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 1]))
-        _, opened = gate(context, monkeypatch)
+        gate = NativeGate(context)
         received = await helper_job.create(context, task, job.body)
         assert received.state == "received"
         assert await helper_job.create(context, task, job.body) == received
         assert await drive(context) == 0
         event = context.finished.listen(("aggregation", received.id))
-        opened.set()
+        gate.open()
         await event.wait()
         finished = await helper_job.find(context, task, received.id)
         assert outcomes(job, finished) == bytes(2)
@@ -194,86 +177,89 @@ async def test_a2_after_sync_wait_the_job_is_stored_and_the_commit_claims_it(
 
 
 async def test_a2_a_late_job_whose_work_fails_is_left_to_the_driver(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1]))
-        failing, compute = trio.Event(), context.compute
-
-        async def fail(fn: Callable[..., Any], *args: Any) -> Any:
-            await failing.wait()
-            raise OSError("no more threads")
-
-        monkeypatch.setattr(context, "compute", fail)
+        gate = NativeGate(context)
         received = await helper_job.create(context, task, job.body)
-        failing.set()
+        await context.run(lambda tx: tx.execute("ALTER TABLE batch_shares RENAME TO elsewhere"))
+        gate.open()
         while len(context.work):
             await trio.lowlevel.checkpoint()
-        monkeypatch.setattr(context, "compute", compute)
+        await context.run(lambda tx: tx.execute("ALTER TABLE elsewhere RENAME TO batch_shares"))
         assert await drive(context) == 1
         assert (await helper_job.find(context, task, received.id)).state == "finished"
 
 
 async def test_e3_what_is_known_to_be_replayed_is_not_verified(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     """The Helper asks the replay index first, and computes nothing for ids that it contains."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         reports = make_reports(pair, [1, 1, 1])
-        first, second = leader_job(pair, reports[:2]), leader_job(pair, reports)
+        first, second = leader_job(pair, reports), leader_job(pair, reports[:2])
         await helper_job.create(context, task, first.body)
-        found = []
-        commit = commit_job
-
-        def watched(tx: Any, key: Any, verified: Any, now: int, *, stored: bool) -> Any:
-            replayed = tx.replay.peek(key.task_pk, verified.candidates([]))
-            found.append(verified.rework_seconds([], replayed))
-            return commit(tx, key, verified, now, stored=stored)
-
-        monkeypatch.setattr(helper_job, "commit_job", watched)
+        measured = context.rates.seconds_per_report(task)
         answered = outcomes(second, await helper_job.create(context, task, second.body))
-        assert answered == bytes([REPLAYED, REPLAYED, 0])
-        assert found == [0.0]
+        assert answered == bytes([REPLAYED, REPLAYED])
+        assert context.rates.seconds_per_report(task) == measured, "nothing was measured"
 
 
 async def test_e3_where_the_transaction_disagrees_too_much_the_job_is_verified_again(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     """The transaction must not recompute much under the write lock: verification runs again
     outside.
     """
+    pair = task_pair(Prio3Histogram(length=100_000, chunk_length=316))
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         reports = make_reports(pair, [1, 1, 0])
         first, second = leader_job(pair, reports[:1]), leader_job(pair, reports)
-        monkeypatch.setattr(helper_jobs, "REWORK_SECONDS", 0.0)
-        verify, masks = helper_job._verify, []
+        verified = pair.verify(first.start.verify_inits)
+        rework = pair.verify(second.start.verify_inits).rework_seconds([], b"\x01\x00\x00")
+        assert rework > REWORK_SECONDS
+        late = threading.Event()
 
-        def raced(*args: Any) -> Any:
-            """Commit the first job between the second's peek and its commit."""
-            masks.append(args[-1])
-            verified = verify(*args)
-            if len(masks) == 1:
-                trio.from_thread.run(helper_job.create, context, task, first.body)
-            return verified
+        def commit_late(tx: Tx) -> None:
+            """The first job is committed between the second's look at the index and its commit."""
+            late.wait()
+            key = JobKey(task.task_pk, JOB, bytes(32), 1, b"", bytes(16), TIME)
+            commit_job(tx, key, verified, NOW, stored=False)
 
-        monkeypatch.setattr(helper_job, "_verify", raced)
-        finished = await helper_job.create(context, task, second.body)
-        assert outcomes(second, finished) == bytes([REPLAYED, 0, 0])
-        assert masks == [None, None, bytes([REPLAYED, 0, 0])]
+        async def create() -> None:
+            finished = await helper_job.create(context, task, second.body)
+            assert outcomes(second, finished) == bytes([REPLAYED, 0, 0])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(context.run, commit_late)
+            nursery.start_soon(create)
+            while verifications(context) < 1:
+                await trio.lowlevel.checkpoint()
+            late.set()
+        assert verifications(context) == 2
         assert await aggregated(context, task) == 3
 
 
-async def test_f1_an_unknown_config_id_reads_the_keys_again(tmp_path: Path, pair: TaskPair) -> None:
+def verifications(context: Context) -> int:
+    """How many jobs were verified, or verified again."""
+    name, labels = "dapd_native_seconds_count", {"call": "_verify"}
+    return int(context.metrics.registry.get_sample_value(name, labels) or 0)
+
+
+async def test_f1_an_unknown_config_id_reads_the_keys_again(
+    tmp_path: Path, pair: TaskPair, mock_clock: trio.testing.MockClock
+) -> None:
     """A key that was added to a running daemon opens the first report encrypted to it."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         new = HpkeKeypair.generate(77, *X25519)
         await context.run(keys.insert_keypair, new, context.sealer, "active", NOW)
-        context.keyrings._looked_at -= 10
+        mock_clock.jump(10)  # the table is read at most once a second
         fresh = TaskPair(
             pair.leader, pair.helper, pair.leader_key, new, pair.collector_key, pair.sealer
         )
@@ -302,14 +288,16 @@ async def test_b2_a_report_is_judged_by_the_time_of_its_verification(
         assert outcomes(job, created) == bytes([0, ReportError.REPORT_TOO_EARLY])
 
 
-async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: TaskPair) -> None:
+async def test_e4_a_full_disk_refuses_new_jobs_alone(
+    tmp_path: Path, pair: TaskPair, mock_clock: trio.testing.MockClock
+) -> None:
     """New jobs get 503 with Retry-After; a repeat of a known request is answered."""
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         known, new = (leader_job(pair, make_reports(pair, [1])) for _ in range(2))
         finished = await helper_job.create(context, task, known.body)
         context.disk.min_free_bytes = 1 << 60
-        context.disk._looked_at -= 10
+        mock_clock.jump(10)  # the disk is looked at once a second
         assert await helper_job.create(context, task, known.body) == finished
         with pytest.raises(Abort) as caught:
             await helper_job.create(context, task, new.body)
@@ -317,9 +305,7 @@ async def test_e4_a_full_disk_refuses_new_jobs_alone(tmp_path: Path, pair: TaskP
         assert "Retry-After" in caught.value.headers
 
 
-async def test_a_get_is_held_until_the_job_is_finished(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_get_is_held_until_the_job_is_finished(tmp_path: Path, pair: TaskPair) -> None:
     settings = helper_config(tmp_path, mode="async", poll_hold=3600)
     async with open_context(settings, (pair.helper, pair)) as context:
         task = await task_in(context, pair)
@@ -377,19 +363,19 @@ async def test_a4_the_job_is_known_before_the_step_is_judged(
 
 
 async def test_a6_a_job_deleted_while_it_is_verified_admits_nothing(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     """The commit finds nothing to claim; the step ends without error, and the job stays deleted."""
     async with open_context(helper_config(tmp_path, mode="async"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
         job = leader_job(pair, make_reports(pair, [1, 1]))
         received = await helper_job.create(context, task, job.body)
-        arrived, opened = gate(context, monkeypatch)
+        gate = NativeGate(context)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drive, context)
-            await arrived.wait()
+            await gate.arrived()
             assert await context.run(delete_aggregation_job, task.task_pk, received.id)
-            opened.set()
+            gate.open()
         assert await aggregated(context, task) == 0
         assert len(context.datastore.replay) == 0
         with pytest.raises(Abort) as caught:
@@ -414,13 +400,13 @@ async def test_e2_a_stored_job_survives_the_process(tmp_path: Path, pair: TaskPa
 
 
 async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     """The daemon cancels the work between transactions and releases the lease: this is no crash."""
     settings = helper_config(tmp_path, mode="sync", sync_wait=0.001)
     job = leader_job(pair, make_reports(pair, [1]))
     async with open_context(settings, (pair.helper, pair)) as context:
-        gate(context, monkeypatch)
+        NativeGate(context)
         received = await helper_job.create(context, await task_in(context, pair), job.body)
         assert received.state == "received"
     async with open_context(settings) as context:
@@ -429,14 +415,14 @@ async def test_i8_a_late_job_is_due_for_the_successor_when_grace_is_over(
 
 
 async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
-    tmp_path: Path, pair: TaskPair, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pair: TaskPair
 ) -> None:
     """D6: the deletion raises the mark above all its reports; they are verified again, once, by
     that mark.
     """
     async with open_context(helper_config(tmp_path, mode="sync"), (pair.helper, pair)) as context:
         task = await task_in(context, pair)
-        arrived, opened = gate(context, monkeypatch)
+        gate = NativeGate(context)
         job = leader_job(pair, make_reports(pair, [1, 0]))
         answers: list[StoredJob] = []
 
@@ -446,10 +432,10 @@ async def test_d6_a_job_whose_task_is_deleted_meanwhile_admits_nothing(
         with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(create)
-                await arrived.wait()
+                await gate.arrived()
                 command = open_for_command(context.datastore.path, holder="a command", now=0)
                 command.datastore.run_sync(delete_task, task.task_id, NOW, 300.0, discard=True)
                 command.close()
-                opened.set()
+                gate.open()
         assert outcomes(job, answers[0]) == bytes([ReportError.REPORT_DROPPED] * 2)
         assert await aggregated(context, task) == 0

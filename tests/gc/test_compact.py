@@ -240,18 +240,13 @@ async def test_contributions_that_do_not_open_are_left_and_others_are_merged(
     assert leader.rows(time_bucket(TIME + 1)) == 1
 
 
-async def test_long_shares_are_merged_few_at_a_time(
-    leader: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_long_shares_are_merged_few_at_a_time(leader: Side) -> None:
     """Bytes also bound a step's memory and its transaction."""
-    monkeypatch.setattr(compaction, "_PAGE_BYTES", 24)
-    assert compaction.page_size(leader.task) == 3
-    monkeypatch.setattr(compaction, "_PAGE_BYTES", 1)
-    monkeypatch.setattr(compaction, "_PAUSE", 0)
-    assert compaction.page_size(leader.task) == 2
+    assert compaction.page_size(leader.task, 24) == 3
+    assert compaction.page_size(leader.task, 1) == 2
     leader.fill(64)
     before = leader.total()
-    await leader.compact()
+    await compaction.run_round(leader.context, page_bytes=64)
     assert leader.rows() == 1
     assert content(leader.total()) == content(before)
 

@@ -27,7 +27,6 @@ from dapd.gc.loop import GarbageCollector, raise_marks
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq, Query
 from dapd.messages.common import BatchMode, Interval
 from dapd.protocol.batches import time_bucket
-from dapd.protocol.helper import judge_init
 from dapd.protocol.task import Task, TaskSettings
 from dapd.reports import ReportError
 from dapd.runtime.context import Context
@@ -219,9 +218,8 @@ async def test_d6_a_job_verified_before_the_mark_rose_is_verified_again(tmp_path
     async with open_side(tmp_path) as side:
         task = side.live()
         job = leader_job(side.pair, make_reports(side.pair, [1, 1]))
-        request = judge_init(task, job.body)
-        verified = helper_job._verify(
-            side.context, task, key(task), request, side.context.keyrings.keyring, None
+        verified = side.pair.verify(
+            job.start.verify_inits, rules=side.context.rules(task), job_id=key(task).id
         )
         first = await helper_job.create(side.context, task, job.body)
         side.later(3)
@@ -315,15 +313,10 @@ async def test_a7_a_job_forgets_its_answer_once_all_its_buckets_are_collected(
         assert await side.find(nothing) == nothing
 
 
-async def test_a7_a_round_goes_on_where_the_last_one_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a7_a_round_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     """A round looks at a bounded part of the kept answers, however many there are."""
-    monkeypatch.setattr("dapd.datastore.expiry.PAGE", 2)
-    monkeypatch.setattr("dapd.gc.loop.PAGE", 2)
-    monkeypatch.setattr("dapd.gc.loop._ANSWERED_PAGES", 1)
     async with open_side(tmp_path) as side:
-        collector = GarbageCollector(side.context)
+        collector = GarbageCollector(side.context, answers=2)
         for _ in range(5):
             await side.aggregate(1)
         await side.share(Interval(TIME, 1))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-import pytest
 import structlog
 
 from dapd.collector import Query
@@ -85,11 +84,8 @@ async def test_f2_a_key_that_was_put_first_seals_all_again_and_the_old_one_may_g
         assert (rest.value, rest.report_count) == (18, 3)
 
 
-async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_f2_killed_after_any_step_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """Each process makes one step; every value is resealed once, and no column is read twice."""
-    monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
     async with populated_database(tmp_path) as populated:
         config = populated.use_keys("new", "sealing")
         new = sealing_key_id(populated.key("new"))
@@ -98,7 +94,7 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
             async with open_context(config) as context:
                 await context.run(check_sealing_keys, context.sealer.key_ids)
                 progress = (await context.read(reseal_standing, new)).progress
-                a_pass = reseal.Pass(context, new, progress)
+                a_pass = reseal.Pass(context, new, progress, page_cells=1)
                 while not a_pass.found and await a_pass.step():
                     pass
             assert populated.read(check) == []
@@ -116,13 +112,10 @@ async def test_f2_killed_after_any_step_it_goes_on_where_it_was(
         assert populated.read(sealed.progress, new) == {}
 
 
-async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_f2_uploads_jobs_and_collections_go_on_meanwhile(tmp_path: Path) -> None:
     """Chunks are cut, jobs end and batches freeze during the pass: nothing counts twice or keeps
     the old key.
     """
-    monkeypatch.setattr(sealed, "PAGE_CELLS", 1)
     async with populated_database(tmp_path) as populated:
         harness, pair = populated.harness, populated.harness.pair
         populated.use_keys("new", "sealing")

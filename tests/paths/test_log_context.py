@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 import structlog
 import trio
 from structlog.contextvars import merge_contextvars
 
-from dapd.driver import helper_job
+from dapd.datastore import Tx
 from dapd.messages.common import MediaType, b64url_decode
 from dapd.protocol.task import TaskSettings
 from dapd.telemetry.log_context import add_request_id
@@ -63,19 +62,20 @@ async def test_two_tasks_at_a_time_keep_their_lines_apart(tmp_path: Path) -> Non
     assert verified[False]["kind"] == "aggregation"
 
 
-async def test_a_handlers_failure_is_found_by_what_its_caller_was_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_handlers_failure_is_found_by_what_its_caller_was_told(tmp_path: Path) -> None:
     """The problem document's ``instance`` is in one line, with the task; the next request has
     another.
     """
 
-    def fails(*_: object) -> NoReturn:
-        raise RuntimeError("a fault")
+    def damage(tx: Tx) -> None:
+        tx.execute("ALTER TABLE aggregation_jobs RENAME TO elsewhere")
+
+    def repair(tx: Tx) -> None:
+        tx.execute("ALTER TABLE elsewhere RENAME TO aggregation_jobs")
 
     async with open_pair(tmp_path) as (pair, http):
         harness = TaskHarness(await pair.new_task(), http)
-        monkeypatch.setattr(helper_job, "judge_init", fails)
+        await pair.helper.context.run(damage)
         headers = {
             "Authorization": f"Bearer {harness.task.files.leader.aggregator_auth_token}",
             "Content-Type": MediaType.AGGREGATION_JOB_INIT_REQ.value,
@@ -85,6 +85,7 @@ async def test_a_handlers_failure_is_found_by_what_its_caller_was_told(
             replies = [
                 await raw_http.ask(pair.helper.port, "POST", path, headers) for _ in range(2)
             ]
+        await pair.helper.context.run(repair)
         refused = await raw_http.ask(pair.helper.port, "POST", path)
     failures = [line for line in logs if line["event"] == "request_failed"]
     assert [reply.problem["instance"] for reply in replies] == [

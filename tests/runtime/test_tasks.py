@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec, cast
 
 import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from dapd.commits.tasks import add_task, delete_task, rekey_task, set_task_state
 from dapd.crypto import make_sealer
@@ -180,22 +181,34 @@ async def test_what_the_helper_accepted_turns_no_change_back(daemon: Daemon) -> 
     assert (known.state, known.peer_accepted) == (TaskState.DISABLED, True)
 
 
-async def test_many_that_would_be_refused_share_a_look(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class CountedLooks:
+    """A database that counts the looks at it, and lets each end when the test says so."""
+
+    def __init__(self, store: Datastore) -> None:
+        self._store = store
+        self.count = 0
+        self.may_end = trio.Event()
+
+    async def changes_elsewhere(self) -> int:
+        self.count += 1
+        await self.may_end.wait()
+        return await self._store.changes_elsewhere()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._store, name)
+
+
+async def test_many_that_would_be_refused_share_a_look(daemon: Daemon) -> None:
     """Any request may cause a refresh, so they share one; each is served by one that began after
     the request came.
     """
-    looks = 0
-    look = daemon.store.changes_elsewhere
-
-    async def counted() -> int:
-        nonlocal looks
-        looks += 1
-        return await look()
-
-    monkeypatch.setattr(daemon.store, "changes_elsewhere", counted)
+    looks = CountedLooks(daemon.store)
+    live = Tasks(cast("Datastore", looks), daemon.pair.sealer)
     async with trio.open_nursery() as nursery:
-        for n in range(100):
-            nursery.start_soon(daemon.live.find, n.to_bytes(32, "big"))
-    assert looks <= 2
+        for came in (1, 2):
+            for n in range(50):
+                nursery.start_soon(live.find, bytes([came, n]) * 16)
+            await trio.testing.wait_all_tasks_blocked()
+            assert looks.count == 1
+        looks.may_end.set()
+    assert looks.count == 2

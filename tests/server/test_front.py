@@ -7,27 +7,20 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import pytest
 import structlog.testing
 
-from dapd.errors import DatastoreError
-from dapd.protocol.task import Task
+from dapd.datastore import open_for_command
 from dapd.server.front import front
 from dapd.telemetry.log_context import add_request_id
 from tests.contexts import make_config, open_context
 from tests.task_pair import task_pair
 
 
-async def test_our_own_failure_is_a_500_problem_and_one_log_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_our_own_failure_is_a_500_problem_and_one_log_line(tmp_path: Path) -> None:
     """The Client may send the same request again. The document's ``instance`` is the request's id,
     which the log line has too; neither repeats what the Client chose.
     """
     sent: list[dict[str, Any]] = []
-
-    async def broken(task_id: bytes) -> Task | None:
-        raise DatastoreError("the disk is gone")
 
     async def receive() -> dict[str, Any]:
         raise AssertionError("the body is not read")
@@ -40,7 +33,9 @@ async def test_our_own_failure_is_a_500_problem_and_one_log_line(
 
     pair = task_pair()
     async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
-        monkeypatch.setattr(context.tasks, "find", broken)
+        command = open_for_command(context.datastore.path, holder="a command", now=0)
+        command.datastore.run_sync(lambda tx: tx.execute("ALTER TABLE tasks RENAME TO elsewhere"))
+        command.close()
         path = f"/chosen/tasks/{'A' * 43}/reports"
         scope = {"type": "http", "method": "POST", "path": path, "headers": []}
         with structlog.testing.capture_logs(processors=[add_request_id]) as logs:
