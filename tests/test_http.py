@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -553,7 +554,11 @@ def test_retry_after_is_seconds_or_a_date(
     assert parse_retry_after(value, date, now=100.0) == seconds
 
 
-@given(st.text(), st.none() | st.text())
+DATES = st.datetimes().map(email.utils.format_datetime)
+SECONDS = st.from_regex(r"[0-9]{1,30}", fullmatch=True)
+
+
+@given(st.text() | SECONDS | DATES, st.none() | st.text() | DATES)
 def test_retry_after_of_any_text_never_raises(value: str, date: str | None) -> None:
     """A peer's header can't break the driver."""
     seconds = parse_retry_after(value, date, now=100.0)
