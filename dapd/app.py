@@ -278,7 +278,7 @@ def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
 async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:
     """Quarantine a database that is older than the last commit, before the daemon serves it."""
     tasks = await opened.datastore.run(quarantine, at, config.reports.early_leeway)
-    opened.caught_up()
+    opened.accept_sequence()
     _log.error(
         "restored_database",
         path=str(opened.datastore.path),

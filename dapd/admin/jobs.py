@@ -133,7 +133,7 @@ def _one(tx: Tx, name: str, at: Instant) -> Look:
 
 def _hurry(tx: Tx, name: str, at: Instant) -> Look:
     row = _named(tx, name)
-    if not leases.hurry(tx, row.kind, row.pk, at.now):
+    if not leases.make_due(tx, row.kind, row.pk, at.now):
         ended = row.state not in UNFINISHED
         what = f"has ended: {row.state}" if ended else "is running now"
         raise UsageError(f"job {row.name} {what}")

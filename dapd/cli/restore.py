@@ -70,7 +70,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     """
     from dapd.config.keyfiles import read_sealing_keys
     from dapd.crypto import make_sealer, sealing_key_id
-    from dapd.datastore.replace import put_in_place
+    from dapd.datastore.replace import replace_database
     from dapd.datastore.verify import verify
     from dapd.process.owner import become_owner, owner_name
 
@@ -89,7 +89,7 @@ def from_file(config: Path | None, file: Path, *, yes: bool) -> None:
     if not os.access(file, os.R_OK):
         owner = owner_name(path.parent)
         raise UsageError(f"{file}: user {owner}, which owns the database, must be able to read it")
-    done = put_in_place(
+    done = replace_database(
         path,
         file,
         holder=f"a `dapd restore` command, process {os.getpid()}",

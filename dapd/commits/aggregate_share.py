@@ -18,7 +18,7 @@ from dapd.errors import Abort
 from dapd.messages.collection import AggregateShare, AggregateShareReq
 from dapd.protocol.batches import (
     check_share_request_content,
-    obstacle,
+    overlap_error,
     selected_range,
 )
 from dapd.protocol.collect import encrypt_aggregate_share
@@ -55,7 +55,7 @@ def serve_aggregate_share(
     if not task.by_time and _has_expired(tx, task, batch.selected.lo, mark.before):
         raise Abort("batchInvalid", "expired")  # D6
     # The whole query is closed below, so all of it must be free, not only the selector.
-    if refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch.closed)):
+    if refusal := overlap_error(batches.overlapping(tx, task.task_pk, *batch.closed)):
         raise Abort(*refusal)
     total = batch_total(tx, task, sealer, batch.selected)
     _check_size(task, total)

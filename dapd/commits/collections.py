@@ -17,7 +17,7 @@ from dapd.messages.collection import CollectionJobReq
 from dapd.protocol.batches import (
     BucketRange,
     check_collection_extensions,
-    obstacle,
+    overlap_error,
     queried_range,
     time_bucket,
 )
@@ -44,7 +44,7 @@ def create_collection(
     except DecodeError as error:
         raise Abort("invalidMessage", str(error)) from error
     batch = queried_range(task, request, mark.before)
-    if batch and (refusal := obstacle(batches.overlapping(tx, task.task_pk, *batch))):
+    if batch and (refusal := overlap_error(batches.overlapping(tx, task.task_pk, *batch))):
         raise Abort(*refusal)
     check_collection_extensions(request.extensions)
     # A8: all valid leader-selected requests of a task are identical, so they share one job.
@@ -102,7 +102,7 @@ def _obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[s
     """Return (error, detail) if the job's batch can't be collected any more."""
     if not task.by_time:
         return None
-    if refusal := obstacle(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
+    if refusal := overlap_error(batches.overlapping(tx, task.task_pk, job.lo, job.hi)):  # C5
         return refusal
     if job.lo < time_bucket(
         watermarks.expired_before(tx, task, at)
@@ -143,7 +143,7 @@ def finish_collection(tx: Tx, lease: Lease, response: bytes) -> bool:
     """Store the CollectionJobResp and mark the batch collected; return whether the lease held."""
     if not collections.finish(tx, lease, response):  # D1
         return False
-    batches.settle(tx, lease.pk)
+    batches.mark_collected(tx, lease.pk)
     return True
 
 
@@ -157,7 +157,7 @@ def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str)
     if not collections.fail(tx, lease, error, detail):  # D1
         return False
     if error == "batchOverlap" or not task.by_time:
-        batches.settle(tx, lease.pk)
+        batches.mark_collected(tx, lease.pk)
     else:
         batches.reopen(tx, lease.pk)
     return True
@@ -174,7 +174,7 @@ def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
         return False
     if job.state in (CollectionState.FROZEN, CollectionState.POLLING):
         if job.sends or not task.by_time:
-            batches.settle(tx, job.pk)
+            batches.mark_collected(tx, job.pk)
         else:
             batches.reopen(tx, job.pk)
     collections.delete(tx, job.pk)
@@ -192,7 +192,7 @@ def expire_collection(
         return None
     collections.keep(tx, collection_pk, safe)
     if ended.sends:
-        batches.settle(tx, collection_pk)
+        batches.mark_collected(tx, collection_pk)
     else:
         batches.reopen(tx, collection_pk)
     counters.add(tx, task_pk, {"collection_expired": 1})

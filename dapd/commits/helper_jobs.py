@@ -69,7 +69,7 @@ def commit_job(
     job_pk = _claim(tx, key, now, stored=stored)  # D1
     if job_pk is None:
         return existing_job(tx, key)
-    shut = batches.shut_buckets(tx, key.task_pk, verified.buckets)
+    shut = batches.closed_buckets(tx, key.task_pk, verified.buckets)
     replayed = tx.replay.admit(key.task_pk, verified.candidates(shut))
     if verified.rework_seconds(shut, replayed) > REWORK_SECONDS:
         raise VerifyAgainError(verified.known(shut, replayed))

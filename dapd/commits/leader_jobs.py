@@ -74,7 +74,7 @@ def dissolve_job(tx: Tx, lease: Lease, job: Job, now: int) -> None:
     leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, "its batch is about to expire")
     for chunk in held:
         waiting = Place(chunk.task_pk, chunk.seq, b"", chunk.run_at, chunk.attempts)
-        chunks.hand_over(tx, chunk.chunk_pk, waiting)
+        chunks.reassign(tx, chunk.chunk_pk, waiting)
     collections.touch(tx, job.task_pk, now)
 
 
@@ -142,7 +142,7 @@ def _decide(
     bucket = b"" if in_batch else chunk.bucket  # another batch may take them
     later = Place(chunk.task_pk, chunk.seq, bucket, retry_at(attempts), attempts)
     if all(early):
-        chunks.hand_over(tx, chunk_pk, later)
+        chunks.reassign(tx, chunk_pk, later)
     else:
         chunks.cut_off(tx, chunk, early, later)
 
@@ -206,7 +206,7 @@ def _hand_over(
         keep = bytes([1]) * in_first + bytes(chunk.n - in_first)
         chunks.split(tx, chunk, keep, first, second)
     else:
-        chunks.hand_over(tx, chunk.chunk_pk, first if in_first else second)
+        chunks.reassign(tx, chunk.chunk_pk, first if in_first else second)
 
 
 def expire_job(tx: Tx, job_pk: int, now: int) -> int:

@@ -32,7 +32,7 @@ def quarantine(tx: Tx, at: Instant, early_leeway: float) -> list[Outline]:
     watermarks.note_restore(tx, newest)
     for task in tasks.outlines(tx):
         _shut_batches(tx, task, newest)
-        _doubt_jobs(tx, task, at.now)
+        _end_jobs(tx, task, at.now)
     return tasks.outlines(tx)
 
 
@@ -64,7 +64,7 @@ def _shut_batches(tx: Tx, task: Outline, newest: int) -> None:
     batches.quarantine(tx, task.task_pk, open_ranges)
 
 
-def _doubt_jobs(tx: Tx, task: Outline, now: int) -> None:
+def _end_jobs(tx: Tx, task: Outline, now: int) -> None:
     """End a Leader's jobs that may have progressed after the backup.
 
     A Helper's received jobs need no action: their reports are dropped for their times.

@@ -193,7 +193,7 @@ def _forget_collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
     failed = collections.give_up(tx, collection_pk, "batchInvalid", reason)
     if failed is None:
         return Counter()
-    batches.settle(tx, collection_pk)
+    batches.mark_collected(tx, collection_pk)
     return _counted(tx, failed.task_pk, "contribution_lost", failed.n)
 
 

@@ -46,7 +46,7 @@ def add_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
             "with the daemon running, which deletes the task's data"
         )
     if stored.state is TaskState.PURGED:
-        require_same(task, stored.public(), {"configuration_bytes": "TaskConfiguration"})
+        require_same_parameters(task, stored.public(), {"configuration_bytes": "TaskConfiguration"})
         revived = tasks.revive(tx, stored.task_pk, task, sealer)
         quarantine_added(tx, stored.task_pk)
         return revived
@@ -63,7 +63,7 @@ def require_role(task: Task, known: Role) -> None:
         )
 
 
-def require_same(task: Task, known: Task, names: dict[str, str] = _PUBLIC) -> None:
+def require_same_parameters(task: Task, known: Task, names: dict[str, str] = _PUBLIC) -> None:
     """Raise ``UsageError`` if parameters differ from those of the known task."""
     differing = [name for key, name in names.items() if getattr(known, key) != getattr(task, key)]
     if differing:
@@ -80,7 +80,7 @@ def _require_known(task: Task, stored: SealedTask, sealer: Sealer) -> None:
         raise UsageError(f"task {task.id_text} exists here, but {error}; {error.remedy}") from (
             None
         )
-    require_same(task, known, _AGREED)
+    require_same_parameters(task, known, _AGREED)
     inbound = set(task.inbound_token_hashes) <= set(known.inbound_token_hashes)
     if not inbound or task.aggregator_token != known.aggregator_token:
         raise UsageError(
@@ -128,7 +128,7 @@ def rekey_task(tx: Tx, task: Task, sealer: Sealer) -> bool:
     """
     known = require_task(tx, task.task_id)
     require_role(task, known.role)
-    require_same(task, known)
+    require_same_parameters(task, known)
     stored = tasks.find(tx, task.task_id)
     assert stored is not None
     if stored.is_readable(sealer):

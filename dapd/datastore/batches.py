@@ -132,7 +132,7 @@ def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> RangeState | None:
     return _range_state(tx.one(_Q_STATE, task_pk=task_pk, bucket=bucket))
 
 
-def shut_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
+def closed_buckets(tx: Tx, task_pk: int, buckets: Sequence[bytes]) -> list[bytes]:
     """Return those of ``buckets`` that take no more reports."""
     return [bucket for bucket in buckets if bucket_state(tx, task_pk, bucket) is not None]
 
@@ -153,7 +153,7 @@ def close(
     tx.execute(_Q_CLOSE, task_pk=task_pk, lo=lo, hi=hi, state=state, collection_pk=collection_pk)
 
 
-def settle(tx: Tx, collection_pk: int) -> None:
+def mark_collected(tx: Tx, collection_pk: int) -> None:
     """Mark a collection's range collected, since the collection succeeded, or may have."""
     tx.execute(_Q_SETTLE, collection_pk=collection_pk)
 

@@ -175,12 +175,12 @@ def next_due(tx: Tx, now: int) -> int | None:
     return row[0] if row else None
 
 
-def beyond(tx: Tx, latest: int) -> bool:
+def has_due_after(tx: Tx, latest: int) -> bool:
     """Return whether a chunk is due only after ``latest`` (ms)."""
     return tx.one(_Q_BEYOND, latest=latest) is not None
 
 
-def recall(tx: Tx, latest: int, now: int) -> None:
+def pull_forward(tx: Tx, latest: int, now: int) -> None:
     """Make chunks that are due only after ``latest`` due now: the clock was set back (rule E2)."""
     tx.execute(_Q_RECALL, latest=latest, now=now)
 
@@ -220,7 +220,7 @@ def assign(tx: Tx, chunk_pk: int, job_pk: int, bucket: bytes) -> None:
     tx.execute(_Q_ASSIGN, chunk_pk=chunk_pk, job_pk=job_pk, bucket=bucket)
 
 
-def hand_over(tx: Tx, chunk_pk: int, place: Place) -> None:
+def reassign(tx: Tx, chunk_pk: int, place: Place) -> None:
     """Move a whole assigned chunk to the job in ``place``, or back to waiting."""
     tx.execute(
         _Q_HAND_OVER,
@@ -316,7 +316,7 @@ def complement(mask: bytes) -> bytes:
 _COMPLEMENT = bytes([1]) + bytes(255)
 
 
-def whole(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
+def columns_of(chunks: Sequence[StoredChunk]) -> list[tuple[bytes, bytes, bytes]]:
     """Return (ids, lengths, rows) of each chunk, for ``leader_start``."""
     return [(chunk.ids, chunk.lengths, chunk.rows) for chunk in chunks]
 

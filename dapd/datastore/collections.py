@@ -14,7 +14,7 @@ from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Row, Tx
 from dapd.protocol.exchange import Later
-from dapd.protocol.packing import Asked
+from dapd.protocol.packing import WaitingCollection
 from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Instant, Mark
 
@@ -143,9 +143,9 @@ class GivenUp:
     sends: int
 
 
-def waiting(tx: Tx, task_pk: int) -> list[Asked]:
+def waiting(tx: Tx, task_pk: int) -> list[WaitingCollection]:
     """Return the ranges that a task's collections wait for, oldest first (rule C3)."""
-    return [Asked(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
+    return [WaitingCollection(*row) for row in tx.all(_Q_WAITING, task_pk=task_pk)]
 
 
 def touch(tx: Tx, task_pk: int, now: int) -> None:
@@ -225,7 +225,7 @@ def end_expired_identity(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> None:
     )
 
 
-def stuck(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
+def expiring(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
     """Find jobs that wait for the Helper's share of reports below the watermark (rule D6)."""
     return expiry.page(tx, _Q_STUCK, after, task_pk=task_pk, expired_before=expired_before)
 

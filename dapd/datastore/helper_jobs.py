@@ -200,7 +200,7 @@ def store_finish(tx: Tx, job_pk: int, finished: HelperFinish) -> None:
     tx.execute(_Q_STORE_RESPONSE, job_pk=job_pk, response=finished.response)
 
 
-def hold(tx: Tx, key: JobKey, lease_until: int) -> None:
+def renew_lease(tx: Tx, key: JobKey, lease_until: int) -> None:
     """Renew the lease, if the job is stored."""
     tx.execute(
         _Q_HOLD,
@@ -211,7 +211,7 @@ def hold(tx: Tx, key: JobKey, lease_until: int) -> None:
     )
 
 
-def let_go(tx: Tx, key: JobKey, now: int) -> None:
+def release_lease(tx: Tx, key: JobKey, now: int) -> None:
     """Release the job, if it is stored; it is due now."""
     tx.execute(_Q_LET_GO, task_pk=key.task_pk, id=key.id, lease_token=key.lease_token, now=now)
 

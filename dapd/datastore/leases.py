@@ -177,7 +177,7 @@ def release(
     )
 
 
-def hurry(tx: Tx, kind: Kind, pk: int, now: int) -> bool:
+def make_due(tx: Tx, kind: Kind, pk: int, now: int) -> bool:
     """Make an unfinished job due now (ms), unless it is leased. Return whether that happened."""
     return bool(tx.execute(_sql(_Q_HURRY, kind), pk=pk, now=now))
 

@@ -22,7 +22,7 @@ class Opened:
 
     ``copied_to`` is a copy of the database from before the migrations in ``migrated``. ``behind``
     is true if the file lacks commits, because it was replaced by an older copy. It stays true, also
-    after restarts, until ``caught_up`` is called.
+    after restarts, until ``accept_sequence`` is called.
     """
 
     datastore: Datastore
@@ -31,7 +31,7 @@ class Opened:
     behind: bool = False
     copied_to: Path | None = None
 
-    def caught_up(self) -> None:
+    def accept_sequence(self) -> None:
         """End ``behind``, once everything that the file may have forgotten is quarantined."""
         if self.lock is not None:
             self.lock.accept(self.datastore.read_sync(commit_sequence))

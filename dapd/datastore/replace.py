@@ -30,7 +30,7 @@ class Restored(Generic[T]):
     kept: Path | None
 
 
-def put_in_place(
+def replace_database(
     database: Path,
     source: Path,
     *,

@@ -159,7 +159,7 @@ class Datastore:
         finally:
             self._idle_readers.append(connection)
 
-    async def changes_elsewhere(self) -> int:
+    async def data_version(self) -> int:
         """Return a number that changes whenever another process commits to the file (rule E5)."""
 
         def look() -> int:

@@ -79,7 +79,7 @@ async def _start(context: Context, step: Step) -> None:
             context.rules(task),
             context.sealer,
             job.id,
-            chunks.whole(held),
+            chunks.columns_of(held),
         )
         if not started.verify_inits:  # B6
             await _finish(context, step, replace(job, leader_state=started.state), b"")

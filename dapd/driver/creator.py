@@ -43,8 +43,8 @@ async def create_due(context: Context) -> float:
     at = context.instant()
     now = at.now
     latest = now + int(1000 * context.config.leader.retry_max)
-    if await context.read(chunks.beyond, latest):
-        await context.run(chunks.recall, latest, now)
+    if await context.read(chunks.has_due_after, latest):
+        await context.run(chunks.pull_forward, latest, now)
     task_pks, next_at = await context.read(due_tasks, now)
     upcoming = [] if next_at is None else [next_at]
     made = 0

@@ -224,13 +224,13 @@ async def _verify_now(context: Context, job: NewJob) -> StoredJob:
             return await verify_and_commit(context, job.task, job.key, job.request, stored=False)
         except trio.Cancelled:
             with trio.CancelScope(shield=True):  # I8: if stored, it is due for the next process
-                await context.run(helper_jobs.let_go, job.key, context.now())
+                await context.run(helper_jobs.release_lease, job.key, context.now())
             raise
         except Exception as error:  # noqa: BLE001 - raised below: a nursery would wrap it in a group
             failure = error
         finally:
             nursery.cancel_scope.cancel()
-    await context.run(helper_jobs.let_go, job.key, context.now())
+    await context.run(helper_jobs.release_lease, job.key, context.now())
     context.jobs.ring()
     raise failure
 
@@ -246,7 +246,7 @@ async def _answer_late(context: Context, job: NewJob) -> None:
     context.work.answer(job.identity, stored)  # I2: only now
     while True:
         await trio.sleep(LEASE_MS / 1000 / _RENEWALS_PER_LEASE)
-        await context.run(helper_jobs.hold, job.key, context.now() + LEASE_MS)  # E2
+        await context.run(helper_jobs.renew_lease, job.key, context.now() + LEASE_MS)  # E2
 
 
 def _verify(

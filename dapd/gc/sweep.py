@@ -105,7 +105,7 @@ class Sweep:
             return Freed(len(jobs), waited_for=jobs)
 
         await self._drop_pages("expired_jobs", leader_jobs.expiring, expire_jobs)
-        await self._drop_pages("expired_collections", collections.stuck, expire_collections)
+        await self._drop_pages("expired_collections", collections.expiring, expire_collections)
         if jobs := self.counts["expired_jobs"]:
             _log.error(
                 "jobs_expired",

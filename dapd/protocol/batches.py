@@ -134,7 +134,7 @@ def selected_range(
     return ShareRequestBatch(selected, closed)
 
 
-def obstacle(state: RangeState | None) -> tuple[str, str] | None:
+def overlap_error(state: RangeState | None) -> tuple[str, str] | None:
     """Return (error, detail) for a batch that overlaps a range of this state, if any.
 
     A range closed by a restore is not a ``batchOverlap``: a Leader would take that to mean that the

@@ -25,7 +25,7 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class WaitingCollection:
     """A collection that waits for [lo, hi), or for the next batch if ``hi`` is empty."""
 
     lo: bytes
@@ -74,7 +74,9 @@ class Plan:
     next_at: int | None
 
 
-def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
+def pack(
+    chunks: Sequence[Waiting], asked: Sequence[WaitingCollection], limits: Limits, now: int
+) -> Plan:
     """Pack time-interval jobs: first fit among the latest few, in the order of acceptance.
 
     A chunk larger than the maximum gets a job of its own (rule D5).
@@ -92,7 +94,7 @@ def pack(chunks: Sequence[Waiting], asked: Sequence[Asked], limits: Limits, now:
 
 def fill(
     chunks: Sequence[Waiting],
-    asked: Sequence[Asked],
+    asked: Sequence[WaitingCollection],
     limits: Limits,
     batches: tuple[Sequence[int], int],
     now: int,
@@ -126,7 +128,9 @@ def fill(
     return _ripe(jobs, asked, limits, now)
 
 
-def _ripe(packed: Sequence[Packed], asked: Sequence[Asked], limits: Limits, now: int) -> Plan:
+def _ripe(
+    packed: Sequence[Packed], asked: Sequence[WaitingCollection], limits: Limits, now: int
+) -> Plan:
     """Select the jobs that are big enough, asked for by a collection, or have waited enough."""
     jobs = []
     next_at: int | None = None

@@ -51,7 +51,7 @@ class Keyrings:
     async def refresh(self) -> None:
         """Read the table if another process has committed since it was last read (rule E5)."""
         async with self._lock:
-            version = await self._datastore.changes_elsewhere()
+            version = await self._datastore.data_version()
             if version != self._version:
                 await self._load()
                 self._version = version

@@ -72,7 +72,7 @@ class Tasks:
     async def refresh(self, version: int | None = None) -> None:
         """Read the table if another process has committed since it was last read (rule E5).
 
-        ``version`` is what ``Datastore.changes_elsewhere`` has just returned, if the caller has
+        ``version`` is what ``Datastore.data_version`` has just returned, if the caller has
         asked it. Any request may cause a refresh, so one serves all callers that came before it
         began.
         """
@@ -81,7 +81,7 @@ class Tasks:
             if self._refreshes_done > begun_before:
                 return
             self._refreshes_begun += 1
-            version = version or await self._datastore.changes_elsewhere()
+            version = version or await self._datastore.data_version()
             if version != self._version:
                 await self._load()
                 self._version = version

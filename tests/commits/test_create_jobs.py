@@ -151,7 +151,7 @@ def test_c2_c8_closed_batches_are_left_alone_and_collected_ones_refused(leader: 
     leader.close(TIME, RangeState.CLOSED)
     assert leader.create(NOW + 5000).jobs == 0
     assert leader.counters() == {}
-    leader.datastore.run_sync(batches.settle, 1)
+    leader.datastore.run_sync(batches.mark_collected, 1)
     assert leader.create(NOW + 5000).jobs == 0
     assert leader.counters() == {"aggregate_batch_collected": 12}
     assert leader.rows("SELECT count(*) FROM chunk_rows") == [(0,)]

@@ -165,7 +165,7 @@ def assigned(databases: DatabasePair, n: int = 2) -> Lease:
 def start(databases: DatabasePair, leased: Lease, *, send: bool) -> None:
     task, held = databases.leader, databases.store.read_sync(chunks.of_job, leased.pk)
     started = leader_start(
-        task.parameters, ANY_TIME, databases.pair.sealer, leased.due.id, chunks.whole(held)
+        task.parameters, ANY_TIME, databases.pair.sealer, leased.due.id, chunks.columns_of(held)
     )
     args = leased, started.verify_inits, started.state, databases.clock.now()
     databases.store.run_sync(start_job, *args, send)

@@ -12,7 +12,7 @@ from dapd.commits.sealing_keys import check_sealing_keys
 from dapd.crypto import make_sealer, sealing_key_id
 from dapd.datastore import Datastore, Tx, open_for_daemon
 from dapd.datastore.opening import Opened
-from dapd.datastore.replace import Restored, put_in_place
+from dapd.datastore.replace import Restored, replace_database
 from dapd.datastore.verify import Verified, verify
 from dapd.errors import DatastoreError
 from tests.clock import NOW
@@ -43,7 +43,7 @@ def count(opened: Opened | Datastore) -> int:
 
 
 def restore(path: Path, source: Path) -> Restored[int]:
-    return put_in_place(path, source, holder="a test", now=NOW, check=verified, prepare=count)
+    return replace_database(path, source, holder="a test", now=NOW, check=verified, prepare=count)
 
 
 def verified(copy: Path) -> Verified:
@@ -136,7 +136,7 @@ def test_a_copy_that_can_not_be_prepared_changes_nothing(database: Path) -> None
         raise DatastoreError("a value does not open")
 
     with pytest.raises(DatastoreError, match="does not open"):
-        put_in_place(
+        replace_database(
             database,
             database.with_name("backup"),
             holder="a test",

@@ -110,7 +110,7 @@ def test_an_older_copy_is_behind_until_it_is_accepted(path: Path) -> None:
         assert opened.behind
         opened.close()
     opened = daemon(path)
-    opened.caught_up()
+    opened.accept_sequence()
     assert recorded(opened) == own(opened)
     opened.close()
     opened = daemon(path)

@@ -100,12 +100,12 @@ def test_e5_a_command_writes_beside_a_daemon_without_its_lock(tmp_path: Path) ->
     """``dapd task add`` works while the daemon runs, and the daemon notices it."""
     path = tmp_path / "dapd.sqlite"
     daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
-    before = trio.run(daemon.datastore.changes_elsewhere)
+    before = trio.run(daemon.datastore.data_version)
     command = open_for_command(path, holder="dapd task add", now=0)
     assert command.lock is None
     command.datastore.run_sync(lambda tx: tx.execute(_ADD, key_id=b"x"))
     command.close()
-    assert trio.run(daemon.datastore.changes_elsewhere) != before
+    assert trio.run(daemon.datastore.data_version) != before
     assert daemon.datastore.read_sync(count) == 1
     daemon.close()
 
@@ -149,9 +149,9 @@ def test_opening_a_database_writes_nothing(tmp_path: Path) -> None:
     """A command that only reads must not make the daemon reload everything (rule E5)."""
     path = tmp_path / "dapd.sqlite"
     daemon = open_for_daemon(path, holder="dapd", now=0, on_lost=refuse_to_end)
-    before = trio.run(daemon.datastore.changes_elsewhere)
+    before = trio.run(daemon.datastore.data_version)
     open_for_command(path, holder="dapd task list", now=0).close()
-    assert trio.run(daemon.datastore.changes_elsewhere) == before
+    assert trio.run(daemon.datastore.data_version) == before
     daemon.close()
 
 

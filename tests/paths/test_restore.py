@@ -17,7 +17,7 @@ import trio
 from dapd.collector import CollectionFailed, Query
 from dapd.commits.restore import accepted_range, inspect, quarantine, restore_accept
 from dapd.datastore import Datastore, Tx, tasks
-from dapd.datastore.replace import put_in_place
+from dapd.datastore.replace import replace_database
 from dapd.http import Ready, Refused, resource_url
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq
 from dapd.messages.collection import Query as QueryMessage
@@ -72,7 +72,7 @@ class Restoring:
         if self.way == "by hand":
             shutil.copy(self.backup, self.database)
         else:
-            put_in_place(
+            replace_database(
                 self.database,
                 self.backup,
                 holder="a test",

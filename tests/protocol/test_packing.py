@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dapd.protocol.batches import OpenBatch
-from dapd.protocol.packing import Asked, Limits, Packed, Waiting, fill, pack
+from dapd.protocol.packing import Limits, Packed, Waiting, WaitingCollection, fill, pack
 
 NOW = 1_000_000
 LIMITS = Limits(min_size=10, max_size=20, max_wait=1000)
@@ -49,7 +49,7 @@ def test_every_chunk_is_in_one_job_or_waits_for_a_reason(chunks: list[Waiting]) 
 @given(chunks=chunk_lists)
 def test_c3_the_asked_batch_is_flushed(chunks: list[Waiting]) -> None:
     """C3: all chunks of the asked batch go at once, however few."""
-    plan = pack(chunks, [Asked(b"b", b"c")], LIMITS, NOW)
+    plan = pack(chunks, [WaitingCollection(b"b", b"c")], LIMITS, NOW)
     counts = taken(plan.jobs)
     for chunk in chunks:
         if chunk.bucket == b"b":
@@ -62,7 +62,7 @@ def test_c6_batches_are_never_overfilled_and_filled_in_order(
 ) -> None:
     """C6: the oldest batch with room first, to its target exactly; D5: chunks are cut to fit."""
     target = 35
-    plan = fill(chunks, [Asked(b"", b"")], LIMITS, (rooms, target), NOW)
+    plan = fill(chunks, [WaitingCollection(b"", b"")], LIMITS, (rooms, target), NOW)
     counts = taken(plan.jobs)
     assert all(counts[chunk.chunk_pk] == chunk.n for chunk in chunks)
     filled: Counter[int] = Counter()

@@ -189,10 +189,10 @@ class CountedLooks:
         self.count = 0
         self.may_end = trio.Event()
 
-    async def changes_elsewhere(self) -> int:
+    async def data_version(self) -> int:
         self.count += 1
         await self.may_end.wait()
-        return await self._store.changes_elsewhere()
+        return await self._store.data_version()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._store, name)
