@@ -21,9 +21,9 @@ help: ## Show this list
 demo: $(BUILT) ## Run a complete demo: a Leader, a Helper, 1,000 clients and a collector
 	$(BIN)/dapd demo
 
-test: $(BUILT) ## Run cargo test, then pytest
+test: $(BUILT) ## Run cargo test, then pytest on all cores
 	$(CARGO) test --manifest-path native/Cargo.toml --release --quiet
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: $(BUILT) ## Run ruff, mypy, the import contracts, rustfmt and clippy
 	$(BIN)/ruff check .

@@ -1,5 +1,9 @@
 """How all tests run: property tests are the same on every run, and a slow machine fails none."""
 
+import re
+from pathlib import Path
+
+import pytest
 import structlog
 from hypothesis import settings
 
@@ -16,3 +20,11 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback),
     ]
 )
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As pytest's own, with a shorter name: daemons put Unix sockets there, whose paths have 107
+    bytes at most, and a process of pytest-xdist has one more directory.
+    """
+    return tmp_path_factory.mktemp(re.sub(r"\W", "_", request.node.name)[:12])

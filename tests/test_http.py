@@ -21,6 +21,7 @@ from dapd.http import (
 )
 from dapd.http.fields import message_of, parse_retry_after, usable_location
 from dapd.messages.common import MediaType
+from dapd.server.sockets import reserved_port
 from tests.raw_http import Request, answer
 from tests.scripted_server import ScriptedServer
 
@@ -371,10 +372,8 @@ async def test_d4_a_cut_answer_is_unknown(
 
 async def test_d4_no_connection_is_unknown(http: DapHttp) -> None:
     """Nobody listening is an outcome, not an exception."""
-    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
-    port = listener.socket.getsockname()[1]
-    await listener.aclose()
-    outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
+    with reserved_port() as port:
+        outcome = await http.create(f"http://127.0.0.1:{port}/", b"", JOB, "t")
     assert isinstance(outcome, Unknown)
     assert outcome.status is None
 

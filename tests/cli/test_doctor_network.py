@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -23,6 +23,7 @@ from dapd.datastore.keys import SealedKeypair
 from dapd.http import trusting
 from dapd.messages.common import HpkeConfig, HpkeConfigList, MediaType
 from dapd.protocol.keys import KeyState
+from dapd.server.sockets import reserved_port
 from tests.certificates import Authority
 from tests.raw_http import Request, answer
 from tests.scripted_server import ScriptedServer
@@ -197,19 +198,18 @@ async def test_a_clock_that_is_off_is_told_by_the_date_of_an_answer(
     assert level == "ok" or "NTP" in (found.remedy or "")
 
 
-async def closed_port() -> int:
-    """Return a port on which nothing listens."""
-    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port: int = listener.socket.getsockname()[1]
-    await listener.aclose()
-    return port
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Provide a port on which nothing listens, and nothing will."""
+    with reserved_port() as port:
+        yield port
 
 
 async def test_refused_connections_while_the_daemon_is_stopped_are_no_news(
-    nursery: trio.Nursery,
+    closed_port: int,
 ) -> None:
     """Another check says that the daemon is stopped; if it runs, its proxy is missing."""
-    url = f"http://127.0.0.1:{await closed_port()}/"
+    url = f"http://127.0.0.1:{closed_port}/"
     heard = await ask_all({url}, {url}, (context(), context()), SECONDS)
     (stopped,) = own_urls(heard, [], stopped=True)
     (running,) = own_urls(heard, [], stopped=False)
@@ -324,10 +324,10 @@ async def test_a_name_that_has_no_address() -> None:
 
 
 async def test_a_proxy_of_the_environment_is_named_and_not_passed_by(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, closed_port: int
 ) -> None:
     """If requests use a proxy, a direct connection to the peer proves nothing."""
-    port = await closed_port()
+    port = closed_port
     monkeypatch.setenv("https_proxy", f"http://user:secret@127.0.0.1:{port}")
     here = await trouble_at(f"https://127.0.0.1:{port}/hpke_config", context(), SECONDS)
     assert isinstance(here, Trouble)
