@@ -6,7 +6,7 @@ that needs no database.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,8 +46,8 @@ def store_uploads(tx: Tx, opened: OpenedUploads, max_rows: int, now: int) -> lis
     ]
     upload_groups.note(tx, seq, b"".join(rejected))
     answers = opened.group.answers(rejected)
-    for task_pk in set(opened.tasks):
-        counters.add(tx, task_pk, _counts(opened.tasks, answers, task_pk))
+    for task_pk, outcomes in _outcomes_by_task(opened.tasks, answers).items():
+        counters.add(tx, task_pk, _counts(outcomes))
         # A waiting collection may have become ready to fix its cut (C3).
         collections.touch(tx, task_pk, now)
     return answers
@@ -76,10 +76,18 @@ def _by_part(parts: Sequence[UploadPart], joined: bytes) -> list[bytes]:
     return columns
 
 
-def _counts(tasks: Sequence[int], answers: Sequence[UploadAnswer], task_pk: int) -> dict[str, int]:
-    """Return one task's counts by counter: ``upload_accepted``, ``upload_report_replayed``, ..."""
-    total: Counter[int] = Counter()
-    for owner, answer in zip(tasks, answers, strict=True):
-        if owner == task_pk:
-            total.update(answer.outcomes)
-    return {f"upload_{outcome_name(code) if code else 'accepted'}": n for code, n in total.items()}
+def _outcomes_by_task(
+    tasks: Sequence[int], answers: Sequence[UploadAnswer]
+) -> dict[int, Counter[int]]:
+    """Return how many reports of each task had which outcome."""
+    totals: defaultdict[int, Counter[int]] = defaultdict(Counter)
+    for task_pk, answer in zip(tasks, answers, strict=True):
+        totals[task_pk].update(answer.outcomes)
+    return totals
+
+
+def _counts(outcomes: Counter[int]) -> dict[str, int]:
+    """Return the counts by counter: ``upload_accepted``, ``upload_report_replayed``, ..."""
+    return {
+        f"upload_{outcome_name(code) if code else 'accepted'}": n for code, n in outcomes.items()
+    }
