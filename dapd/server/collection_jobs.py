@@ -17,13 +17,12 @@ from dapd.datastore.collections import CollectionJob
 from dapd.driver.hold import hold
 from dapd.errors import Abort
 from dapd.messages.common import MediaType, b64url_encode
-from dapd.protocol.states import CollectionState
+from dapd.protocol.states import UNFINISHED, CollectionState
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.server.requests import body_of, done, processing, ready, resource_id, task_of
 
 _JOB_ID_SIZE = 16
-_ENDED = frozenset({CollectionState.FINISHED, CollectionState.FAILED, CollectionState.DELETED})
 
 
 def blueprint(context: Context) -> Blueprint:
@@ -74,7 +73,7 @@ async def _current(context: Context, task: Task, job: CollectionJob, *, created:
         context,
         ("collection", job.id),
         partial(_find, context, task, job.id),
-        lambda job: job.state in _ENDED,
+        lambda job: job.state not in UNFINISHED,
         context.config.collection.poll_hold,
     )
     location = task.url_path(f"collection_jobs/{b64url_encode(job.id)}")
