@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import reduce
+from operator import and_, or_
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,20 @@ async def test_measurements_arrive_in_batches(nursery: trio.Nursery) -> None:
     assert aggregators.accepted == 5
     assert done == [2, 2, 1]
     assert aggregators.targets() == ["hpke_config"] * 2 + ["reports"] * 3
+
+
+async def test_every_report_has_a_random_id(nursery: trio.Nursery) -> None:
+    """16 bytes, of which every bit varies (section "Upload Request")."""
+    aggregators = ScriptedAggregators()
+    files = await aggregators.serve(nursery)
+    async with client(files) as uploader:
+        await uploader.upload([0] * 100)
+    body = aggregators.server.requests[-1].body
+    size = len(body) // 100
+    ids = [int.from_bytes(body[at : at + 16]) for at in range(0, len(body), size)]
+    assert len(set(ids)) == 100
+    assert reduce(or_, ids) == 2**128 - 1
+    assert reduce(and_, ids) == 0
 
 
 async def test_a_task_file_is_enough(nursery: trio.Nursery, tmp_path: Path) -> None:

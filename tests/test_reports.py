@@ -89,8 +89,13 @@ def parse_response(response: bytes) -> list[tuple[bytes, int, bytes]]:
 
 def bad_public_share(pair: TaskPair) -> bytes:
     """A ``VerifyInit`` whose public share opens but does not decode; no Leader of ours sends it."""
-    (report,) = make(pair, [some(pair)], label="public", tamper="public")
-    head = 26 + 4 + int.from_bytes(report[26:30], "big")
+    return unchecked_init(make(pair, [some(pair)], label="public", tamper="public")[0])
+
+
+def unchecked_init(report: bytes) -> bytes:
+    """The ``VerifyInit`` of a Leader that has not looked at the report."""
+    share = 26 + int.from_bytes(report[24:26], "big")
+    head = share + 4 + int.from_bytes(report[share : share + 4], "big")
     leader_len = 1 + 2 + 32 + 4 + int.from_bytes(report[head + 35 : head + 39], "big")
     return report[:head] + report[head + leader_len :] + opaque32(b"\x00" + opaque32(b"message"))
 
@@ -313,6 +318,34 @@ def test_b2_what_a_leader_spoils_is_a_verify_error(config: VdafConfiguration) ->
     other = pair.start(make(pair, [some(pair)], label="other")).verify_inits
     finish = pair.help(flip(init, -1) + other[:-1] + flip(other[-1:]) + bad_public_share(pair))
     assert finish.outcomes == bytes([ReportError.VDAF_VERIFY_ERROR] * 3)
+
+
+@pytest.mark.parametrize(
+    ("public", "helper"),
+    [
+        ([11], []),
+        ([], [11]),
+        ([9], [9]),
+        ([], [9, 9]),
+        ([10, 9], []),
+        ([], [10, 9]),
+    ],
+)
+def test_b3_a_helper_rejects_each_report_with_bad_extensions(
+    public: list[int], helper: list[int]
+) -> None:
+    """Unknown, repeated in one list or over both, out of order; no Leader need have noticed."""
+    pair = make_pair()
+    taken = pair.start(make(pair, [1])).verify_inits
+    (report,) = pair.client.seal(
+        [1],
+        make_ids(1, "bad"),
+        [NOW],
+        public=[(kind, b"") for kind in public],
+        helper=[(kind, b"") for kind in helper],
+    )
+    finish = pair.help(taken + unchecked_init(report))
+    assert finish.outcomes == bytes([0, ReportError.INVALID_MESSAGE])
 
 
 def test_b2_a_helper_without_the_key_answers_hpke_decrypt_error() -> None:

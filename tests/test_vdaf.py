@@ -232,3 +232,16 @@ def test_sharding_binds_report_id_and_task() -> None:
     _, leader, helper = shard(instance, bytes(32), [1, 1], ids)
     assert all(a != b for a, b in pairwise(leader))
     assert all(a != b for a, b in pairwise(helper))
+
+
+@pytest.mark.parametrize("config", [Prio3Count(), Prio3Histogram(4, 2)])
+def test_sharding_the_same_again_gives_other_shares(config: vdaf.VdafConfiguration) -> None:
+    """``rand`` is sampled for each report; it does not follow from task, report id and measurement
+    (section "Client Behavior").
+    """
+    instance = vdaf.make_vdaf(config)
+    (_, leader, helper), (_, leader_again, helper_again) = (
+        shard(instance, bytes(32), [0], bytes(16)) for _ in range(2)
+    )
+    assert leader != leader_again
+    assert helper != helper_again

@@ -236,6 +236,18 @@ def test_c4_overlap_comes_before_the_batch_size(bench: AggregatedBatches) -> Non
     assert bench.refusal(small) == "batchOverlap"
 
 
+def test_c4_one_report_fewer_than_the_minimum_is_an_invalid_batch_size(
+    bench: AggregatedBatches,
+) -> None:
+    """The Helper counts the reports itself. Nothing is collected, and the next one completes it."""
+    bench.aggregate([0, 1])
+    assert bench.refusal(bench.request(Interval(TIME, 1))) == "invalidBatchSize"
+    assert not bench.collected(time_bucket(TIME))
+    bench.aggregate([3])
+    complete = bench.request(Interval(TIME, 1))
+    assert bench.result(complete, bench.serve(complete)) == [1, 1, 0, 1]
+
+
 def test_c4_a_wrong_checksum_is_a_mismatch(bench: AggregatedBatches) -> None:
     bench.aggregate([0, 1, 3])
     wrong = replace(bench.request(Interval(TIME, 1)), checksum=bytes(32))

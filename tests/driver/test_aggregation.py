@@ -10,6 +10,7 @@ import trio
 
 from dapd.config import Leader
 from dapd.datastore import Tx, tasks
+from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import BatchMode
 from dapd.protocol.task import TaskSettings
 from dapd.reports import ReportRules
@@ -449,6 +450,13 @@ async def test_c6_leader_selected_jobs_name_their_batch_and_fill_it_exactly(
         sizes = await house.rows("SELECT bucket, sum(n) FROM batch_shares GROUP BY bucket")
         assert sorted(n for _, n in sizes) == [2, 4]
         assert (await house.counters())["aggregate_vdaf_verify_error"] == 1
+        posts = [request.body for request in house.helper.requests if request.method == "POST"]
+    heads = [AggregationJobInitHead.decode(body)[0] for body in posts]
+    assert {head.agg_param for head in heads} == {b""}, "the only valid one for Prio3"
+    assert {tuple(each.type for each in head.extensions) for head in heads} == {(1,)}
+    named = [head.extensions[0].data for head in heads]
+    assert (len(named), {bucket for bucket, _ in sizes}) == (3, set(named))
+    assert {len(batch_id) for batch_id in named} == {32}
 
 
 async def test_d6_a_stored_job_is_sent_until_its_newest_report_is_expired(tmp_path: Path) -> None:

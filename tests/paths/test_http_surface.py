@@ -92,7 +92,9 @@ async def test_hpke_config_is_open_and_may_be_cached(tmp_path: Path) -> None:
             assert reply.status == 200
             assert reply.headers["content-type"] == MediaType.HPKE_CONFIG_LIST.value
             assert reply.headers["cache-control"] == "max-age=86400"
-            assert len(HpkeConfigList.decode(reply.body).configs) == 1
+            [config] = HpkeConfigList.decode(reply.body).configs
+            suite = config.kem_id, config.kdf_id, config.aead_id
+            assert suite == (0x0020, 0x0001, 0x0001), "that of section Compliance Requirements"
 
 
 async def test_routes_match_under_any_prefix(tmp_path: Path) -> None:
@@ -335,12 +337,13 @@ async def test_a4_not_ready_is_200_and_empty_with_where_and_when(tmp_path: Path)
 
 
 async def test_a11_a_job_of_one_round_can_not_be_continued(tmp_path: Path) -> None:
-    """Unknown job; undecodable, step 0, any report id; only then ``stepMismatch`` (A11)."""
+    """Unknown task or job; undecodable, step 0, any report id; only then ``stepMismatch`` (A11)."""
     async with surface(tmp_path) as s:
         job = s.harness.start_job(s.harness.seal([1], "job"))
         path = (await s.create("aggregation_jobs", job.request)).headers["location"]
         valid = AggregationJobContinueHead(1).encode()
         for target, body, error in (
+            (path.replace(s.harness.id_text, "A" * 43), valid, "unrecognizedTask"),
             (s.path("aggregation_jobs", UNKNOWN_ID), valid, "unrecognizedAggregationJob"),
             (path, b"", "invalidMessage"),
             (path, AggregationJobContinueHead(0).encode(), "invalidMessage"),

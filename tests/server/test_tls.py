@@ -96,6 +96,17 @@ async def test_another_authority_is_not_believed(tmp_path: Path) -> None:
                 await client.upload([1])
 
 
+async def test_a_certificate_of_another_host_is_not_believed(tmp_path: Path) -> None:
+    """RFC 9110, section 4.3.4: it must name the URL's host, even if its authority is trusted."""
+    authority = Authority(tmp_path / "tls").issue("another.example")
+    async with open_pair(tmp_path, leader={"server": authority.server}) as (pair, _):
+        url = resource_url(endpoints(pair)["leader_aggregator_endpoint"], "hpke_config")
+        async with DapHttp(tls=trusting(authority.file)) as http:
+            outcome = await http.get(url, MediaType.HPKE_CONFIG_LIST)
+            assert isinstance(outcome, Unknown)
+            assert "IP address mismatch" in outcome.reason
+
+
 async def test_tls_is_1_2_or_newer_and_speaks_http_1_1(tmp_path: Path) -> None:
     """It is 1.3 if the other end can do it; HTTP/2 is not offered."""
     authority = Authority(tmp_path / "tls").issue()
