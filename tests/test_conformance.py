@@ -1,4 +1,6 @@
-"""docs/conformance.md leaves no requirement of the draft out, and what it names exists."""
+"""docs/conformance.md leaves no requirement of the draft out, and what it names exists;
+docs/security.md leaves none of its security considerations out.
+"""
 
 from __future__ import annotations
 
@@ -147,3 +149,16 @@ def test_no_requirement_of_the_draft_is_left_out() -> None:
     )
     assert said, "how many there are"
     assert tuple(map(int, said.groups())) == (count[True] + count[False], count[True])
+
+
+@beside_the_draft
+def test_no_item_of_the_security_considerations_is_left_out() -> None:
+    """docs/security.md takes each subsection by its name, and each attack of the three lists."""
+    considerations = DRAFT.read_text().split("\n# Security Considerations ")[1].split("\n# ")[0]
+    stance = (ROOT / "docs/security.md").read_text()
+    for heading in re.findall(r"^##+ ([^{\n]+)", considerations, re.MULTILINE):
+        assert heading.strip().lower() in stance.lower(), heading
+    for kind in ("verifiability", "privacy", "other properties"):
+        theirs = considerations.split(f"Attacks on {kind}")[1].split("\n\n", 2)[1]
+        ours = stance.split(f"### Attacks on {kind}\n")[1].split("\n#")[0]
+        assert theirs.count("\n1. ") + 1 == len(re.findall(r"^\d\. ", ours, re.MULTILINE)), kind
