@@ -30,13 +30,15 @@ from dapd.protocol.task import Task
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """The result of a deletion: the number of rows, the report ids that are no longer stored, and
-    the (kind, id) of deleted jobs that a held request may wait for.
+    """The result of a deletion: the number of rows, the report ids that are no longer stored, the
+    (kind, id) of deleted jobs that a held request may wait for, and the Locations of jobs that the
+    Helper need not keep.
     """
 
     rows: int
     ids: bytes = b""
     waited_for: tuple[tuple[Kind, bytes], ...] = ()
+    locations: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,12 +78,6 @@ def dissolve_job(tx: Tx, lease: Lease, job: Job, now: int) -> None:
     collections.touch(tx, job.task_pk, now)
 
 
-def load_to_poll(tx: Tx, lease: Lease, expired_before: int) -> Job | None:
-    """Load a job to poll; return ``None`` if its reports have expired. Raises ``LeaseLost``."""
-    job = leader_jobs.load(tx, lease)
-    return job if job.newest >= expired_before else None  # D6
-
-
 def release_job(tx: Tx, lease: Lease, old: LeaderJobState, later: Later) -> None:
     """Release the job until its next exchange (I5). Raises ``LeaseLost``."""
     new = LeaderJobState.STORED if later.location is None else LeaderJobState.POLLING

@@ -39,6 +39,7 @@ UPDATE aggregation_jobs SET state = :state, last_error = :error, lease_token = N
   lease_until = NULL
 WHERE job_pk = :job_pk AND role = 'leader' AND state IN ('assigned', 'stored', 'polling')
 RETURNING task_pk, n, sends"""
+_Q_LOCATION = "SELECT location FROM aggregation_jobs WHERE job_pk = :job_pk AND role = 'leader'"
 _Q_UNFINISHED = """
 SELECT job_pk FROM aggregation_jobs WHERE task_pk = :task_pk AND role = 'leader'
   AND state IN ('assigned', 'stored', 'polling', 'received')"""
@@ -184,6 +185,12 @@ def give_up(tx: Tx, job_pk: int, state: LeaderJobState, error: str) -> tuple[int
         return None
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
     return row[0], row[1], row[2]
+
+
+def location(tx: Tx, job_pk: int) -> str | None:
+    """Return where the job is at the Helper, if that is known."""
+    row = tx.one(_Q_LOCATION, job_pk=job_pk)
+    return None if row is None else row[0]
 
 
 def unfinished(tx: Tx, task_pk: int) -> list[int]:

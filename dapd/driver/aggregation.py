@@ -23,7 +23,6 @@ from dapd.commits.leader_jobs import (
     expire_job,
     finish_job,
     halve_job,
-    load_to_poll,
     release_job,
     start_job,
 )
@@ -42,6 +41,7 @@ from dapd.protocol.states import LeaderJobState
 from dapd.protocol.task import Instant, Task
 from dapd.reports import leader_finish, leader_start
 from dapd.runtime.context import Context
+from dapd.runtime.deletion import delete_job
 
 _log = structlog.get_logger()
 _NO_LOCATION_EVERY = 86_400.0
@@ -116,11 +116,11 @@ async def _send(context: Context, step: Step) -> None:
 async def _poll(context: Context, step: Step) -> None:
     """Ask the Helper for the result (section "Asynchronous Request Handling")."""
     at = context.instant()
-    now, mark = at.now, step.task.expired_before_at(at)
-    job = await context.read(load_to_poll, step.lease, mark)
-    if job is None:
-        await context.run(expire_job, step.lease.pk, now)
+    job = await context.read(leader_jobs.load, step.lease)
+    if job.newest < step.task.expired_before_at(at):  # D6
+        await context.run(expire_job, job.job_pk, at.now)
         _warn_expired()
+        await _delete(context, step, job)
         return
     assert job.location is not None
     _log.debug("job_polled")
@@ -177,10 +177,13 @@ async def _complete(context: Context, step: Step, job: Job, response: bytes) -> 
         unusable = Unusable(f"an AggregationJobResp that can't be used: {error}")
         await _judge(context, step, job, unusable)
         return
+    await _delete(context, step, job)
+
+
+async def _delete(context: Context, step: Step, job: Job) -> None:
+    """Delete the job at the Helper, if its Location is known (A7)."""
     if job.location is not None:
-        deletion = await context.http.delete(job.location, _token(step))
-        if not isinstance(deletion, Ready):
-            _log.warning("delete_failed", status=deletion.status, error=deletion.reason)
+        await delete_job(context, job.location, _token(step))
 
 
 async def _finish(context: Context, step: Step, job: Job, response: bytes) -> None:
@@ -217,6 +220,7 @@ async def _halve(context: Context, step: Step, job: Job, reason: str) -> None:
     halves = Halves(ids, moment(context).backoff)
     await context.run(halve_job, step.lease, job, halves, reason, context.now())
     _ring(context)
+    await _delete(context, step, job)
 
 
 def _load(tx: Tx, lease: Lease, task: Task, at: Instant) -> tuple[Job, list[StoredChunk], bool]:

@@ -41,9 +41,12 @@ from dapd.gc.pace import Pace
 from dapd.protocol.batches import BucketRange, time_bucket
 from dapd.protocol.task import MAX_INTEGER, Mark, Task
 from dapd.runtime.context import Context
+from dapd.runtime.deletion import delete_job
 
 _log = structlog.get_logger()
 
+_MOST_DELETIONS = 100
+"""The most jobs that one sweep deletes at the Helper."""
 ALL = Mark(MAX_INTEGER, MAX_INTEGER)
 """The mark above everything, for a task that is deleted."""
 
@@ -60,6 +63,7 @@ class Sweep:
         self._context = context
         self._task = task
         self._mark = mark
+        self._deletions_left = _MOST_DELETIONS
         self.counts: Counter[str] = Counter()
 
     async def run(self) -> None:
@@ -95,7 +99,9 @@ class Sweep:
         now, safe = at.now, at.safe
 
         def expire_jobs(tx: Tx, job_pks: Sequence[int]) -> Freed:
-            return Freed(sum(expire_job(tx, job_pk, now) > 0 for job_pk in job_pks))
+            known = {job_pk: leader_jobs.location(tx, job_pk) for job_pk in job_pks}
+            ended = [job_pk for job_pk in job_pks if expire_job(tx, job_pk, now)]
+            return Freed(len(ended), locations=tuple(filter(None, map(known.get, ended))))
 
         def expire_collections(tx: Tx, pks: Sequence[int]) -> Freed:
             ended = [expire_collection(tx, task_pk, pk, before, safe) for pk in pks]
@@ -243,12 +249,32 @@ class Sweep:
             await pace.pause()
 
     async def _after_commit(self, freed: Freed) -> None:
-        """Forget the report ids and wake held requests, once the step is committed (rule D3)."""
+        """Forget the report ids, wake held requests, and delete jobs at the Helper, once the step
+        is committed (rule D3).
+        """
         if freed.ids:
             replay = self._context.datastore.replay
             await self._context.compute(replay.forget, self._task.task_pk, freed.ids)
         for name in freed.waited_for:
             self._context.job_ended(name)
+        for location in freed.locations:
+            await self._delete_at_helper(location)
+
+    async def _delete_at_helper(self, location: str) -> None:
+        """Let the Helper know that it can clean up. Left out: jobs of a task that is not served,
+        and those beyond the first failure or the bound of a sweep, which must not take long. The
+        Helper deletes such a job itself once that has expired.
+        """
+        task = self._context.tasks.served(self._task.task_pk)
+        if task is None or task.aggregator_token is None or not self._deletions_left:
+            return
+        peer = self._context.peers.at(task.configuration.helper_aggregator_endpoint)
+        if peer.try_acquire():
+            try:
+                deleted = await delete_job(self._context, location, task.aggregator_token)
+            finally:
+                peer.release()
+            self._deletions_left = self._deletions_left - 1 if deleted else 0
 
     def _stopped(self) -> bool:
         return self._context.draining.is_set()

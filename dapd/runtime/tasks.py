@@ -59,6 +59,11 @@ class Tasks:
         """Return the tasks that are served."""
         return [task for task in self._by_pk.values() if task.state.is_served]
 
+    def served(self, task_pk: int) -> Task | None:
+        """Return the task of a row if it is served."""
+        task = self._by_pk.get(task_pk)
+        return task if task is not None and task.state.is_served else None
+
     def helpers(self) -> Counter[str]:
         """Count the Leader's tasks by their Helper's endpoint."""
         return Counter(

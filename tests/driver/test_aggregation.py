@@ -505,3 +505,46 @@ async def test_c6_a_job_that_was_not_sent_before_its_batch_expires_gives_its_rep
         sizes = await house.rows("SELECT n FROM batch_shares GROUP BY bucket ORDER BY n")
         assert sizes == [(2,), (3,)]
         assert (await house.counters())["aggregate_finished"] == 5
+
+
+async def test_d5_a_polled_job_that_is_halved_is_deleted_at_the_helper(tmp_path: Path) -> None:
+    """The Helper can clean up (section "Aggregation Job Abandonment and Deletion")."""
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        match request.method:
+            case "POST" if len(house.helper.requests) == 1:
+                return answer(200, Location=LOCATION, Retry_After="1")
+            case "GET":
+                return problem("invalidMessage")
+            case _:
+                return honest(pair, request)
+
+    async with open_leader(tmp_path, task_pair(), script) as house:
+        await know_peer(house)
+        await house.upload(2)
+        await house.create()
+        for _ in range(2):
+            await house.step()
+            house.later()
+        assert await house.states() == {"abandoned": 1, "assigned": 2}
+        assert [r.method for r in house.helper.requests] == ["POST", "GET", "DELETE"]
+        assert house.helper.requests[2].target == LOCATION
+
+
+async def test_d6_a_polled_job_that_expires_is_deleted_at_the_helper(tmp_path: Path) -> None:
+    """The Helper can clean up; its answer would come too late."""
+
+    def script(_: TaskPair, request: Request) -> bytes:
+        if request.method == "DELETE":
+            return answer(204)
+        return answer(200, Location=LOCATION, Retry_After="1")
+
+    async with open_leader(tmp_path, task_pair(settings=QUICK_EXPIRY), script) as house:
+        await house.upload(2)
+        await house.create()
+        await house.step()
+        house.later(3 * PRECISION)
+        await house.step()
+        assert await house.states() == {"expired": 1}
+        assert [r.method for r in house.helper.requests] == ["POST", "DELETE"]
+        assert house.helper.requests[1].target == LOCATION

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dapd.commits.leader_jobs import count_send, expire_job
+from dapd.config import Leader
 from dapd.datastore import Tx, tasks
 from dapd.datastore.leader_jobs import LeaseLost
 from dapd.driver import aggregation
@@ -61,6 +62,54 @@ def index(leader: LeaderHarness, ids: bytes) -> tuple[int, bytes]:
     live = len(store.replay), store.replay.peek(leader.task.task_pk, ids)
     assert rebuilt_replay_index(store.path, leader.task.task_pk, ids) == live
     return live
+
+
+@pytest.mark.parametrize(("answered", "deleted"), [(answer(204), 2), (answer(500), 1), (b"", 1)])
+async def test_d6_expired_jobs_are_deleted_at_the_helper_unless_it_is_away(
+    tmp_path: Path, answered: bytes, deleted: int
+) -> None:
+    """It can clean up before they expire there, too; the collector doesn't wait for it twice."""
+
+    def script(_: TaskPair, request: Request) -> bytes:
+        if request.method == "DELETE":
+            return answered
+        return answer(200, Location=f"/helper/{len(leader.helper.requests)}", Retry_After="99999")
+
+    async with open_leader(tmp_path, task_pair(settings=QUICK_EXPIRY), script) as leader:
+        for _ in range(2):
+            await upload(leader, 3)
+            await leader.create()
+            await leader.step()
+        assert await leader.states() == {"polling": 2}
+        leader.later(3 * PRECISION)
+        await collect(leader)
+        assert (await leader.counters())["aggregate_lost"] == 6
+        sent = [each.target for each in leader.helper.requests if each.method == "DELETE"]
+        assert sent == ["/helper/1", "/helper/2"][:deleted]
+        assert row_counts(leader.context.datastore) == {}
+
+
+async def test_a_sweep_deletes_a_bounded_number_of_jobs_at_the_helper(tmp_path: Path) -> None:
+    """It must not take long: the Helper deletes the others itself."""
+
+    def script(_: TaskPair, request: Request) -> bytes:
+        if request.method == "DELETE":
+            return answer(204)
+        return answer(200, Location="/helper/job", Retry_After="99999")
+
+    settings = TaskSettings(report_expiry_age=2 * PRECISION, batch_target_size=1000)
+    task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, settings=settings)
+    tiny = Leader(min_job_size=1, max_job_size=1, max_wait=0)
+    async with open_leader(tmp_path, task, script, config=tiny) as leader:
+        await upload(leader, 101)
+        while await leader.states() != {"polling": 101}:
+            await leader.create()
+            await leader.step()
+        leader.later(3 * PRECISION)
+        await collect(leader)
+        deletions = [each for each in leader.helper.requests if each.method == "DELETE"]
+        assert len(deletions) == 100
+        assert row_counts(leader.context.datastore) == {}
 
 
 async def test_nothing_expires_without_an_age(tmp_path: Path) -> None:
