@@ -62,7 +62,8 @@ _FIRST_POLL, _SLOWEST_POLL = 0.5, 15.0
 _MAX_RETRY_AFTER = 300.0
 
 _REMEDIES = {
-    "unrecognizedTask": "the Leader doesn't know the task; ask its operator to add it",
+    "unrecognizedTask": "the Leader doesn't know the task, or the Helper if it is named before; "
+    "ask that one's operator to add it",
     "batchInvalid": "ask for an interval within the task's interval that has not expired",
     "batchOverlap": "the batch, or a part of it, was collected before; ask for another interval",
     "invalidBatchSize": "there are too few reports so far; ask again later",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
-from dapd.commits.collections import create_collection
+from dapd.commits.collections import CollectionRequest, create_collection
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreConfig
 from dapd.config import Disk as DiskConfig
@@ -106,9 +106,8 @@ class DatabasePair:
     def query_bytes(self, body: bytes) -> CollectionJob:
         return self.store.run_sync(
             create_collection,
-            self.leader,
-            body,
-            secrets.token_bytes(16),
+            CollectionRequest(self.leader, secrets.token_bytes(16), body),
+            self.pair.sealer,
             self.clock.instant(),
             KEEP_MS,
         )

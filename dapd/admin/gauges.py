@@ -49,7 +49,13 @@ _OUTCOMES = {
     "upload": ("accepted", *_REPORT_ERRORS, _OTHER),
     "aggregate": ("finished", *_REPORT_ERRORS, "lost", _OTHER),
 }
-_EVENTS = ("collection_expired", "contribution_dropped", "contribution_lost")
+_EVENTS = (
+    "collection_expired",
+    "collection_given_up",
+    "contribution_dropped",
+    "contribution_lost",
+    "contribution_uncollectable",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,7 @@ def _reports(totals: list[tuple[str, str, int]]) -> Iterator[Metric]:
     )
     yield _counted(
         "task_events",
-        "Collections that expired, and reports lost from a batch with a sealing key.",
+        "Collections without a result, and aggregated reports that no result contains.",
         ("event",),
         events,
     )

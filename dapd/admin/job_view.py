@@ -154,6 +154,9 @@ def _why(context: Context, look: Look, row: JobRow) -> Why:
         row.attempts,
         row.crashes,
         row.last_error,
+        row.refused_ms,
+        int(1000 * context.config.give_up_after[row.kind]),
+        row.given_up,
     )
     running, computing = look.held
     around = Surroundings(

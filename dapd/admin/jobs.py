@@ -104,7 +104,8 @@ async def abandon(context: Context, request: AbandonRequest) -> Abandoned:
     """Give up an unfinished job of a Leader, for good. Raises ``UsageError``.
 
     An aggregation job's reports are counted as lost, and never go into another job. A collection
-    job is deleted; its batch stays collected if the Helper may have been asked.
+    job is deleted; its batch stays collected if the Helper may have been asked. A collection that
+    dapd has given up loses the batch that it keeps, and its reports are counted.
     """
     if request.confirm != request.job:
         raise UsageError(f"the confirmation is {request.confirm!r}, but the job {request.job!r}")

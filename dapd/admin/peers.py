@@ -118,7 +118,8 @@ async def pause(context: Context, request: PeerRequest) -> PeerView:
 async def resume(context: Context, request: PeerRequest) -> PeerView:
     """End a pause; jobs that wait for the peer go on."""
     endpoint = await _named(context, request.url)
-    context.peers.at(endpoint).paused = False
+    peer = context.peers.at(endpoint)
+    peer.paused, peer.asked_since = False, context.instant().safe
     context.jobs.ring()
     return peer_view(context, endpoint)
 

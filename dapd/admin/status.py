@@ -36,6 +36,8 @@ from dapd.protocol.task import Instant, TaskState
 from dapd.runtime.context import Context
 from dapd.telemetry import logs
 
+_NAMED = 5
+"""Collections given up that are named; `dapd jobs list --state failed` shows them all."""
 _BEGAN = time.monotonic()
 
 
@@ -105,6 +107,7 @@ class StatusView(msgspec.Struct, frozen=True):
     ``roles`` are those of its tasks. ``backup_of`` is the time of the last backup's contents,
     ``certificate_until`` when the first of the listeners' certificates expires; both ``null`` if
     there is none. ``quarantined_tasks`` counts the tasks with batches that a restore has closed.
+    ``given_up`` names collections that were given up and whose batch is kept for the same query.
     ``restart_for`` lists the keys of the configuration that were reloaded but need a restart.
     ``to_do`` lists what an operator must do, the most urgent first.
     """
@@ -126,6 +129,7 @@ class StatusView(msgspec.Struct, frozen=True):
     certificate_until: Moment | None
     restart_for: tuple[str, ...]
     last_error: ErrorView | None
+    given_up: tuple[str, ...] = ()
     to_do: tuple[str, ...] = ()
 
 
@@ -136,6 +140,7 @@ class _Read:
     look: Look
     collect_before: dict[int, int]
     quarantined_tasks: int
+    given_up: list[str]
     keys: list[StoredKey]
     times: KeyTimes
 
@@ -169,6 +174,7 @@ async def show(context: Context, _: Nothing) -> StatusView:
         last_error=None
         if error is None
         else ErrorView(error.at, error.event, error.detail, error.remedy),
+        given_up=tuple(read.given_up),
     )
     return msgspec.structs.replace(status, to_do=what_to_do(status, rfc3339(context.now())))
 
@@ -191,6 +197,7 @@ def _read(tx: Tx, config: Config, at: Instant) -> _Read:
         look,
         _collect_before(tx, look, at),
         batches.quarantined_tasks(tx),
+        jobs.given_up(tx, _NAMED),
         keys.all_keys(tx),
         key_times(tx, config),
     )

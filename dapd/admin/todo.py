@@ -42,6 +42,8 @@ def _advice(status: StatusView, now: datetime) -> Iterator[Advice | None]:
         if task.state == "unreadable":
             yield upkeep.unreadable(task.task)
     yield from only_the_daemon_knows(status)
+    for name in status.given_up:
+        yield upkeep.given_up(name)
     yield upkeep.certificate(status.certificate_until, now)
     yield upkeep.backup(status.backup_of, now)
 

@@ -65,6 +65,17 @@ def job(kind: str, name: str) -> Advice:
     return Advice(f"{kind} job {name}", "has failed", f"`dapd jobs show {name}` says why")
 
 
+def given_up(name: str) -> Advice:
+    """Advise on a collection that was given up, and whose batch is kept for the same query."""
+    return Advice(
+        f"collection job {name}",
+        "was given up, since the Helper had refused its share for too long; its batch is kept for "
+        "the same query until its reports expire",
+        f"`dapd jobs show {name}` says what the Helper answered; fix that with its operator, then "
+        "have the Collector repeat the query",
+    )
+
+
 def restart(keys: Sequence[str]) -> Advice | None:
     """Advise on reloaded keys of the configuration that only a restart applies."""
     if not keys:

@@ -25,6 +25,7 @@ class Reason(StrEnum):
     """The first thing that must change before the job runs."""
 
     ENDED = "ended"
+    GIVEN_UP = "given_up"
     RUNNING = "running"
     TASK_NOT_SERVED = "task_not_served"
     PEER_PAUSED = "peer_paused"
@@ -42,7 +43,11 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """A job's row. Times are in ms; ``leased`` says that a step holds the job now."""
+    """A job's row. Times are in ms; ``leased`` says that a step holds the job now.
+
+    The peer has refused the job for ``refused_for``, and it is given up at ``give_up_after``.
+    ``given_up`` is for a collection whose batch is kept for the same query.
+    """
 
     name: str
     state: JobState
@@ -51,6 +56,9 @@ class JobFacts:
     attempts: int
     crashes: int
     last_error: str | None
+    refused_for: int = 0
+    give_up_after: int = 0
+    given_up: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,8 @@ class Why:
 
 def why_waiting(job: JobFacts, around: Surroundings) -> Why:
     """Return the first obstacle, in the order in which the dispatcher meets them."""
+    if job.given_up:
+        return _advised(Reason.GIVEN_UP, upkeep.given_up(job.name))
     if job.state not in UNFINISHED:
         return Why(Reason.ENDED, f"it has ended: {job.state}")
     if job.leased:
@@ -144,6 +154,9 @@ def _not_due(job: JobFacts, now: int) -> Why:
         return Why(Reason.CRASHED, text, "see in the log what ended the daemon")
     if job.last_error is not None:
         text = f"it failed: {job.last_error}; dapd tries again in {wait}"
+        if job.refused_for:
+            left = max(0, job.give_up_after - job.refused_for)
+            text += f", and gives up if the Helper refuses it for another {duration(left)}"
         remedy = f"fix what the error names, then `dapd jobs retry {job.name}`"
         return Why(Reason.FAILED, text, remedy)
     match job.state:

@@ -126,7 +126,8 @@ def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool
     The reports of an aggregation job are lost: the Helper may have counted them, so they never go
     into another job. If it has, collections of their batch fail, since the two sides' counts
     differ. A collection job is deleted; if the Helper may have been asked for its share, the batch
-    stays collected without a result.
+    stays collected without a result. One that dapd has given up no longer keeps its batch for the
+    same query, and the next one gets another batch.
 
     \b
     Example:
@@ -144,7 +145,9 @@ def abandon(config: Path | None, job: str, confirm: str | None, *, as_json: bool
         )
     done = call(loaded, ABANDON, AbandonRequest(job, confirm))
     lines = [f"Job {done.job} is given up."]
-    if done.lost:
+    if done.lost and done.job.startswith("c"):
+        lines.append(f"Lost: {count(done.lost, 'report')}, which no query can collect any more.")
+    elif done.lost:
         lines += [
             f"Lost: {count(done.lost, 'report')}. The Helper may have counted them; then every",
             "collection of their batch fails with batchMismatch.",
@@ -182,7 +185,7 @@ def _details(found: JobDetail) -> Iterator[str]:
         "location": found.location,
         "peer": peer and f"{peer.endpoint}, {peer.state}",
         "peer's requests": peer and f"{peer.exchanges} of {peer.permits} at once",
-        "told to the Collector": found.error and f"{found.error}: {found.detail or ''}",
+        "told to the Collector": ": ".join(filter(None, (found.error, found.detail))) or None,
         "aggregated": progress
         and f"{progress.aggregated} of at least {count(progress.needed, 'report')}",
         "undecided": progress

@@ -2,12 +2,13 @@
 
 An aggregation job's reports are counted as lost and never go into a new job, because the Helper may
 have aggregated them. A collection job is deleted as if its Collector had done it: if the Helper may
-have been asked for its share, the batch stays collected.
+have been asked for its share, the batch stays collected. One that dapd has given up loses what it
+keeps for an identical query: its reports are counted, and the next query gets another batch.
 """
 
 from __future__ import annotations
 
-from dapd.commits.collections import delete_collection
+from dapd.commits.collections import delete_collection, discard_given_up
 from dapd.commits.leader_jobs import give_up_job
 from dapd.datastore import tasks
 from dapd.datastore.jobs import JobRow
@@ -25,6 +26,10 @@ def abandon(tx: Tx, job: JobRow, at: Instant) -> int:
 
     Raises ``UsageError`` if the job has ended, or is a Helper's, which only the Leader may give up.
     """
+    if job.kind == "collection" and (
+        lost := discard_given_up(tx, job.pk, "contribution_uncollectable")
+    ):
+        return lost
     if job.state not in UNFINISHED:
         raise UsageError(f"job {job.name} has ended: {job.state}")
     if job.role == "helper":

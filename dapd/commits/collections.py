@@ -2,13 +2,26 @@
 
 Sections "Collection Job Initialization", "Obtaining Aggregate Shares" and "Collection Job
 Deletion"; rules A1, A6, A8, C2 to C5, D4, D6.
+
+A job that is *given up* fails with the Helper's error, and keeps the exact request and its share:
+the Helper may have answered an earlier send, and then answers these bytes alone. An identical query
+makes a job that goes on with them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore import batches, chunks, collections, counters, leases, outstanding, watermarks
+from dapd.crypto import Sealer, collection_share_aad
+from dapd.datastore import (
+    batches,
+    chunks,
+    collections,
+    counters,
+    leases,
+    outstanding,
+    watermarks,
+)
 from dapd.datastore.collections import CollectionJob, FrozenBatch
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Tx
@@ -26,19 +39,33 @@ from dapd.protocol.states import CollectionState, RangeState
 from dapd.protocol.task import Instant, Task
 
 
+@dataclass(frozen=True, slots=True)
+class CollectionRequest:
+    """An encoded ``CollectionJobReq``, and the id for its resource."""
+
+    task: Task
+    id: bytes
+    body: bytes
+
+
 def create_collection(
-    tx: Tx, task: Task, body: bytes, job_id: bytes, at: Instant, keep_ms: int
+    tx: Tx, asked: CollectionRequest, sealer: Sealer, at: Instant, keep_ms: int
 ) -> CollectionJob:
     """Create the job of this request, or return the one that an identical request made (A1).
 
-    ``keep_ms`` is how long a leader-selected job keeps its identity after it was served. Raises
-    ``Abort`` with the first error in the draft's order; then nothing is stored.
+    If an identical one was given up, the new job goes on with its stored request. ``keep_ms`` is
+    how long a leader-selected job keeps its identity after it was served. Raises ``Abort`` with the
+    first error in the draft's order; then nothing is stored.
     """
+    task, body = asked.task, asked.body
     mark = task.mark_of(watermarks.expired_before(tx, task, at), at)
     if job := collections.identical(tx, task.task_pk, body, mark):  # A1: before any check
         if task.by_time or job.served_at is None or at.now < job.served_at + keep_ms:
             return job
         collections.end_identity(tx, job.pk)  # A8
+    if given_up := collections.given_up(tx, task.task_pk, body, mark):
+        collections.end_expired_identity(tx, task.task_pk, body, mark)
+        return _go_on(tx, asked, given_up, sealer, at)
     try:
         request = CollectionJobReq.decode(body)
     except DecodeError as error:
@@ -49,7 +76,22 @@ def create_collection(
     check_collection_extensions(request.extensions)
     # A8: all valid leader-selected requests of a task are identical, so they share one job.
     collections.end_expired_identity(tx, task.task_pk, body, mark)
-    return collections.insert(tx, task.task_pk, job_id, batch or (b"", b""), body, at)
+    return collections.insert(tx, task.task_pk, asked.id, batch or (b"", b""), body, at)
+
+
+def _go_on(
+    tx: Tx, asked: CollectionRequest, given_up: CollectionJob, sealer: Sealer, at: Instant
+) -> CollectionJob:
+    """Hand the request, the share and the batch of a job that was given up over to a new one."""
+    task_id = asked.task.task_id
+    assert given_up.leader_share is not None
+    share = sealer.open(collection_share_aad(task_id, given_up.id), given_up.leader_share)
+    sealed = sealer.seal(collection_share_aad(task_id, asked.id), share)
+    job = collections.insert_frozen(tx, given_up, asked.id, sealed, at)
+    collections.forget_share(tx, given_up.pk)
+    batches.hand_over(tx, given_up.pk, job.pk)
+    outstanding.hand_over(tx, job.task_pk, job.lo, given_up.pk, job.pk)
+    return job
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,14 +194,38 @@ def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str)
 
     Return whether the lease held. The batch takes reports again, except after ``batchOverlap``,
     which means that the Helper has it as collected. A leader-selected batch stays bound to its job
-    (rule A8), and no other collection gets it.
+    (rule A8), and no other collection gets it, so its reports are counted.
     """
     if not collections.fail(tx, lease, error, detail):  # D1
         return False
+    job = collections.by_pk(tx, lease.pk)
     if error == "batchOverlap" or not task.by_time:
-        batches.mark_collected(tx, lease.pk)
+        batches.mark_collected(tx, job.pk)
+        if error != "batchOverlap":
+            counters.add(tx, task.task_pk, {"contribution_uncollectable": job.n or 0})
+        return True
+    batches.reopen(tx, job.pk)
+    return True
+
+
+def give_up_collection(
+    tx: Tx, lease: Lease, task: Task, error: tuple[str | None, str], at: Instant
+) -> bool:
+    """Fail the job with the Helper's error (token, detail) after long refusal (rule D4).
+
+    Return whether the lease held. The batch reopens only if no request was ever sent: otherwise the
+    Helper may have answered one, and then serves no other request for this batch.
+    """
+    job = collections.by_pk(tx, lease.pk)
+    reopens = task.by_time and not job.sends
+    if not collections.fail(tx, lease, *error, keep_share=not reopens):  # D1
+        return False
+    collections.keep(tx, job.pk, at.safe)
+    if reopens:
+        batches.reopen(tx, job.pk)
     else:
-        batches.reopen(tx, lease.pk)
+        batches.give_up(tx, job.pk)
+    counters.add(tx, task.task_pk, {"collection_given_up": 1})
     return True
 
 
@@ -167,7 +233,8 @@ def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
     """Delete the job, also while a step works on it; return whether there was one.
 
     A collected batch stays collected; a frozen one becomes so if the Helper may have been asked for
-    its share. A leader-selected batch, once frozen, is bound to its job for ever (rule A8).
+    its share. A leader-selected batch, once frozen, is bound to its job for ever (rule A8). A job
+    that was given up still keeps its batch for an identical query.
     """
     job = collections.by_id(tx, task.task_pk, job_id, task.mark_at(at))
     if job is None:
@@ -177,7 +244,7 @@ def delete_collection(tx: Tx, task: Task, job_id: bytes, at: Instant) -> bool:
             batches.mark_collected(tx, job.pk)
         else:
             batches.reopen(tx, job.pk)
-    collections.delete(tx, job.pk)
+    collections.delete(tx, job.pk, keep_share=job.is_given_up)
     return True
 
 
@@ -186,7 +253,10 @@ def expire_collection(
 ) -> bytes | None:
     """Fail a frozen collection of reports below the watermark, and count it. Return its id, or
     ``None`` if it has ended meanwhile. ``safe`` is the time by the safe clock (ms).
+
+    If it was given up before, what it keeps is forgotten, and its reports are counted as dropped.
     """
+    discard_given_up(tx, collection_pk, "contribution_dropped", expired_before)
     ended = collections.give_up(tx, collection_pk, "batchInvalid", "expired", expired_before)
     if ended is None:
         return None
@@ -197,3 +267,17 @@ def expire_collection(
         batches.reopen(tx, collection_pk)
     counters.add(tx, task_pk, {"collection_expired": 1})
     return ended.id
+
+
+def discard_given_up(
+    tx: Tx, collection_pk: int, counter: str, expired_before: int | None = None
+) -> int:
+    """Forget what a collection keeps that was given up, and count its reports: nobody can collect
+    them any more. Return their number; 0 if it keeps nothing, or its reports are not expired.
+    """
+    dropped = collections.forget_share(tx, collection_pk, expired_before)  # D1
+    if dropped is None:
+        return 0
+    batches.mark_collected(tx, collection_pk)
+    counters.add(tx, dropped.task_pk, {counter: dropped.n})
+    return dropped.n

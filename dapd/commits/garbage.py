@@ -144,7 +144,8 @@ def _count_uncollected(tx: Tx, task_pk: int, dropped: Sequence[tuple[bytes, int]
     totals: Counter[bytes] = Counter()
     for bucket, n in dropped:
         totals[bucket] += n
-    collected = (RangeState.CLOSED, RangeState.COLLECTED)
+    # What a collection that was given up keeps is counted when it expires.
+    collected = (RangeState.CLOSED, RangeState.GIVEN_UP, RangeState.COLLECTED)
     n = sum(
         n
         for bucket, n in totals.items()

@@ -208,6 +208,18 @@ def expire_job(tx: Tx, job_pk: int, now: int) -> int:
     return give_up_job(tx, job_pk, LeaderJobState.EXPIRED, "its reports expired", now)
 
 
+def give_up_refused_job(
+    tx: Tx, lease: Lease, state: LeaderJobState, sends: int, reason: str, now: int
+) -> int:
+    """End a job that the Helper has refused for too long (D4). Return as ``give_up_job`` does.
+
+    ``sends`` counts the sends whose outcome is unknown. Raises ``LeaseLost``.
+    """
+    last = Later(None, now, 0, sends)
+    leader_jobs.move(tx, lease, (state, LeaderJobState.STORED), last, keep_lease=True)  # D1
+    return give_up_job(tx, lease.pk, LeaderJobState.LOST, reason, now)
+
+
 def give_up_job(
     tx: Tx,
     job_pk: int,

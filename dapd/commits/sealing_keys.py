@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import assert_never
 
+from dapd.commits.collections import discard_given_up
 from dapd.commits.leader_jobs import give_up_job
 from dapd.datastore import batches, chunks, collections, counters, sealed, unsealable
 from dapd.datastore.sealed import Cell, Column
 from dapd.datastore.sqlite import Tx
 from dapd.errors import UsageError
-from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
+from dapd.protocol.batches import bucket_range
 from dapd.protocol.states import ChunkState, LeaderJobState, RangeState
 from dapd.protocol.task import Instant
 
@@ -103,7 +104,6 @@ ORDER = (
     sealed.TOKENS,
 )
 """The order in which forgetting goes through the columns."""
-_TIME_SIZE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,11 @@ def _forget_cell(tx: Tx, column: Column, pk: int, forgetting: Forgetting) -> Cou
 
 
 def _forget_collection(tx: Tx, collection_pk: int, reason: str) -> Counter[str]:
-    """Fail the collection; its batch stays closed, as the Helper may have been asked for it."""
+    """Fail the collection, unless it was given up before; its batch stays closed, as the Helper may
+    have been asked for it.
+    """
+    if lost := discard_given_up(tx, collection_pk, "contribution_lost"):
+        return Counter({"contribution_lost": lost})
     failed = collections.give_up(tx, collection_pk, "batchInvalid", reason)
     if failed is None:
         return Counter()
@@ -202,9 +206,9 @@ def _forget_share(tx: Tx, share_pk: int, now: int) -> Counter[str]:
     share = unsealable.drop_share(tx, share_pk)
     state = batches.bucket_state(tx, share.task_pk, share.bucket)
     if state is None:
-        batches.quarantine(tx, share.task_pk, [_range(share.bucket)])
+        batches.quarantine(tx, share.task_pk, [bucket_range(share.bucket)])
         collections.touch(tx, share.task_pk, now)
-    if state in (RangeState.CLOSED, RangeState.COLLECTED):  # it was summed before
+    if state in (RangeState.CLOSED, RangeState.GIVEN_UP, RangeState.COLLECTED):  # it was summed
         return Counter()
     return _counted(tx, share.task_pk, "contribution_lost", share.n)
 
@@ -234,9 +238,3 @@ def _forget_chunk(tx: Tx, chunk_pk: int, forgetting: Forgetting) -> Counter[str]
 def _counted(tx: Tx, task_pk: int, name: str, n: int) -> Counter[str]:
     counters.add(tx, task_pk, {name: n})
     return Counter({name: n})
-
-
-def _range(bucket: bytes) -> BucketRange:
-    if len(bucket) == _TIME_SIZE:
-        return BucketRange(bucket, time_bucket(int.from_bytes(bucket, "big") + 1))
-    return batch_id_range(bucket)

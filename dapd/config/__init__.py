@@ -31,6 +31,7 @@ _Positive = Annotated[float, Meta(ge=0.001, le=3600)]
 _Day = Annotated[float, Meta(ge=0.001, le=86_400)]
 _Month = Annotated[int, Meta(ge=0, le=31 * 86_400)]
 _Year = Annotated[int, Meta(ge=0, le=366 * 86_400)]
+_Patience = Annotated[float, Meta(ge=0.001, le=366 * 86_400)]
 _Ages = Annotated[int, Meta(ge=1, le=MAX_INTEGER)]
 
 
@@ -75,7 +76,8 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[leader]``. Job sizes count reports; ``slots`` 0 means the number of cores; the PEM file
     ``peer_ca`` replaces the system's trust store.
 
-    An upload group, which one transaction stores, takes requests until it reaches either limit.
+    An upload group, which one transaction stores, takes requests until it reaches either limit. A
+    job is given up after the Helper has refused it for ``give_up_after`` (rule D4).
     """
 
     min_job_size: _Count = 100
@@ -92,6 +94,7 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     retry_max: _Day = 600.0
     poll_min: _Positive = 0.05
     poll_max: _Day = 300.0
+    give_up_after: _Patience = 7 * 86_400.0
 
     @property
     def computing_slots(self) -> int:
@@ -101,12 +104,14 @@ class Leader(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 class Collection(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``[collection]``. ``leader_selected_keep``: how long a served leader-selected job keeps its
-    identity unless the Collector deletes it (rule A8).
+    identity unless the Collector deletes it (rule A8). A job is given up after the Helper has
+    refused its share for ``give_up_after`` (rule D4).
     """
 
     retry_after: _Short = 0.0
     poll_hold: _Short = 5.0
     leader_selected_keep: _Day = 3600.0
+    give_up_after: _Patience = 3600.0
 
 
 class Reports(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -231,6 +236,14 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     defaults: Defaults = field(default_factory=Defaults)
     log: Log = field(default_factory=Log)
     shutdown: Shutdown = field(default_factory=Shutdown)
+
+    @property
+    def give_up_after(self) -> dict[Literal["aggregation", "collection"], float]:
+        """For how long (s) the Helper may refuse a job of each kind (rule D4)."""
+        return {
+            "aggregation": self.leader.give_up_after,
+            "collection": self.collection.give_up_after,
+        }
 
     @property
     def admin_socket(self) -> Path:

@@ -35,6 +35,11 @@ _Q_CLOSE = """
 INSERT INTO collected (task_pk, lo, hi, state, collection_pk)
 VALUES (:task_pk, :lo, :hi, :state, :collection_pk)"""
 _Q_SETTLE = "UPDATE collected SET state = 'collected' WHERE collection_pk = :collection_pk"
+_Q_GIVE_UP = """
+UPDATE collected SET state = 'given_up' WHERE collection_pk = :collection_pk AND state = 'closed'"""
+_Q_HAND_OVER = """
+UPDATE collected SET state = 'closed', collection_pk = :new
+WHERE collection_pk = :old AND state = 'given_up'"""
 _Q_REOPEN = "DELETE FROM collected WHERE collection_pk = :collection_pk AND state = 'closed'"
 _Q_RELEASE = """
 DELETE FROM collected WHERE task_pk = :task_pk AND lo = :lo AND state = 'quarantined'"""
@@ -156,6 +161,16 @@ def close(
 def mark_collected(tx: Tx, collection_pk: int) -> None:
     """Mark a collection's range collected, since the collection succeeded, or may have."""
     tx.execute(_Q_SETTLE, collection_pk=collection_pk)
+
+
+def give_up(tx: Tx, collection_pk: int) -> None:
+    """Note that a collection was given up, and keeps its range closed for an identical one."""
+    tx.execute(_Q_GIVE_UP, collection_pk=collection_pk)
+
+
+def hand_over(tx: Tx, old: int, new: int) -> None:
+    """Hand the range of a collection that was given up over to the one that goes on with it."""
+    tx.execute(_Q_HAND_OVER, old=old, new=new)
 
 
 def reopen(tx: Tx, collection_pk: int) -> None:

@@ -46,7 +46,7 @@ _HELD_BACK = """EXISTS (SELECT 1 FROM collection_jobs AS asked
       AND (asked.hi = x'' OR (asked.lo <= chunk.bucket AND chunk.bucket < asked.hi)))"""
 _Q_COLLECTED = f"""
 SELECT chunk_pk, n FROM report_chunks AS chunk WHERE task_pk = :task_pk AND state = 'waiting'
-  AND {_SHUT} = 'collected' ORDER BY seq LIMIT :limit"""  # noqa: S608 - constants alone
+  AND {_SHUT} IN ('collected', 'given_up') ORDER BY seq LIMIT :limit"""  # noqa: S608 - constants alone
 _Q_EXPIRED = """
 SELECT chunk_pk, n FROM report_chunks
 WHERE task_pk = :task_pk AND state = 'waiting' AND +time_max < :expired_before

@@ -13,13 +13,14 @@ from dapd.datastore import expiry
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Row, Tx
-from dapd.protocol.exchange import Later
+from dapd.protocol.exchange import Later, Refusals, Standing
 from dapd.protocol.packing import WaitingCollection
 from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Instant, Mark
 
 _COLUMNS = """collection_pk, id, task_pk, state, lo, hi, cut, sends, request, share_request,
-leader_share, n, time_min, time_max, location, response, error, detail, served_at"""
+leader_share, n, time_min, time_max, location, response, error, detail, served_at, refused_ms,
+refused_at"""
 _SELECT = f"SELECT {_COLUMNS} FROM collection_jobs"  # noqa: S608 - constants alone
 # A result stays as long as its reports would, however long the job had to wait for them.
 _EXPIRED = """state IN ('finished', 'failed', 'deleted') AND created_at < :expired_ms
@@ -32,13 +33,31 @@ _Q_INSERT = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
 VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :safe)
 RETURNING collection_pk"""
+_Q_INSERT_FROZEN = """
+INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, sends, request_hash, request,
+  share_request, leader_share, n, time_min, time_max, created_at)
+VALUES (:id, :task_pk, 'frozen', :lo, :hi, :cut, :now, :sends, :request_hash, :request,
+  :share_request, :leader_share, :n, :time_min, :time_max, :safe)
+RETURNING collection_pk"""
+_Q_GIVEN_UP = """
+SELECT collection_pk FROM collected AS r CROSS JOIN collection_jobs AS c USING (collection_pk)
+WHERE r.task_pk = :task_pk AND r.state = 'given_up' AND request = :request
+  AND leader_share IS NOT NULL AND time_max >= :expired_before
+ORDER BY collected_pk LIMIT 1"""
+_Q_FORGET_SHARE = """
+UPDATE collection_jobs SET share_request = NULL, leader_share = NULL
+WHERE collection_pk = :pk AND state IN ('failed', 'deleted') AND leader_share IS NOT NULL
+  AND (:expired_before IS NULL OR time_max < :expired_before)
+RETURNING task_pk, id, n, sends"""
 _Q_END_IDENTITY = "UPDATE collection_jobs SET request_hash = NULL WHERE collection_pk = :pk"
 _Q_EXPIRED_IDENTITY = f"""
 UPDATE collection_jobs SET request_hash = NULL
 WHERE task_pk = :task_pk AND request_hash = :request_hash AND {_EXPIRED}"""  # noqa: S608
 _Q_STUCK = """
 SELECT collection_pk, created_at, 0 FROM collection_jobs
-WHERE task_pk = :task_pk AND state IN ('frozen', 'polling') AND time_max < :expired_before
+WHERE task_pk = :task_pk AND time_max < :expired_before
+  AND (state IN ('frozen', 'polling')
+    OR state IN ('failed', 'deleted') AND leader_share IS NOT NULL)
   AND (created_at, collection_pk) > (:at, :after_pk)
 ORDER BY created_at, collection_pk LIMIT :page"""
 _Q_GIVE_UP = """
@@ -78,16 +97,19 @@ WHERE collection_pk = :pk AND state = 'frozen' AND lease_token = :token"""
 _Q_ASK_LATER = """
 UPDATE collection_jobs SET state = CASE WHEN :location IS NULL THEN 'frozen' ELSE 'polling' END,
   location = :location, run_at = :run_at, attempts = :attempts, last_error = :error,
+  refused_ms = :refused_ms, refused_at = :refused_at,
   lease_token = NULL, lease_until = NULL, crashes = 0
 WHERE collection_pk = :pk AND state IN ('frozen', 'polling') AND lease_token = :token"""
 _Q_END = """
 UPDATE collection_jobs SET state = :state, response = :response, error = :error, detail = :detail,
   request_hash = CASE WHEN :state = 'finished' THEN request_hash END,
-  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
+  share_request = CASE WHEN :keep_share THEN share_request END,
+  leader_share = CASE WHEN :keep_share THEN leader_share END, lease_token = NULL, lease_until = NULL
 WHERE collection_pk = :pk AND state IN ('waiting', 'frozen', 'polling') AND lease_token = :token"""
 _Q_DELETE = """
 UPDATE collection_jobs SET state = 'deleted', request_hash = NULL, response = NULL,
-  share_request = NULL, leader_share = NULL, lease_token = NULL, lease_until = NULL
+  share_request = CASE WHEN :keep_share THEN share_request END,
+  leader_share = CASE WHEN :keep_share THEN leader_share END, lease_token = NULL, lease_until = NULL
 WHERE collection_pk = :pk AND state <> 'deleted'"""
 _Q_NOTE_SERVED = """
 UPDATE collection_jobs SET served_at = :now WHERE collection_pk = :pk AND served_at IS NULL"""
@@ -118,6 +140,20 @@ class CollectionJob:
     error: str | None
     detail: str | None
     served_at: int | None
+    refused_ms: int
+    refused_at: int | None
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether the job has ended, and keeps its request and share for an identical one."""
+        ended = self.state in (CollectionState.FAILED, CollectionState.DELETED)
+        return ended and self.leader_share is not None
+
+    def standing(self, lease: Lease) -> Standing:
+        """Return the input of ``dapd.protocol.exchange``; the lease has the earlier attempts."""
+        refusals = Refusals(self.refused_ms, self.refused_at)
+        attempts = lease.due.attempts
+        return Standing("collection", self.location, attempts, self.sends, refusals=refusals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +170,8 @@ class FrozenBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class GivenUp:
-    """A job that was given up while it waited for the Helper's share of ``n`` reports."""
+class Dropped:
+    """A job without a result, whose share of ``n`` reports was dropped."""
 
     task_pk: int
     id: bytes
@@ -209,6 +245,41 @@ def insert(
     return by_pk(tx, row[0])
 
 
+def given_up(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> CollectionJob | None:
+    """Return the first job of an identical request that was given up and has not expired."""
+    row = tx.one(_Q_GIVEN_UP, task_pk=task_pk, request=body, expired_before=mark.before)
+    return None if row is None else by_pk(tx, row[0])
+
+
+def insert_frozen(
+    tx: Tx, given_up: CollectionJob, job_id: bytes, leader_share: bytes, at: Instant
+) -> CollectionJob:
+    """Insert a job, due now, that goes on with the stored request of one that was given up.
+
+    ``leader_share`` is the share, sealed for the new job.
+    """
+    row = tx.one(
+        _Q_INSERT_FROZEN,
+        id=job_id,
+        task_pk=given_up.task_pk,
+        lo=given_up.lo,
+        hi=given_up.hi,
+        cut=given_up.cut,
+        now=at.now,
+        sends=given_up.sends,
+        request_hash=request_hash(given_up.request),
+        request=given_up.request,
+        share_request=given_up.share_request,
+        leader_share=leader_share,
+        n=given_up.n,
+        time_min=given_up.time_min,
+        time_max=given_up.time_max,
+        safe=at.safe,
+    )
+    assert row is not None
+    return by_pk(tx, row[0])
+
+
 def end_identity(tx: Tx, pk: int) -> None:
     """End a job's identity, so that the next identical request makes a new job (rule A8)."""
     tx.execute(_Q_END_IDENTITY, pk=pk)
@@ -226,18 +297,28 @@ def end_expired_identity(tx: Tx, task_pk: int, body: bytes, mark: Mark) -> None:
 
 
 def expiring(tx: Tx, task_pk: int, expired_before: int, after: Found) -> list[Found]:
-    """Find jobs that wait for the Helper's share of reports below the watermark (rule D6)."""
+    """Find jobs that wait for the Helper's share of reports below the watermark, or were given up
+    and keep their own (rule D6).
+    """
     return expiry.page(tx, _Q_STUCK, after, task_pk=task_pk, expired_before=expired_before)
 
 
 def give_up(
     tx: Tx, pk: int, error: str, detail: str, expired_before: int | None = None
-) -> GivenUp | None:
+) -> Dropped | None:
     """Fail a job that waits for the Helper's share, leased or not. Return ``None`` if it has ended
     or, given ``expired_before``, its reports are not below that.
     """
     row = tx.one(_Q_GIVE_UP, pk=pk, expired_before=expired_before, error=error, detail=detail)
-    return None if row is None else GivenUp(*row)
+    return None if row is None else Dropped(*row)
+
+
+def forget_share(tx: Tx, pk: int, expired_before: int | None = None) -> Dropped | None:
+    """Forget the request and the share that a job keeps which was given up. Return ``None`` if it
+    keeps none or, given ``expired_before``, its reports are not below that.
+    """
+    row = tx.one(_Q_FORGET_SHARE, pk=pk, expired_before=expired_before)
+    return None if row is None else Dropped(*row)
 
 
 def keep(tx: Tx, pk: int, safe: int) -> None:
@@ -303,6 +384,8 @@ def ask_later(tx: Tx, lease: Lease, later: Later) -> bool:
             run_at=later.run_at,
             attempts=later.attempts,
             error=later.error,
+            refused_ms=later.refusals.ms,
+            refused_at=later.refusals.last,
         )
     )
 
@@ -312,14 +395,18 @@ def finish(tx: Tx, lease: Lease, response: bytes) -> bool:
     return _end(tx, lease, CollectionState.FINISHED, response=response)
 
 
-def fail(tx: Tx, lease: Lease, error: str, detail: str) -> bool:
-    """Claim the job, end it with an error of the draft, and end its identity (rule A1)."""
-    return _end(tx, lease, CollectionState.FAILED, error=error, detail=detail)
+def fail(tx: Tx, lease: Lease, error: str | None, detail: str, *, keep_share: bool = False) -> bool:
+    """Claim the job, end it with an error, and end its identity (rule A1).
+
+    ``keep_share`` keeps its request and share, for an identical request to go on with.
+    """
+    failed = CollectionState.FAILED
+    return _end(tx, lease, failed, failure=(error, detail), keep_share=keep_share)
 
 
-def delete(tx: Tx, pk: int) -> None:
-    """Turn the job into a tombstone, even if it is leased."""
-    tx.execute(_Q_DELETE, pk=pk)
+def delete(tx: Tx, pk: int, *, keep_share: bool = False) -> None:
+    """Turn the job into a tombstone, even if it is leased; ``keep_share`` as in ``fail``."""
+    tx.execute(_Q_DELETE, pk=pk, keep_share=keep_share)
 
 
 def note_served(tx: Tx, pk: int, now: int) -> None:
@@ -333,9 +420,10 @@ def _end(
     state: CollectionState,
     *,
     response: bytes | None = None,
-    error: str | None = None,
-    detail: str | None = None,
+    failure: tuple[str | None, str | None] = (None, None),
+    keep_share: bool = False,
 ) -> bool:
+    error, detail = failure
     return bool(
         tx.execute(
             _Q_END,
@@ -345,6 +433,7 @@ def _end(
             response=response,
             error=error,
             detail=detail,
+            keep_share=keep_share,
         )
     )
 

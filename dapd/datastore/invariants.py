@@ -105,7 +105,7 @@ INVARIANTS = (
     Invariant(
         "report_chunks",
         "SELECT chunk_pk FROM report_chunks AS c WHERE state = 'assigned' "  # noqa: S608
-        f"AND {_RANGE_OF_BUCKET} IN ('closed', 'collected')",
+        f"AND {_RANGE_OF_BUCKET} IN ('closed', 'given_up', 'collected')",
         "the chunk is in a job, though its batch is closed (rule C2)",
         REPORT,
     ),
@@ -220,6 +220,15 @@ INVARIANTS = (
         "the range is closed for a collection that is not running",
     ),
     Invariant(
+        "collected",
+        "SELECT collected_pk FROM collected AS r WHERE "  # noqa: S608 - constants alone
+        f"{_LIVE} AND state = 'given_up' AND NOT EXISTS (SELECT 1 FROM collection_jobs AS c "
+        "WHERE c.collection_pk = r.collection_pk AND c.task_pk = r.task_pk "
+        "AND c.state IN ('failed', 'deleted') AND c.share_request IS NOT NULL "
+        "AND c.leader_share IS NOT NULL AND c.lo = r.lo AND c.hi = r.hi)",
+        "the range is closed for a collection that was given up, but keeps no request",
+    ),
+    Invariant(
         "collection_jobs",
         "SELECT collection_pk FROM collection_jobs AS c "  # noqa: S608 - constants alone
         f"WHERE state IN ('frozen', 'polling') AND {_LIVE} AND NOT EXISTS "
@@ -234,7 +243,8 @@ INVARIANTS = (
         "WHEN 'waiting' THEN hi <> x'' AND lo >= hi "
         "WHEN 'frozen' THEN share_request IS NULL OR leader_share IS NULL OR n IS NULL "
         "WHEN 'polling' THEN location IS NULL OR leader_share IS NULL OR n IS NULL "
-        "WHEN 'finished' THEN response IS NULL WHEN 'failed' THEN error IS NULL "
+        "WHEN 'finished' THEN response IS NULL "
+        "WHEN 'failed' THEN error IS NULL AND detail IS NULL "
         "WHEN 'deleted' THEN request_hash IS NOT NULL ELSE 1 END",
         "the collection lacks data that its state needs",
     ),
@@ -242,8 +252,9 @@ INVARIANTS = (
         "collection_jobs",
         "SELECT collection_pk FROM collection_jobs "
         "WHERE (lease_token IS NULL) <> (lease_until IS NULL) "
-        "OR state IN ('finished', 'failed', 'deleted') "
-        "AND (lease_token IS NOT NULL OR leader_share IS NOT NULL)",
+        "OR state IN ('finished', 'failed', 'deleted') AND (lease_token IS NOT NULL "
+        "OR leader_share IS NOT NULL AND NOT EXISTS (SELECT 1 FROM collected AS r "
+        "WHERE r.collection_pk = collection_jobs.collection_pk AND r.state = 'given_up'))",
         "the collection has half a lease, or has ended with a lease or share",
         HARMLESS,
     ),

@@ -13,11 +13,13 @@ from dapd.protocol.states import JobState, job_state
 
 _AGGREGATION = """
 SELECT 'aggregation' AS kind, job_pk AS pk, id, task_pk, role, state, n, created_at, run_at,
-  lease_until, attempts, sends, crashes, last_error, location, NULL AS error, NULL AS detail
+  lease_until, attempts, sends, crashes, last_error, location, NULL AS error, NULL AS detail,
+  refused_ms, 0 AS given_up
 FROM aggregation_jobs"""
 _COLLECTION = """
 SELECT 'collection' AS kind, collection_pk AS pk, id, task_pk, 'leader', state, n, created_at,
-  run_at, lease_until, attempts, sends, crashes, last_error, location, error, detail
+  run_at, lease_until, attempts, sends, crashes, last_error, location, error, detail, refused_ms,
+  state IN ('failed', 'deleted') AND leader_share IS NOT NULL AS given_up
 FROM collection_jobs"""
 _WANTED = """
   AND (:task_pk IS NULL OR task_pk = :task_pk) AND (:state IS NULL OR state = :state)"""
@@ -38,6 +40,9 @@ _Q_ALL_COLLECTION = f"""
 {_COLLECTION} WHERE collection_pk < :after {_WANTED} ORDER BY collection_pk DESC LIMIT :limit"""
 _Q_AGGREGATION_BY_PK = f"{_AGGREGATION} WHERE job_pk = :pk"
 _Q_COLLECTION_BY_PK = f"{_COLLECTION} WHERE collection_pk = :pk"
+_Q_GIVEN_UP = """
+SELECT collection_pk FROM collected WHERE state = 'given_up' ORDER BY task_pk, collected_pk
+LIMIT :limit"""
 _Q_AGGREGATION_BY_ID = f"""
 {_AGGREGATION} WHERE id = :id AND task_pk IN (SELECT task_pk FROM tasks)"""  # noqa: S608 - constants alone
 _Q_COLLECTION_BY_ID = f"""
@@ -62,7 +67,8 @@ class JobRow:
     """A job of either kind; times are in ms.
 
     ``n`` is ``None`` for a collection without a batch. ``error`` and ``detail`` are what a failed
-    collection answers to the Collector.
+    collection answers to the Collector. The peer has refused the job for ``refused_ms``; a
+    collection that was ``given_up`` for that keeps its batch for the same query.
     """
 
     kind: Kind
@@ -82,11 +88,18 @@ class JobRow:
     location: str | None
     error: str | None
     detail: str | None
+    refused_ms: int
+    given_up: bool
 
     @property
     def name(self) -> str:
         """The short name for operators, unique for ever."""
-        return f"{self.kind[0]}{self.pk}"
+        return name_of(self.kind, self.pk)
+
+
+def name_of(kind: Kind, pk: int) -> str:
+    """Return a job's short name for operators."""
+    return f"{kind[0]}{pk}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +134,11 @@ def oldest(tx: Tx, kind: Kind, state: JobState) -> JobRow | None:
     return next(iter(_rows(tx, _OPEN[kind], Wanted(state=state), 0, 1)), None)
 
 
+def given_up(tx: Tx, limit: int) -> list[str]:
+    """Return the names of collections that were given up, and whose batch is still kept."""
+    return [name_of("collection", row[0]) for row in tx.all(_Q_GIVEN_UP, limit=limit)]
+
+
 def by_pk(tx: Tx, kind: Kind, pk: int) -> JobRow | None:
     """Return the job of this kind and key."""
     row = tx.one(_BY_PK[kind], pk=pk)
@@ -145,5 +163,6 @@ def _rows(tx: Tx, queries: tuple[str, ...], wanted: Wanted, after: int, limit: i
 
 
 def _job(row: Row) -> JobRow:
-    kind, pk, job_id, task_pk, role, state, *rest = row
+    kind, pk, job_id, task_pk, role, state, *rest, given_up = row
+    rest.append(bool(given_up))
     return JobRow(kind, pk, job_id, task_pk, role, job_state(kind, role, state), *rest)

@@ -11,7 +11,7 @@ from dapd.datastore import expiry
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Tx
-from dapd.protocol.exchange import Later, Standing
+from dapd.protocol.exchange import Later, Refusals, Standing
 from dapd.protocol.states import LeaderJobState, require_move
 
 _Q_INSERT = """
@@ -24,13 +24,14 @@ UPDATE aggregation_jobs
 SET newest = (SELECT max(time_max) FROM report_chunks WHERE report_chunks.job_pk = :job_pk)
 WHERE job_pk = :job_pk"""
 _Q_LOAD = """
-SELECT job_pk, id, task_pk, state, n, bucket, newest, attempts, sends, location,
-  CASE WHEN state = 'stored' THEN request END, leader_state
+SELECT job_pk, id, task_pk, state, n, bucket, newest, attempts, sends, refused_ms, refused_at,
+  location, CASE WHEN state = 'stored' THEN request END, leader_state
 FROM aggregation_jobs LEFT JOIN job_bodies USING (job_pk)
 WHERE job_pk = :job_pk AND lease_token = :token"""
 _Q_MOVE = """
 UPDATE aggregation_jobs SET state = :new, sends = :sends, location = :location, run_at = :run_at,
-  attempts = :attempts, last_error = :error, crashes = 0,
+  attempts = :attempts, last_error = :error, crashes = 0, refused_ms = :refused_ms,
+  refused_at = :refused_at,
   lease_token = CASE WHEN :keep_lease THEN lease_token END,
   lease_until = CASE WHEN :keep_lease THEN lease_until END
 WHERE job_pk = :job_pk AND state = :old AND lease_token = :token"""
@@ -86,13 +87,17 @@ class Job:
     newest: int
     attempts: int
     sends: int
+    refused_ms: int
+    refused_at: int | None
     location: str | None
     request: bytes | None = field(repr=False)
     leader_state: bytes | None = field(repr=False)
 
     def standing(self, lease: Lease, *, accepted: bool) -> Standing:
         """Return the input of ``dapd.protocol.exchange``; the lease has the earlier attempts."""
-        return Standing("aggregation", self.location, lease.due.attempts, self.sends, accepted)
+        refusals = Refusals(self.refused_ms, self.refused_at)
+        attempts = lease.due.attempts
+        return Standing("aggregation", self.location, attempts, self.sends, accepted, refusals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +170,8 @@ def move(
         run_at=later.run_at,
         attempts=later.attempts,
         error=later.error,
+        refused_ms=later.refusals.ms,
+        refused_at=later.refusals.last,
         keep_lease=keep_lease,
     )
     if claimed != 1:  # D1

@@ -71,6 +71,8 @@ WHERE {pk} = :pk AND ({computing} OR {exchanging})
 _Q_HELD = """
 SELECT count(*), COALESCE(sum({computing}), 0) FROM {table}
 WHERE lease_token IS NOT NULL AND lease_until > :now"""
+_Q_INTERRUPT = """
+UPDATE {table} SET refused_at = NULL WHERE {exchanging} AND refused_at IS NOT NULL"""
 _Q_CLEAR = """
 UPDATE {table} SET lease_token = NULL, lease_until = NULL, crashes = crashes + 1,
   run_at = CASE WHEN crashes = 0 THEN run_at
@@ -192,10 +194,11 @@ def clear_all(tx: Tx, now: int) -> None:
     """Clear the leases of the previous process, at start.
 
     A job leased when that process died may have killed it. From its second crash on, a job backs
-    off, and the dispatcher runs it alone.
+    off, and the dispatcher runs it alone. The time until now doesn't count as refused (rule D4).
     """
     for kind in _TABLES:
         tx.execute(_sql(_Q_CLEAR, kind), now=now)
+        tx.execute(_sql(_Q_INTERRUPT, kind))
 
 
 def _age(due: Due) -> tuple[int, int]:

@@ -31,6 +31,9 @@ _Q_INSERT = "INSERT INTO outstanding_batches (task_pk, batch_id) VALUES (:task_p
 _Q_BIND = """
 UPDATE outstanding_batches SET collection_pk = :pk
 WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk IS NULL"""
+_Q_HAND_OVER = """
+UPDATE outstanding_batches SET collection_pk = :new
+WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk = :old"""
 
 
 def open_batches(tx: Tx, task_pk: int, expired_before: int) -> list[OpenBatch]:
@@ -54,6 +57,11 @@ def insert(tx: Tx, task_pk: int, batch_id: bytes) -> None:
 def bind(tx: Tx, task_pk: int, batch_id: bytes, pk: int) -> bool:
     """Bind a batch to a collection job for ever (rule A8); return whether it was unbound."""
     return bool(tx.execute(_Q_BIND, task_pk=task_pk, batch_id=batch_id, pk=pk))
+
+
+def hand_over(tx: Tx, task_pk: int, batch_id: bytes, old: int, new: int) -> None:
+    """Bind the batch of a collection that was given up to the one that goes on with it (A8)."""
+    tx.execute(_Q_HAND_OVER, task_pk=task_pk, batch_id=batch_id, old=old, new=new)
 
 
 def has_unfinished_job(tx: Tx, task_pk: int, batch_id: bytes) -> bool:

@@ -22,6 +22,7 @@ from dapd.commits.leader_jobs import (
     dissolve_job,
     expire_job,
     finish_job,
+    give_up_refused_job,
     halve_job,
     release_job,
     start_job,
@@ -30,18 +31,19 @@ from dapd.datastore import Tx, chunks, leader_jobs
 from dapd.datastore.chunks import StoredChunk
 from dapd.datastore.leader_jobs import Job, LeaseLost
 from dapd.datastore.leases import Lease
-from dapd.driver.step import Step, moment
+from dapd.driver.step import Step, likely_cause_of, moment
 from dapd.errors import DecodeError
 from dapd.http import resource_url
 from dapd.messages.aggregation import aggregation_job_init_req
 from dapd.messages.common import MediaType
-from dapd.protocol.exchange import Later, Unusable
+from dapd.protocol.exchange import GivenUp, Later, Unusable
 from dapd.protocol.outcome import Outcome, Ready, Refused
 from dapd.protocol.states import LeaderJobState
 from dapd.protocol.task import Instant, Task
 from dapd.reports import leader_finish, leader_start
 from dapd.runtime.context import Context
 from dapd.runtime.deletion import delete_job
+from dapd.wording import duration
 
 _log = structlog.get_logger()
 _NO_LOCATION_EVERY = 86_400.0
@@ -160,6 +162,8 @@ async def _judge(context: Context, step: Step, job: Job, outcome: Outcome | Unus
             await _complete(context, step, job, body)
         case Refused() as refused:
             await _halve(context, step, job, refused.reason)
+        case GivenUp() as given_up:
+            await _give_up(context, step, job, given_up, likely_cause_of(outcome))
         case Later() as later:
             await context.run(release_job, step.lease, job.state, later)
             context.jobs.ring()
@@ -219,6 +223,29 @@ async def _halve(context: Context, step: Step, job: Job, reason: str) -> None:
     ids = secrets.token_bytes(JOB_ID_SIZE), secrets.token_bytes(JOB_ID_SIZE)
     halves = Halves(ids, moment(context).backoff)
     await context.run(halve_job, step.lease, job, halves, reason, context.now())
+    _ring(context)
+    await _delete(context, step, job)
+
+
+async def _give_up(
+    context: Context, step: Step, job: Job, given_up: GivenUp, likely_cause: str
+) -> None:
+    """Abandon a job that the Helper has refused for too long (D4), then let the Helper know."""
+    refused = f"refused for {duration(given_up.ms)}, at last with: {given_up.reason}"
+    lost = await context.run(
+        give_up_refused_job, step.lease, job.state, given_up.sends, refused, context.now()
+    )
+    _log.error(
+        "job_given_up",
+        reports=lost,
+        sends=job.sends,
+        error=refused,
+        likely_cause=likely_cause,
+        effect="its reports are counted as lost; if the Helper has aggregated them, a collection "
+        "of their batch fails with batchMismatch",
+        remedy="fix this with the Helper's operator before more jobs are given up; see `dapd task "
+        "counters`",
+    )
     _ring(context)
     await _delete(context, step, job)
 

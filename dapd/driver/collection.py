@@ -18,12 +18,13 @@ from dapd.commits.collections import (
     advance_collection,
     finish_collection,
     freeze_collection,
+    give_up_collection,
     refuse_collection,
 )
 from dapd.crypto import Sealer, collection_share_aad
 from dapd.datastore import collections, leases
 from dapd.datastore.collections import CollectionJob, FrozenBatch
-from dapd.driver.step import Step
+from dapd.driver.step import Step, likely_cause_of
 from dapd.errors import DecodeError
 from dapd.http import resource_url
 from dapd.messages.collection import AggregateShare
@@ -37,11 +38,12 @@ from dapd.protocol.collect import (
     aggregate_share_req,
     collection_job_resp,
 )
-from dapd.protocol.exchange import Later, Standing, Unusable
+from dapd.protocol.exchange import GivenUp, Later, Unusable
 from dapd.protocol.outcome import Outcome, Ready, Refused
 from dapd.protocol.states import CollectionState
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
+from dapd.wording import duration
 
 _log = structlog.get_logger()
 _LOOK_AGAIN_MS = 60_000
@@ -140,12 +142,13 @@ async def _judge(
     context: Context, step: Step, job: CollectionJob, outcome: Outcome | Unusable
 ) -> None:
     """Act on the outcome of an exchange."""
-    standing = Standing("collection", job.location, step.lease.due.attempts, job.sends)
-    match step.judge(context, standing, outcome):
+    match step.judge(context, job.standing(step.lease), outcome):
         case Ready(body):
             await _finish(context, step, job, body)
         case Refused() as refused:
             await _fail(context, step, job, refused)
+        case GivenUp() as given_up:
+            await _give_up(context, step, job, given_up, likely_cause_of(outcome))
         case Later() as later:
             await context.run(collections.ask_later, step.lease, later)
         case unexpected:
@@ -164,6 +167,33 @@ async def _fail(context: Context, step: Step, job: CollectionJob, refused: Refus
         detail=refused.detail,
         remedy="the Collector gets this error; compare `dapd task counters` with the Helper's "
         "operator",
+    )
+    _ended(context, job)
+
+
+async def _give_up(
+    context: Context, step: Step, job: CollectionJob, given_up: GivenUp, likely_cause: str
+) -> None:
+    """End the job with the Helper's error after long refusal, and keep what it asked with (D4)."""
+    detail = (
+        f"the Helper has refused its aggregate share for {duration(given_up.ms)}, at last with: "
+        f"{given_up.reason}; repeat this query to go on with the batch"
+    )
+    error, at = (given_up.type, detail), context.instant()
+    async with step.slots:
+        held = await context.run(give_up_collection, step.lease, step.task, error, at)
+    if not held:
+        context.metrics.leases_lost.inc()
+        return
+    _log.error(
+        "collection_given_up",
+        error=given_up.type,
+        detail=detail,
+        reports=job.n,
+        likely_cause=likely_cause,
+        effect="the Collector gets this error; the batch takes no more reports, and is kept for "
+        "the same query until its reports expire",
+        remedy="fix this with the Helper's operator, then have the Collector repeat its query",
     )
     _ended(context, job)
 

@@ -51,6 +51,7 @@ class Dispatcher:
         self._slots = trio.CapacityLimiter(slots)
         self._held: dict[bytes, Step] = {}
         self._clock_offset: int | None = None
+        self._served_since: dict[int, int] = {}
 
     async def run(self) -> None:
         """Dispatch until the daemon drains, then wait for the steps under way."""
@@ -83,7 +84,9 @@ class Dispatcher:
         blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
         unserved = context.tasks.unserved
         barred = {"computing": unserved, "exchanging": {*blocked, *unserved}}
-        now = context.now()
+        at = context.instant()
+        now = at.now
+        self._served_since |= dict.fromkeys(unserved, at.safe)
         leased, next_run_at = await context.run(
             leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait(now)
         )
@@ -127,7 +130,13 @@ class Dispatcher:
 
     def _step_of(self, lease: Lease) -> Step:
         task_pk = lease.due.task_pk
-        return Step(lease, self._context.tasks.by_pk(task_pk), self._slots, self._peer(task_pk))
+        return Step(
+            lease,
+            self._context.tasks.by_pk(task_pk),
+            self._slots,
+            self._peer(task_pk),
+            served_since=self._served_since.get(task_pk, 0),
+        )
 
     async def _run(self, step: Step) -> None:
         """Run a leased job's step, and give back what it holds."""

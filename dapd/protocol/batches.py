@@ -20,7 +20,9 @@ from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Task
 
+_TIME_SIZE = 8
 _LARGEST_TIME = 2**64 - 1
+_GIVEN_UP = "part of the batch is closed for a query that was given up; repeat that query"
 _QUARANTINED = "closed when this Aggregator was restored from a backup; its operator can reopen it"
 
 
@@ -64,6 +66,13 @@ def time_bucket(time: int) -> bytes:
 def batch_id_range(batch_id: bytes) -> BucketRange:
     """Return the range of one leader-selected batch: from its id to the next possible one (C1)."""
     return BucketRange(batch_id, batch_id + b"\0")
+
+
+def bucket_range(bucket: bytes) -> BucketRange:
+    """Return the range of one bucket: a time precision, or a leader-selected batch."""
+    if len(bucket) == _TIME_SIZE:
+        return BucketRange(bucket, time_bucket(int.from_bytes(bucket, "big") + 1))
+    return batch_id_range(bucket)
 
 
 def gaps(whole: BucketRange, ranges: Sequence[BucketRange]) -> list[BucketRange]:
@@ -147,6 +156,8 @@ def overlap_error(state: RangeState | None) -> tuple[str, str] | None:
             return "batchInvalid", _QUARANTINED
         case RangeState.EXPIRED:
             return "batchInvalid", "expired"
+        case RangeState.GIVEN_UP:
+            return "batchOverlap", _GIVEN_UP
         case RangeState.CLOSED | RangeState.COLLECTED:
             return "batchOverlap", "part of the batch is collected or being collected"
         case _:

@@ -8,34 +8,42 @@ An exchange either sends a job's stored bytes or polls its Location. To *repeat*
 same again; to *send* is to drop the Location and send the stored bytes: if an earlier send has
 created the resource, the peer finds it by these bytes (rule A1).
 
-============================================= ========= ============================== =========
-the answer                                    next      when                           attempts
-============================================= ========= ============================== =========
+============================================= ========= ========================= ========= ========
+the answer                                    next      when                      attempts  clock
+============================================= ========= ========================= ========= ========
 Ready                                         finish    now
-Processing with Retry-After                   poll      as told, after poll_min        0
-Processing without Retry-After                poll      back-off, within poll_max      polls
+Processing with Retry-After                   poll      as told, after poll_min   0         0 [3]_
+Processing without Retry-After                poll      back-off, within poll_max polls     0 [3]_
 Refused, and final (D4)                       end       now
-Refused, final, never accepted a job (D5)     send [1]_ long back-off; alarm           + 1
-Refused otherwise                             send      as told or long back-off;      + 1
+Refused, final, never accepted a job (D5)     send [1]_ long back-off; alarm      + 1       runs
+Refused otherwise                             send      as told or long back-off; + 1       runs
                                                         alarm
-Unusable: decodes to nothing that fits (B5)   send      long back-off; alarm           + 1
-Unknown: 429, 503 (E1)                        repeat    as told or back-off            as before
-Unknown: no answer, 408, 425, other 5xx       repeat    as told or back-off            + 1
-Unknown otherwise: 3xx [2]_, wrong media type send      as told or back-off            + 1
-============================================= ========= ============================== =========
+Unusable: decodes to nothing that fits (B5)   send      long back-off; alarm      + 1       runs
+Unknown: 429, 503 (E1)                        repeat    as told or back-off       as before stops
+Unknown: no answer, 408, 425, other 5xx       repeat    as told or back-off       + 1       stops
+Unknown otherwise: 3xx [2]_, wrong media type send      as told or back-off       + 1       runs
+============================================= ========= ========================= ========= ========
 
 .. [1] As a first send: the peer has stored none of the earlier ones.
 .. [2] Except that the HTTP client follows a 307 or 308 within the origin (A5).
+.. [3] To a poll. To a send, the clock goes on: the Location may be refused as before.
+
+The *clock* says how long the peer itself has refused the job, or answered it with nothing usable.
+It counts the time between two such answers in a row, and nothing else, so an outage never counts:
+``dapd.driver.step`` stops it, too, while the job is not sent because the peer is away or paused.
+An answer that brings it to ``give_up_after`` ends the job as ``GivenUp`` (rule D4).
 
 *As told* is the answer's Retry-After, at least ``retry_min`` and at most a day. *Back-off* doubles
 with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, for what trying
-again soon won't fix, because a configuration must change first. *polls*: how many in a row the peer
+again soon won't fix, because a configuration must change first. It ends early when the clock may
+reach its bound. *polls*: how many in a row the peer
 has answered without Retry-After.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
 from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
@@ -56,6 +64,27 @@ FINAL_COLLECTION_REFUSALS = frozenset(
 _LONG = 4
 """How many doublings a long back-off starts ahead."""
 
+Kind = Literal["aggregation", "collection"]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusals:
+    """The clock of a job that its peer refuses: it shows ``ms``. ``last`` is the safe time (ms) of
+    the job's last answer if that was a refusal or nothing usable, else ``None``.
+    """
+
+    ms: int = 0
+    last: int | None = None
+
+    def again(self, safe: int) -> Refusals:
+        """Count the time since the last answer, if that was a refusal too."""
+        passed = 0 if self.last is None else max(0, safe - self.last)
+        return Refusals(self.ms + passed, safe)
+
+    def interrupted(self) -> Refusals:
+        """Stop the clock until two refusals come in a row again."""
+        return Refusals(self.ms)
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
@@ -66,22 +95,28 @@ class Standing:
     answered without Retry-After. ``accepted``: the peer has accepted some job of this task before.
     """
 
-    kind: Literal["aggregation", "collection"]
+    kind: Kind
     location: str | None
     attempts: int
     sends: int
     accepted: bool = True
+    refusals: Refusals = Refusals()
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """The present time (ms) and the configured waits (s); ``jitter`` is in [0, 1)."""
+    """The present time (ms), by the machine's clock and the safe one, and the configured waits (s).
+
+    ``give_up_after`` bounds the clock of each kind of job; ``jitter`` is in [0, 1).
+    """
 
     now: int
+    safe: int
     retry_min: float
     retry_max: float
     poll_min: float
     poll_max: float
+    give_up_after: Mapping[Kind, float]
     jitter: float
 
     def backoff(self, attempt: int) -> int:
@@ -113,12 +148,57 @@ class Later:
     sends: int
     error: str | None = None
     alarm: bool = False
+    refusals: Refusals = Refusals()
 
 
-def judge(
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """The peer has refused the job for ``ms``, longer than its bound; ``reason`` is its last
+    answer in words. ``type`` is the error token in that answer, if there was one. ``sends`` counts
+    the sends whose outcome is unknown.
+    """
+
+    type: str | None
+    reason: str
+    ms: int
+    sends: int
+
+
+Verdict = Ready | Refused | GivenUp | Later
+
+
+def judge(standing: Standing, outcome: Outcome | Unusable, moment: Moment) -> Verdict:
+    """Return what comes next: ``Ready`` to finish the job, ``Refused`` to end it, ``GivenUp`` to
+    give it up, ``Later`` to try again.
+    """
+    following = _next(standing, outcome, moment)
+    if not isinstance(following, Later):
+        return following
+    before = standing.refusals
+    if isinstance(outcome, Processing):
+        return replace(following, refusals=Refusals() if standing.location else before)
+    if isinstance(outcome, Unknown) and outcome.transient:
+        return replace(following, refusals=before.interrupted())
+    after = before.again(moment.safe)
+    if after.ms >= 1000 * moment.give_up_after[standing.kind]:
+        type_ = outcome.type if isinstance(outcome, Refused) else None
+        return GivenUp(type_, following.error or "", after.ms, following.sends)
+    if _told(outcome) is None:
+        # Ask again when the clock may reach its bound. A safe clock that is held must not make
+        # that often.
+        left = int(1000 * moment.give_up_after[standing.kind]) - after.ms
+        soonest = max(moment.now + left, moment.backoff(1 + _LONG))
+        following = replace(following, run_at=min(following.run_at, soonest))
+    return replace(following, refusals=after)
+
+
+def _told(outcome: Outcome | Unusable) -> float | None:
+    return outcome.retry_after if isinstance(outcome, Refused | Unknown) else None
+
+
+def _next(
     standing: Standing, outcome: Outcome | Unusable, moment: Moment
 ) -> Ready | Refused | Later:
-    """Return ``Ready`` to finish the job, ``Refused`` to end it, ``Later`` to try again."""
     match outcome:
         case Ready():
             return outcome

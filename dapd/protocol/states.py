@@ -31,8 +31,8 @@ class LeaderJobState(StrEnum):
     EXPIRED = "expired"
     """All its reports fell below the watermark before it could finish (D6)."""
     LOST = "lost"
-    """The job was given up: by an operator, after a restore, or because its key is gone. Its
-    reports are lost, and their batch is suspect (D4).
+    """The job was given up: after long refusal, by an operator, after a restore, or because its key
+    is gone. Its reports are lost; if it was ever sent, their batch is suspect (D4).
     """
 
 
@@ -80,6 +80,8 @@ class RangeState(StrEnum):
 
     CLOSED = "closed"
     """A collection of this Leader's is running (C2)."""
+    GIVEN_UP = "given_up"
+    """The collection was given up. It keeps its request, with which an identical query goes on."""
     COLLECTED = "collected"
     """The range is collected for good (C1)."""
     QUARANTINED = "quarantined"
@@ -157,7 +159,7 @@ _COLLECTION_ENDS = frozenset(
 )
 
 COLLECTION_MOVES: dict[CollectionState | None, frozenset[CollectionState]] = {
-    None: frozenset({CollectionState.WAITING}),
+    None: frozenset({CollectionState.WAITING, CollectionState.FROZEN}),
     CollectionState.WAITING: frozenset(
         {CollectionState.FROZEN, CollectionState.FAILED, CollectionState.DELETED}
     ),

@@ -24,6 +24,10 @@ class Peer:
         self._taken = 0
         self.failures = 0
         self.paused = False
+        self.asked_since = 0
+        """The safe time (ms) since which the peer was neither unreachable nor paused: only from
+        then on its refusals in a row count (rule D4).
+        """
         self._blocked_until = clock.elapsed()
         self._down_since: int | None = None
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from quart import Blueprint, Response, request
 
-from dapd.commits.collections import create_collection, delete_collection
+from dapd.commits.collections import CollectionRequest, create_collection, delete_collection
 from dapd.datastore import collections
 from dapd.datastore.collections import CollectionJob
 from dapd.driver.hold import hold
@@ -20,6 +20,7 @@ from dapd.messages.common import MediaType, b64url_encode
 from dapd.protocol.states import UNFINISHED, CollectionState
 from dapd.protocol.task import Task
 from dapd.runtime.context import Context
+from dapd.server.problems import TITLES
 from dapd.server.requests import body_of, done, processing, ready, resource_id, task_of
 
 _JOB_ID_SIZE = 16
@@ -36,9 +37,8 @@ def blueprint(context: Context) -> Blueprint:
         body = await body_of(request, MediaType.COLLECTION_JOB_REQ)
         job = await context.run(
             create_collection,
-            task,
-            body,
-            secrets.token_bytes(_JOB_ID_SIZE),
+            CollectionRequest(task, secrets.token_bytes(_JOB_ID_SIZE), body),
+            context.sealer,
             context.instant(),
             int(context.config.collection.leader_selected_keep * 1000),
         )
@@ -84,7 +84,9 @@ async def _current(context: Context, task: Task, job: CollectionJob, *, created:
                 await context.run(collections.note_served, job.pk, context.now())  # A8
             return ready(job.response, MediaType.COLLECTION_JOB_RESP, location if created else None)
         case CollectionState.FAILED:
-            raise Abort(job.error, job.detail or "the collection job failed")
+            # A Helper may refuse with an error of its own, which is none of the draft's (A10).
+            error = job.error if job.error in TITLES else None
+            raise Abort(error, job.detail or "the collection job failed")
         case CollectionState.DELETED:
             raise _unknown_job()
         case CollectionState.WAITING | CollectionState.FROZEN | CollectionState.POLLING:

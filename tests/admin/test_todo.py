@@ -183,6 +183,14 @@ def test_a_paused_peer_is_to_be_resumed_and_not_probed() -> None:
     assert to_do(peers=(failing,)) == expected
 
 
+def test_a_collection_that_was_given_up_is_to_be_queried_again() -> None:
+    """Once the Helper no longer refuses it; its job says what the Helper answered."""
+    [said] = to_do(given_up=("c3",))
+    assert "collection job c3 was given up" in said
+    assert "`dapd jobs show c3`" in said
+    assert "repeat the query" in said
+
+
 @pytest.mark.parametrize("reason", list(Reason))
 def test_a_job_is_to_be_looked_at_if_nothing_else_of_the_list_explains_it(reason: Reason) -> None:
     """It failed, or it ended the daemon. Other reasons pass, or the list has them already."""

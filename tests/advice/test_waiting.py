@@ -30,6 +30,23 @@ FULL = replace(PEER, free=0)
     [
         ({"state": LeaderJobState.FINISHED}, {}, Reason.ENDED, "finished"),
         ({"state": LeaderJobState.LOST, "leased": True}, {}, Reason.ENDED, "lost"),
+        (
+            {"state": CollectionState.FAILED, "given_up": True, "name": "c3"},
+            {},
+            Reason.GIVEN_UP,
+            "kept for the same query",
+        ),
+        (
+            {
+                "run_at": LATER,
+                "last_error": "HTTP 404",
+                "refused_for": 600_000,
+                "give_up_after": 3_600_000,
+            },
+            {},
+            Reason.FAILED,
+            "again in 5 minutes, and gives up if the Helper refuses it for another 50 minutes",
+        ),
         ({"leased": True}, {"task_state": TaskState.DISABLED}, Reason.RUNNING, "works on it now"),
         ({}, {"task_state": None}, Reason.TASK_NOT_SERVED, "can't be read"),
         ({}, {"task_state": TaskState.DISABLED}, Reason.TASK_NOT_SERVED, "disabled"),

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dapd.commits import create_jobs
+from dapd.commits.abandon import abandon
 from dapd.commits.batch_total import batch_total
 from dapd.commits.collections import (
     BatchChangedError,
@@ -16,9 +18,11 @@ from dapd.commits.collections import (
     delete_collection,
     finish_collection,
     freeze_collection,
+    give_up_collection,
     refuse_collection,
 )
-from dapd.datastore import collections, uncollected
+from dapd.commits.sealing_keys import Forgetting, forget_page
+from dapd.datastore import Tx, collections, counters, jobs, sealed, uncollected
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
 from dapd.driver.collection import frozen_batch
@@ -27,6 +31,7 @@ from dapd.messages.collection import AggregateShareReq, CollectionJobReq, Query
 from dapd.messages.common import BatchMode, Extension, Interval
 from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Move, Wait
+from dapd.protocol.packing import Limits
 from dapd.protocol.task import Instant, TaskSettings
 from tests.clock import NOW, TIME
 from tests.database_pair import (
@@ -452,3 +457,144 @@ async def test_c3_a_collection_waits_for_what_only_the_helper_called_early(
     assert isinstance(move(selected, job), FixCut)
     selected.clock.advance((LATER - NOW) / 1000)
     assert move(selected, job) == Wait()
+
+
+REFUSAL = ("unrecognizedTask", "who are you?")
+
+
+def given_up(
+    databases: DatabasePair, request: CollectionJobReq = QUERY, *, sent: bool = True
+) -> CollectionJob:
+    """A collection that was frozen, perhaps sent, and given up."""
+    job = databases.query(request)
+    lease = frozen(databases, job)
+    if sent:
+        assert databases.store.run_sync(collections.note_send, lease)
+    at = databases.clock.instant()
+    assert databases.store.run_sync(give_up_collection, lease, databases.leader, REFUSAL, at)
+    assert not databases.store.run_sync(give_up_collection, lease, databases.leader, REFUSAL, at)
+    return databases.job(job)
+
+
+def counted(databases: DatabasePair) -> dict[str, int]:
+    return databases.store.read_sync(counters.of_task, databases.leader.task_pk)
+
+
+def create(databases: DatabasePair) -> None:
+    """Run the creator's transaction."""
+    limits, at = Limits(1, 100, 0), databases.clock.instant()
+    databases.store.run_sync(create_jobs.create, databases.leader, limits, at, bytes)
+
+
+async def test_d4_a_batch_of_which_no_request_was_sent_reopens_when_it_is_given_up(
+    pair: DatabasePair,
+) -> None:
+    """The Helper can't have answered: later reports go into it, and another query gets it."""
+    pair.aggregate([1, 0, 1])
+    job = given_up(pair, sent=False)
+    assert (job.state, job.error, job.detail) == ("failed", *REFUSAL)
+    assert (job.leader_share, job.share_request) == (None, None)
+    assert pair.state_of(time_bucket(TIME)) is None
+    pair.aggregate([1])
+    again = pair.query(QUERY)
+    frozen(pair, again)
+    assert pair.job(again).n == 4
+    assert counted(pair)["collection_given_up"] == 1
+
+
+async def test_d4_reports_that_come_too_late_for_a_given_up_batch_are_rejected_and_counted(
+    pair: DatabasePair,
+) -> None:
+    """Its request is stored, so no later report can be in it; other queries don't get it either."""
+    pair.aggregate([1, 0, 1])
+    pair.upload(2)
+    pair.decide(pair.seq)
+    job = pair.query(QUERY)
+    lease = frozen(pair, job)
+    pair.upload(2)
+    create(pair)
+    assert counted(pair) == {}, "while the batch is closed, they wait"
+    assert pair.store.run_sync(collections.note_send, lease)
+    pair.store.run_sync(give_up_collection, lease, pair.leader, REFUSAL, pair.clock.instant())
+    create(pair)
+    assert counted(pair) == {"aggregate_batch_collected": 2, "collection_given_up": 1}
+    assert error_of(pair, interval_query(TIME, 2)) == "batchOverlap"
+    left = pair.store.read_sync(uncollected.of_task, pair.leader.task_pk, 0)
+    assert left.aggregated == 3, "somebody is told to collect them"
+
+
+@pytest.mark.parametrize("deleted", [True, False])
+async def test_d4_an_identical_query_adopts_what_a_given_up_job_keeps(
+    pair: DatabasePair, deleted: bool
+) -> None:
+    """Also after a Collector that tidies up has deleted the failed job, which it still finds
+    otherwise; and as long as the reports live, though the interval has begun to expire.
+    """
+    pair.aggregate([1, 0, 1], time=TIME + 1)
+    request = interval_query(TIME, 2)
+    failed = given_up(pair, request)
+    if deleted:
+        assert pair.store.run_sync(delete_collection, pair.leader, failed.id, pair.clock.instant())
+    pair.leader = replace(pair.leader, expired_before=TIME + 1)
+    job = pair.query(request)
+    assert (job.state, job.sends, job.id != failed.id) == ("frozen", 1, True)
+    assert (job.share_request, job.n) == (failed.share_request, 3)
+    assert job.leader_share != failed.leader_share, "it is sealed for its row"
+    assert pair.state_of(time_bucket(TIME)) == "closed"
+    assert pair.query(request).id == job.id
+    assert pair.job(failed).state == ("deleted" if deleted else "failed")
+    assert not pair.job(failed).is_given_up
+
+
+async def test_d4_expired_reports_of_a_given_up_job_are_not_adopted(pair: DatabasePair) -> None:
+    """The Helper refuses them."""
+    pair.aggregate([1, 0, 1])
+    given_up(pair)
+    pair.leader = replace(pair.leader, expired_before=TIME + 1)
+    assert error_of(pair, QUERY) == "batchInvalid"
+
+
+async def test_a8_an_operator_gives_a_leader_selected_batch_up_for_the_next_one(
+    selected: DatabasePair,
+) -> None:
+    """Its reports are counted; nobody is told to collect them, and the query gets another batch."""
+    first, second = selected.open_batch(), selected.open_batch()
+    for batch_id in (first, second):
+        selected.aggregate([1, 1, 1], batch_id=batch_id)
+    failed = given_up(selected, NEXT_BATCH, sent=False)
+    assert selected.state_of(first) == "given_up", "it never reopens"
+
+    def discard(tx: Tx) -> int:
+        row = jobs.by_pk(tx, "collection", failed.pk)
+        assert row is not None
+        return abandon(tx, row, selected.clock.instant())
+
+    assert selected.store.run_sync(discard) == 3
+    assert counted(selected) == {"collection_given_up": 1, "contribution_uncollectable": 3}
+    left = selected.store.read_sync(uncollected.of_task, selected.leader.task_pk, 0)
+    assert left.aggregated == 3
+    job = selected.query(NEXT_BATCH)
+    frozen(selected, job)
+    assert selected.job(job).lo == second
+
+
+async def test_f2_a_batch_that_is_kept_goes_with_its_sealing_key(pair: DatabasePair) -> None:
+    """Its reports are counted; the batch stays closed, as the Helper may have answered."""
+    pair.aggregate([1, 0, 1])
+    failed = given_up(pair)
+    forgetting = Forgetting(pair.pair.sealer.key_ids[0], pair.clock.instant())
+    column = sealed.COLLECTION_SHARES
+    pair.store.run_sync(forget_page, column, -1, forgetting)
+    assert counted(pair) == {"collection_given_up": 1, "contribution_lost": 3}
+    assert not pair.job(failed).is_given_up
+    assert pair.state_of(time_bucket(TIME)) == "collected"
+
+
+async def test_d4_a_leader_selected_batch_that_is_refused_for_good_is_counted(
+    selected: DatabasePair,
+) -> None:
+    """It is bound for good (A8), so no result ever contains its reports."""
+    selected.aggregate([1, 1, 1], batch_id=selected.open_batch())
+    lease = frozen(selected, selected.query(NEXT_BATCH))
+    selected.store.run_sync(refuse_collection, lease, selected.leader, "batchMismatch", "x")
+    assert counted(selected) == {"contribution_uncollectable": 3}

@@ -25,6 +25,7 @@ from dapd.commits.collections import (
     expire_collection,
     finish_collection,
     freeze_collection,
+    give_up_collection,
     refuse_collection,
 )
 from dapd.commits.garbage import forget_answers
@@ -486,6 +487,17 @@ def d4_a_final_refusal_of_a_poll(databases: DatabasePair) -> None:
     assert databases.store.run_sync(
         refuse_collection, leased, databases.leader, "batchMismatch", ""
     )
+
+
+@makes("collection: frozen -> failed", "collection: new -> frozen", "collection: failed -> deleted")
+def d4_a_collection_is_given_up_and_an_identical_one_goes_on(databases: DatabasePair) -> None:
+    job, leased = frozen(databases)
+    assert databases.store.run_sync(collections.note_send, leased)
+    failed = "unrecognizedTask", ""
+    at = databases.clock.instant()
+    assert databases.store.run_sync(give_up_collection, leased, databases.leader, failed, at)
+    delete(databases, job)
+    assert databases.query(QUERY).state == "frozen"
 
 
 @makes("collection: waiting -> deleted")

@@ -141,3 +141,47 @@ async def test_a6_a_deleted_aggregate_share_stays_deleted_and_its_batch_collecte
             assert gone.status == 404
             await stop(helper)
             assert helper.read("SELECT state FROM collected") == [("collected",)]
+
+
+@MOMENTS
+async def test_d4_what_the_helper_refuses_for_long_is_given_up_once_whoever_dies(
+    tmp_path: Path, moment: str
+) -> None:
+    """A collection, which the same query then goes on with, exactly; and a job, which is lost."""
+    impatient = "give_up_after = 0.5\n"
+    settings = f"{QUICK}{impatient}\n[collection]\n{impatient}"
+    with trio.fail_after(SECONDS):
+        async with open_house(tmp_path, settings=settings) as house:
+            leader, helper = house.daemons
+            files, at = house.new_task("sync", "time-interval"), an_hour_ago()
+            task_id = b64url_encode(files.client.task_id)
+            await start(leader, helper)
+            await upload(files, at, *range(5))
+            await aggregated(leader, 5)
+            await stop(leader)
+            assert await typed(helper, "task", "disable", "--", task_id) == (0, "")
+            await helper.logged("task_state_changed")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(refused, files, at, "unrecognizedTask")
+                await dies(leader, moment, ["commits.collections.give_up_collection"])
+                await start(leader)
+            assert await typed(helper, "task", "enable", "--", task_id) == (0, "")
+            assert await collect(files, at) == (5, 10)
+
+            assert await typed(helper, "task", "disable", "--", task_id) == (0, "")
+            await helper.logged("task_state_changed", 3)
+            await stop(leader)
+            await leader.start(dying.__file__, moment, "commits.leader_jobs.give_up_refused_job")
+            await upload(files, at + PRECISION, *range(5))
+            assert await leader.ended() == -9
+            await start(leader)
+            if moment == "before":
+                await leader.logged("job_given_up")
+            await stop(leader, helper)
+            counted = counters(leader)
+            assert counted.pop("collection_given_up") >= 1
+            assert counted == {
+                "upload_accepted": 10,
+                "aggregate_finished": 5,
+                "aggregate_lost": 5,
+            }

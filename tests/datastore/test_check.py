@@ -125,6 +125,10 @@ FAULTS = {
     ),
     "an empty range": ("collected", "UPDATE collected SET lo = hi"),
     "a range closed for nobody": ("collected", "UPDATE collected SET collection_pk = NULL"),
+    "a range kept for a query without its request": (
+        "collected",
+        "UPDATE collected SET state = 'given_up'",
+    ),
     "a frozen batch that is open": ("collection_jobs", "DELETE FROM collected"),
     "a frozen batch without its share": (
         "collection_jobs",

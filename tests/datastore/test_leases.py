@@ -100,6 +100,20 @@ def test_e2_start_clears_leases_and_a_job_that_kills_twice_backs_off(datastore: 
     assert crashes == 2
 
 
+def test_d4_the_time_in_which_no_daemon_ran_does_not_count_as_refused(datastore: Datastore) -> None:
+    """The clock of refusals stops at a start, and keeps what it shows."""
+    datastore.run_sync(
+        lambda tx: tx.execute(
+            "UPDATE aggregation_jobs SET state = 'stored', refused_ms = 7, refused_at = 5"
+        )
+    )
+    datastore.run_sync(leases.clear_all, NOW)
+    clock = datastore.read_sync(
+        lambda tx: tx.all("SELECT refused_ms, refused_at FROM aggregation_jobs")
+    )
+    assert clock == [(7, None)]
+
+
 def test_e2_a_run_at_beyond_every_legal_wait_is_due(datastore: Datastore) -> None:
     """After the clock was set back, a job must not wait for years."""
     (lease,) = lease_all(datastore, NOW)

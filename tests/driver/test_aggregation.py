@@ -10,12 +10,21 @@ import trio
 
 from dapd.config import Leader
 from dapd.datastore import Tx, tasks
+from dapd.driver import aggregation
+from dapd.driver.dispatcher import Dispatcher
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import BatchMode
-from dapd.protocol.task import TaskSettings
+from dapd.protocol.task import TaskSettings, TaskState
 from dapd.reports import ReportRules
 from tests.clock import PRECISION, TIME, ManualClock
-from tests.leader_harness import LeaderHarness, helper_response, open_leader, problem, ready
+from tests.leader_harness import (
+    LeaderHarness,
+    Script,
+    helper_response,
+    open_leader,
+    problem,
+    ready,
+)
 from tests.raw_http import Request, answer
 from tests.task_pair import TaskPair, task_pair
 
@@ -505,6 +514,126 @@ async def test_c6_a_job_that_was_not_sent_before_its_batch_expires_gives_its_rep
         sizes = await house.rows("SELECT n FROM batch_shares GROUP BY bucket ORDER BY n")
         assert sizes == [(2,), (3,)]
         assert (await house.counters())["aggregate_finished"] == 5
+
+
+DAY = 86_400
+TWO_DAYS = Leader(
+    min_job_size=1, max_wait=0, retry_min=0.001, retry_max=0.001, give_up_after=2 * DAY
+)
+
+
+def wrong_ids(pair: TaskPair, request: Request) -> bytes:
+    """Aggregate the reports, and answer for others."""
+    if request.method == "DELETE":
+        return answer(204)
+    good = helper_response(pair, request.body)
+    return ready(bytes([good[0] ^ 1]) + good[1:], Location=LOCATION)
+
+
+async def refused_until_it_ends(house: LeaderHarness, *, hours: int = 12) -> int:
+    """Step the one job every ``hours`` until it ends. Return after how many hours it did."""
+    for passed in range(0, 500, hours):
+        if not await house.step():
+            return passed - hours
+        house.later(hours * 3600)
+    raise AssertionError("the job is never given up")
+
+
+@pytest.mark.parametrize(
+    ("refuse", "asked"),
+    [
+        (lambda _, __: problem("unrecognizedTask", 404), ["POST"]),
+        (lambda _, __: answer(403), ["POST"]),
+        (lambda _, __: answer(200, b"x", Content_Type="text/html"), ["POST"]),
+        (wrong_ids, ["POST", "DELETE"]),
+    ],
+)
+async def test_d4_b5_a_job_that_is_refused_for_a_week_is_given_up(
+    tmp_path: Path, refuse: Script, asked: list[str]
+) -> None:
+    """Its reports are counted; the last try is a send, and then the Leader
+    deletes the job if it knows its Location.
+    """
+    async with open_leader(tmp_path, task_pair(), refuse) as house:
+        await know_peer(house)
+        await house.upload(3)
+        await house.create()
+        with structlog.testing.capture_logs() as logs:
+            assert await refused_until_it_ends(house) == 7 * 24
+        assert await house.states() == {"lost": 1}
+        assert await house.counters() == {"upload_accepted": 3, "aggregate_lost": 3}
+        methods = [request.method for request in house.helper.requests]
+        assert methods == ["POST"] * 15 + asked[1:]
+        assert len({request.body for request in house.helper.requests[:15]}) == 1
+        assert await house.rows("SELECT * FROM job_bodies") == []
+        [line] = [entry for entry in logs if entry["event"] == "job_given_up"]
+        assert (line["reports"], "for 7 days" in line["error"]) == (3, True)
+
+
+async def test_d4_the_last_try_of_a_job_may_be_a_poll(tmp_path: Path) -> None:
+    """The Helper gives out a Location and then refuses it, for ever; the Leader deletes the job."""
+
+    def script(_: TaskPair, request: Request) -> bytes:
+        match request.method:
+            case "POST":
+                return answer(200, Location=LOCATION, Retry_After="1")
+            case "GET":
+                return answer(404)
+            case _:
+                return answer(204)
+
+    async with open_leader(tmp_path, task_pair(), script, config=TWO_DAYS) as house:
+        await house.upload(3)
+        await house.create()
+        assert await refused_until_it_ends(house, hours=1) <= 50
+        assert await house.states() == {"lost": 1}
+        assert [r.method for r in house.helper.requests][-3:] == ["POST", "GET", "DELETE"]
+
+
+async def test_d4_an_outage_longer_than_a_week_gives_no_job_up(tmp_path: Path) -> None:
+    """The Helper refuses before it and after it, and aggregates the job in the end."""
+    answers = [answer(404), *[answer(502)] * 20, answer(404)]
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        return answers.pop(0) if answers else honest(pair, request)
+
+    async with open_leader(tmp_path, task_pair(), script, config=TWO_DAYS) as house:
+        await house.upload(3)
+        await house.create()
+        await refused_until_it_ends(house)
+        assert await house.states() == {"finished": 1}
+        assert await house.aggregated() == 3
+
+
+async def test_d4_the_time_in_which_a_task_is_disabled_is_not_refusal(tmp_path: Path) -> None:
+    """The Helper refuses the job before it and after it; nobody has asked it in between."""
+    async with open_leader(
+        tmp_path, task_pair(), lambda _, __: answer(404), config=TWO_DAYS
+    ) as house:
+        dispatcher = Dispatcher(house.context, {("aggregation", "leader"): aggregation.run}, 1)
+
+        async def dispatch() -> dict[str, int]:
+            async with trio.open_nursery() as nursery:
+                await dispatcher.dispatch(nursery)
+            return await house.states()
+
+        async def become(state: TaskState) -> None:
+            await house.context.run(tasks.set_state, house.task.task_pk, state)
+            await house.context.tasks.reload()
+
+        await house.upload(3)
+        await house.create()
+        assert await dispatch() == {"stored": 1}
+        await become(TaskState.DISABLED)
+        house.later(5 * DAY)
+        assert await dispatch() == {"stored": 1}
+        await become(TaskState.ACTIVE)
+        assert await dispatch() == {"stored": 1}
+        house.later(2 * DAY - 1)
+        assert await dispatch() == {"stored": 1}
+        house.later(1)
+        assert await dispatch() == {"lost": 1}
+        assert len(house.helper.requests) == 4
 
 
 async def test_d5_a_polled_job_that_is_halved_is_deleted_at_the_helper(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from dapd.admin import peers
+from dapd.admin.peers import PeerRequest
 from dapd.commits.collections import delete_collection
+from dapd.datastore import leases
 from dapd.datastore.collections import CollectionJob
 from dapd.driver import collection
 from dapd.driver.step import Step
@@ -41,6 +44,7 @@ class Scene:
         self.context = context
         self.peer = peer
         self.slots = trio.CapacityLimiter(1)
+        self.answers: list[Script | bytes] = []
 
     async def step(self, job: CollectionJob) -> CollectionJob:
         """Lease and step once, with the permit that the dispatcher would take."""
@@ -88,6 +92,7 @@ async def scene(
             leader_context(who) as context,
         ):
             it = Scene(who, context, peer)
+            it.answers = queue
             yield it
         nursery.cancel_scope.cancel()
 
@@ -278,3 +283,187 @@ async def test_c3_fixing_the_cut_wakes_the_creator(tmp_path: Path) -> None:
         with trio.fail_after(30):
             await it.context.chunks.wait(60)
         assert it.peer.requests == []
+
+
+HOUR = 3600
+NOBODY = refusal(404, "unrecognizedTask")
+
+
+def forbidden(_: Request) -> bytes:
+    return answer(403)
+
+
+async def refused_for_an_hour(it: Scene, job: CollectionJob) -> CollectionJob:
+    """Step the job whenever it is due; the Helper refuses it all that time. The job in the end."""
+    for _ in range(100):
+        job = await it.step(job)
+        if job.state == "failed":
+            return job
+        it.who.clock.advance(it.run_at(job))
+    raise AssertionError("it is never given up")
+
+
+@pytest.mark.parametrize(
+    ("answered", "error", "told"),
+    [
+        (NOBODY, "unrecognizedTask", "HTTP 404 unrecognizedTask: because"),
+        (refusal(400, "ownError"), "ownError", "HTTP 400 ownError: because"),
+        (answer(403, b"no"), None, "HTTP 403: no"),
+        (answer(200, b"x", Content_Type="text/html"), None, "text/html"),
+        (answer(200, b"x", Content_Type=MediaType.AGGREGATE_SHARE.value), None, "can't be used"),
+    ],
+)
+async def test_d4_a_collection_that_is_refused_for_an_hour_fails_with_the_helpers_error(
+    tmp_path: Path, answered: bytes, error: str | None, told: str
+) -> None:
+    """Not earlier, and without a DELETE, which would end what the Helper may know of the request;
+    it stays stored, with the share, and the batch stays closed.
+    """
+    async with scene(tmp_path, *[answered] * 100) as it:
+        it.who.aggregate([1, 0, 1])
+        began = it.who.clock.now()
+        job = await refused_for_an_hour(it, it.who.query(QUERY))
+        assert it.who.clock.now() - began == HOUR * 1000
+        assert (job.error, "for 1 hour" in (job.detail or "")) == (error, True)
+        assert told in (job.detail or "")
+        assert {(each.method, each.body) for each in it.peer.requests} == {
+            ("POST", job.share_request)
+        }
+        assert job.leader_share is not None
+        assert it.who.state_of(time_bucket(TIME)) == "given_up"
+
+
+@pytest.mark.parametrize("outage", [b"", answer(502), answer(503), answer(429), answer(408)])
+async def test_d4_an_outage_of_61_minutes_fails_no_collection(
+    tmp_path: Path, outage: bytes
+) -> None:
+    """Whatever the Helper said before it, and says at first after it."""
+    answers = [NOBODY, *[outage] * 61, NOBODY]
+    async with scene(tmp_path, *answers) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        while len(it.peer.requests) < len(answers):
+            it.who.clock.advance(max(60, it.run_at(job)))
+            job = await it.step(job)
+            assert job.state == "frozen"
+        it.who.clock.advance(it.run_at(job))
+        assert (await it.step(job)).state == "finished"
+
+
+async def test_d4_an_outage_that_only_another_job_sees_fails_no_collection(tmp_path: Path) -> None:
+    """While a peer can't be reached, one job at a time probes it; the others learn nothing."""
+    async with scene(tmp_path, NOBODY, *[b""] * 61, NOBODY, NOBODY) as it:
+        it.who.aggregate([1, 0, 1])
+        it.who.aggregate([1, 0, 1], time=TIME + 1)
+        job, probing = it.who.query(QUERY), it.who.query(interval_query(TIME + 1, 1))
+        job = await it.step(job)
+        for _ in range(61):
+            probing = await it.step(probing)
+            it.who.clock.advance(max(60, it.run_at(probing)))
+        for _ in range(2):
+            job = await it.step(job)
+            assert job.state == "frozen"
+            it.who.clock.advance(it.run_at(job))
+        assert (await it.step(job)).state == "finished"
+
+
+async def test_d4_the_time_in_which_a_peer_is_paused_fails_no_collection(tmp_path: Path) -> None:
+    """The Helper refuses before it and after it; nobody has asked it in between."""
+    async with scene(tmp_path, *[NOBODY] * 3) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        peer = PeerRequest(it.who.leader.configuration.helper_aggregator_endpoint)
+        await peers.pause(it.context, peer)
+        it.who.clock.advance(2 * HOUR)
+        await peers.resume(it.context, peer)
+        for _ in range(2):
+            job = await it.step(job)
+            assert job.state == "frozen"
+            it.who.clock.advance(it.run_at(job))
+        assert (await it.step(job)).state == "finished"
+
+
+async def test_d4_an_outage_in_another_year_excuses_no_refusal(tmp_path: Path) -> None:
+    """An operator accepted a wrong clock and then the right one; the outage was in between."""
+    years = 10 * 365 * 24 * HOUR
+    async with scene(tmp_path, NOBODY, b"", *[NOBODY] * 100) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        for jump in (years, -years):
+            it.who.clock.jump(jump)
+            it.context.safe_clock.accept()
+            if jump > 0:
+                job = await it.step(job)
+        it.who.clock.advance(1)
+        it.who.store.run_sync(leases.make_due, "collection", job.pk, it.who.clock.now())
+        began = it.who.clock.now()
+        await refused_for_an_hour(it, job)
+        assert it.who.clock.now() - began == HOUR * 1000
+
+
+async def test_d4_a_jump_of_the_clock_fails_no_collection(tmp_path: Path) -> None:
+    """The time of refusals is that of the safe clock, which doesn't follow the jump."""
+    async with scene(tmp_path, *[NOBODY] * 3) as it:
+        it.who.aggregate([1, 0, 1])
+        job = await it.step(it.who.query(QUERY))
+        for _ in range(2):
+            it.who.clock.jump(10 * HOUR)
+            job = await it.step(job)
+            assert job.state == "frozen"
+        it.who.clock.jump(HOUR)
+        assert (await it.step(job)).state == "finished"
+
+
+@pytest.mark.parametrize("mode", [BatchMode.TIME_INTERVAL, BatchMode.LEADER_SELECTED])
+@pytest.mark.parametrize("committed", [True, False])
+async def test_d4_an_identical_query_goes_on_with_a_collection_that_was_given_up(
+    tmp_path: Path, mode: BatchMode, committed: bool
+) -> None:
+    """The new job has an id of its own, and sends the very bytes; the result is exact, also if the
+    Helper had made the share at the first send, whose answer was lost.
+    """
+
+    def first(request: Request) -> bytes:
+        if committed:
+            it.who.helper_answer(request)
+        return b""
+
+    async with scene(tmp_path, first, *[forbidden] * 100, mode=mode) as it:
+        selected = mode is BatchMode.LEADER_SELECTED
+        request = NEXT_BATCH if selected else QUERY
+        it.who.aggregate([1, 0, 1], batch_id=it.who.open_batch() if selected else None)
+        failed = await refused_for_an_hour(it, it.who.query(request))
+        it.answers.clear()
+        job = it.who.query(request)
+        assert (job.id != failed.id, job.state) == (True, "frozen")
+        assert it.who.query(request).id == job.id
+        assert it.who.state_of(job.lo) == "closed"
+        job = await it.step(job)
+        assert job.response is not None
+        assert it.who.result(request, job.response)[1] == 2
+        assert it.who.state_of(job.lo) == "collected"
+        assert len({each.body for each in it.peer.requests}) == 1
+        failed = it.who.job(failed)
+        assert (failed.state, failed.leader_share, failed.share_request) == ("failed", None, None)
+
+
+async def test_a8_the_next_query_resumes_the_leader_selected_batch_that_was_given_up(
+    tmp_path: Path,
+) -> None:
+    """It comes before the batches after it, since its request is the same; nobody gets it twice."""
+    async with scene(tmp_path, *[forbidden] * 200, mode=BatchMode.LEADER_SELECTED) as it:
+        first, second = it.who.open_batch(), it.who.open_batch()
+        it.who.aggregate([1, 0, 1], batch_id=first)
+        it.who.aggregate([1, 1, 1], batch_id=second)
+        failed = await refused_for_an_hour(it, it.who.query(NEXT_BATCH))
+        resumed = it.who.query(NEXT_BATCH)
+        again = await refused_for_an_hour(it, resumed)
+        it.answers.clear()
+        finished = await it.step(it.who.query(NEXT_BATCH))
+        assert {failed.lo, again.lo, finished.lo} == {first}
+        assert finished.response is not None
+        assert it.who.result(NEXT_BATCH, finished.response)[1] == 2
+        at = it.who.clock.instant()
+        it.who.store.run_sync(delete_collection, it.who.leader, finished.id, at)
+        following = await it.step(it.who.query(NEXT_BATCH))
+        assert following.lo == second

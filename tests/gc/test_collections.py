@@ -21,8 +21,9 @@ from dapd.commits.collections import (
     delete_collection,
     finish_collection,
     freeze_collection,
+    give_up_collection,
 )
-from dapd.datastore import Tx, collections, tasks
+from dapd.datastore import Tx, collections, counters, tasks
 from dapd.datastore.collections import CollectionJob, FrozenBatch
 from dapd.datastore.leases import Lease
 from dapd.driver.collection import frozen_batch
@@ -141,6 +142,47 @@ async def test_d6_a_collection_still_frozen_at_expiry_fails_and_is_counted(
         assert side.found(job) is not None  # the Collector is still to learn it
         side.later(3)
         assert await side.collect() == {"collections": 1}
+
+
+@pytest.mark.parametrize("mode", [BatchMode.TIME_INTERVAL, BatchMode.LEADER_SELECTED])
+async def test_d6_what_a_given_up_collection_keeps_goes_with_its_reports(
+    tmp_path: Path, mode: BatchMode
+) -> None:
+    """Its share, too; the reports are counted once; the Collector can still learn the error."""
+    async with open_side(tmp_path, mode) as side:
+        databases = side.databases
+        selected = mode is BatchMode.LEADER_SELECTED
+        batch_id = databases.open_batch() if selected else None
+        for _ in range(2):
+            databases.aggregate([1, 1, 1], batch_id=batch_id)
+        if not selected:
+            databases.aggregate([1], time=TIME + 1)
+        job, lease = side.frozen(NEXT_BATCH if selected else interval_query(TIME, 9))
+        assert databases.store.run_sync(collections.note_send, lease)
+        side.later(2.5)
+        at = databases.clock.instant()
+        told = "unrecognizedTask", ""
+        assert databases.store.run_sync(give_up_collection, lease, databases.leader, told, at)
+        for _ in range(5):
+            assert databases.job(job).is_given_up
+            side.later(0.5)
+            await side.collect()
+            if not databases.job(job).is_given_up:
+                break
+        ended = databases.job(job)
+        assert (ended.state, ended.error, ended.share_request) == (
+            "failed",
+            "unrecognizedTask",
+            None,
+        )
+        n = 6 if selected else 7
+        assert databases.store.read_sync(counters.of_task, databases.leader.task_pk) == {
+            "collection_given_up": 1,
+            "contribution_dropped": n,
+        }
+        side.later(9)
+        await side.collect()
+        assert row_counts(databases.store) == {}
 
 
 async def test_d6_a_result_stays_as_long_as_its_newest_report_would(tmp_path: Path) -> None:

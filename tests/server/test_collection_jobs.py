@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import pytest
 import trio
 
-from dapd.commits.collections import finish_collection, refuse_collection
+from dapd.commits.collections import (
+    finish_collection,
+    give_up_collection,
+    refuse_collection,
+)
 from dapd.datastore import collections
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
@@ -126,6 +131,25 @@ async def test_a4_a_failed_job_answers_get_with_its_problem_document(tmp_path: P
         )
         assert await it.get(location) == Refused(400, "batchMismatch", "they differ")
         assert await it.started() != location
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [("unrecognizedTask", "unrecognizedTask"), ("ownError", None), (None, None)],
+)
+async def test_a10_a_job_that_was_given_up_answers_with_an_error_of_the_draft_or_none(
+    tmp_path: Path, named: str | None, told: str | None
+) -> None:
+    """Whatever the Helper has called it; the detail says what that was."""
+    async with served(tmp_path) as it:
+        location = await it.started()
+        lease = it.lease(location)
+        at = it.databases.clock.instant()
+        failure = named, "the Helper said so"
+        assert it.databases.store.run_sync(
+            give_up_collection, lease, it.databases.leader, failure, at
+        )
+        assert await it.get(location) == Refused(400, told, "the Helper said so")
 
 
 async def test_a6_a_deleted_job_is_gone(tmp_path: Path) -> None:

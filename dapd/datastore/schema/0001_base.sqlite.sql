@@ -103,6 +103,8 @@ CREATE TABLE aggregation_jobs (
     attempts INTEGER NOT NULL DEFAULT 0,
     sends INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
+    refused_ms INTEGER NOT NULL DEFAULT 0, -- how long the peer has refused the job (rule D4)
+    refused_at INTEGER,                   -- safe milliseconds: the last answer, if that was a refusal
     request_hash BLOB,
     newest INTEGER NOT NULL,              -- the time that decides when it expires (rule D6): of its newest
                                           -- report, at a Helper not after its clock at its making
@@ -155,8 +157,9 @@ CREATE TABLE collected (
     task_pk INTEGER NOT NULL REFERENCES tasks,
     lo BLOB NOT NULL,
     hi BLOB NOT NULL,
-    state TEXT NOT NULL                   -- quarantined: a restore may have forgotten its collection
-        CHECK (state IN ('closed', 'collected', 'quarantined', 'expired')),
+    state TEXT NOT NULL                   -- quarantined: a restore may have forgotten its collection,
+                                          -- given_up: its collection keeps the request for another
+        CHECK (state IN ('closed', 'given_up', 'collected', 'quarantined', 'expired')),
     collection_pk INTEGER,
     newest INTEGER                        -- of a leader-selected batch that has expired at a Helper: the time
                                           -- of its newest report; one age later the row goes
@@ -166,6 +169,7 @@ CREATE INDEX collected_range ON collected (task_pk, lo, hi, state);
 CREATE INDEX collected_collection ON collected (collection_pk) WHERE collection_pk IS NOT NULL;
 CREATE INDEX collected_expiring ON collected (task_pk, newest) WHERE newest IS NOT NULL;
 CREATE INDEX collected_quarantined ON collected (task_pk, lo, hi) WHERE state = 'quarantined';
+CREATE INDEX collected_given_up ON collected (task_pk, collected_pk) WHERE state = 'given_up';
 
 -- A task that is added after a restore may have been here before, and be forgotten as a whole.
 CREATE TABLE restores (
@@ -195,16 +199,18 @@ CREATE TABLE collection_jobs (
     attempts INTEGER NOT NULL DEFAULT 0,
     sends INTEGER NOT NULL DEFAULT 0,
     crashes INTEGER NOT NULL DEFAULT 0,   -- leases that ended with their process
+    refused_ms INTEGER NOT NULL DEFAULT 0, -- as in aggregation_jobs
+    refused_at INTEGER,
     request_hash BLOB,
     request BLOB NOT NULL,                -- the exact CollectionJobReq
-    share_request BLOB,                   -- the exact AggregateShareReq
-    leader_share BLOB,                    -- sealed
+    share_request BLOB,                   -- the exact AggregateShareReq; kept, with the share, of a
+    leader_share BLOB,                    -- collection that was given up; sealed
     n INTEGER,
     time_min INTEGER,
     time_max INTEGER,
     location TEXT,
     response BLOB,                        -- the exact CollectionJobResp
-    error TEXT,                           -- the draft's error token of a failed job
+    error TEXT,                           -- the error token of a failed job, NULL if it has none
     detail TEXT,
     last_error TEXT,
     served_at INTEGER,                    -- milliseconds; when the result was first served
