@@ -20,6 +20,7 @@ from dapd.datastore import (
     counters,
     leases,
     outstanding,
+    suspects,
     watermarks,
 )
 from dapd.datastore.collections import CollectionJob, FrozenBatch
@@ -29,6 +30,7 @@ from dapd.errors import Abort, DecodeError
 from dapd.messages.collection import CollectionJobReq
 from dapd.protocol.batches import (
     BucketRange,
+    bucket_range,
     check_collection_extensions,
     overlap_error,
     queried_range,
@@ -194,7 +196,8 @@ def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str)
 
     Return whether the lease held. The batch takes reports again, except after ``batchOverlap``,
     which means that the Helper has it as collected. A leader-selected batch stays bound to its job
-    (rule A8), and no other collection gets it, so its reports are counted.
+    (rule A8), and no other collection gets it, so its reports are counted. So are those of suspect
+    buckets after ``batchMismatch``.
     """
     if not collections.fail(tx, lease, error, detail):  # D1
         return False
@@ -205,7 +208,22 @@ def refuse_collection(tx: Tx, lease: Lease, task: Task, error: str, detail: str)
             counters.add(tx, task.task_pk, {"contribution_uncollectable": job.n or 0})
         return True
     batches.reopen(tx, job.pk)
+    if error == "batchMismatch":
+        _close_suspect_buckets(tx, job)
     return True
+
+
+def _close_suspect_buckets(tx: Tx, job: CollectionJob) -> None:
+    """Close the suspect buckets of a time interval for good, and count their reports: no batch with
+    one of them matches the Helper's any more. The others can still be collected.
+    """
+    batch = BucketRange(job.lo, job.hi)
+    for bucket in suspects.within(tx, job.task_pk, batch):
+        lo, hi = bucket_range(bucket)
+        n = batches.aggregated(tx, job.task_pk, lo, hi)
+        batches.close(tx, job.task_pk, lo, hi, state=RangeState.COLLECTED, collection_pk=job.pk)
+        counters.add(tx, job.task_pk, {"contribution_uncollectable": n})
+    suspects.drop(tx, job.task_pk, batch)
 
 
 def give_up_collection(

@@ -19,6 +19,7 @@ from dapd.datastore import (
     helper_jobs,
     leader_jobs,
     outstanding,
+    suspects,
 )
 from dapd.datastore.batches import Contribution
 from dapd.datastore.leases import Kind
@@ -102,6 +103,7 @@ def drop_buckets(tx: Tx, task_pk: int, past: BucketRange, most: int) -> int:
     """
     dropped = batches.drop_contributions(tx, task_pk, past, most)
     _count_uncollected(tx, task_pk, dropped)
+    suspects.drop(tx, task_pk, past)
     return len(dropped)
 
 
@@ -125,6 +127,7 @@ def drop_batches(
         # These come before the contributions, so that no job adds to a batch in deletion.
         if task.is_leader:
             outstanding.drop(tx, task_pk, batch_id)
+            suspects.drop(tx, task_pk, batch)
         elif newest is not None:
             batches.expire(tx, task_pk, batch, newest)
         dropped = batches.drop_contributions(tx, task_pk, batch, most - rows)
@@ -156,6 +159,7 @@ def _count_uncollected(tx: Tx, task_pk: int, dropped: Sequence[tuple[bytes, int]
 
 def _forget_batch(tx: Tx, task_pk: int, batch_id: bytes) -> None:
     outstanding.drop(tx, task_pk, batch_id)
+    suspects.drop(tx, task_pk, batch_id_range(batch_id))
     batches.drop_ranges(tx, task_pk, batch_id_range(batch_id), 1)
 
 

@@ -16,6 +16,8 @@ from dapd.datastore import (
     collections,
     counters,
     leader_jobs,
+    outstanding,
+    suspects,
     tasks,
     watermarks,
 )
@@ -44,26 +46,29 @@ def start_job(
 
 def count_send(tx: Tx, lease: Lease, task: Task, at: Instant) -> Job | LeaderJobState:
     """Count a send of the stored bytes before it happens, and load the job. Instead, end a job
-    whose reports have expired, or one that was never sent and whose batch is about to expire; then
+    whose reports have expired, or one that was never sent and whose batch takes no more; then
     return the state that it ended in. Raises ``LeaseLost``.
     """
     job = leader_jobs.load(tx, lease)
     if job.newest < task.expired_before_at(at):  # D6
         expire_job(tx, lease.pk, at.now)
         return LeaderJobState.EXPIRED
-    if not job.sends and batch_is_expiring(tx, task, job, at):
+    if not job.sends and batch_takes_no_more(tx, task, job, at):
         dissolve_job(tx, lease, job, at.now)
         return LeaderJobState.ABANDONED
     leader_jobs.count_send(tx, lease)
     return leader_jobs.load(tx, lease)
 
 
-def batch_is_expiring(tx: Tx, task: Task, job: Job, at: Instant) -> bool:
-    """Return whether the Helper may have dropped the job's leader-selected batch before it commits
-    the job (rule C6). What keeps a batch alive on both sides is its newest committed report.
+def batch_takes_no_more(tx: Tx, task: Task, job: Job, at: Instant) -> bool:
+    """Return whether the job's leader-selected batch is suspect (rule D4), or the Helper may have
+    dropped it before it commits the job (rule C6). What keeps a batch alive on both sides is its
+    newest committed report.
     """
     if not job.batch_id:
         return False
+    if suspects.has(tx, job.task_pk, job.batch_id):
+        return True
     newest = batches.newest(tx, job.task_pk, job.batch_id)
     return newest is not None and newest < watermarks.expiring_before(tx, task, at)
 
@@ -71,10 +76,11 @@ def batch_is_expiring(tx: Tx, task: Task, job: Job, at: Instant) -> bool:
 def dissolve_job(tx: Tx, lease: Lease, job: Job, now: int) -> None:
     """End a job that was never sent; its reports wait for another batch. Raises ``LeaseLost``."""
     held = chunks.of_job(tx, job.job_pk)
-    leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, "its batch is about to expire")
+    leader_jobs.end(tx, lease, job, LeaderJobState.ABANDONED, "its batch takes no more reports")
     for chunk in held:
         waiting = Place(chunk.task_pk, chunk.seq, b"", chunk.run_at, chunk.attempts)
         chunks.reassign(tx, chunk.chunk_pk, waiting)
+    _forget_empty_batch(tx, job.task_pk, job.batch_id)
     collections.touch(tx, job.task_pk, now)
 
 
@@ -104,6 +110,7 @@ def finish_job(tx: Tx, lease: Lease, job: Job, result: Result, now: int) -> None
     batches.add_contributions(tx, job.task_pk, job.id, result.buckets)
     if job.batch_id:
         _leave_closed_batch(tx, job, result.outcomes)
+        _forget_empty_batch(tx, job.task_pk, job.batch_id)
     at = 0
     for chunk_pk, n in chunks.sizes_of_job(tx, job.job_pk):
         _decide(tx, chunk_pk, result.outcomes[at : at + n], bool(job.batch_id), result.retry_at)
@@ -229,16 +236,33 @@ def give_up_job(
 ) -> int:
     """End an unfinished job and count its reports: as dropped if they expired unsent, else as lost.
 
-    Return their number; 0 if the job had ended already. A step that has leased the job finds its
-    lease lost when it commits.
+    Return their number; 0 if the job had ended already. The batch of a job that was sent is suspect
+    from now on. A step that has leased the job finds its lease lost when it commits.
     """
     given_up = leader_jobs.give_up(tx, job_pk, state, reason)  # D1
     if given_up is None:
         return 0
-    task_pk, n, sends = given_up
+    task_pk, n, sends, batch_id = given_up
+    if sends:
+        suspects.mark(tx, job_pk)
     for chunk_pk, _ in chunks.sizes_of_job(tx, job_pk):
         chunks.decide(tx, chunk_pk)
     unsent = state is LeaderJobState.EXPIRED and not sends
     counters.add(tx, task_pk, {"aggregate_report_dropped" if unsent else "aggregate_lost": n})
+    _forget_empty_batch(tx, task_pk, batch_id)
     collections.touch(tx, task_pk, now)
     return n
+
+
+def _forget_empty_batch(tx: Tx, task_pk: int, batch_id: bytes) -> None:
+    """Forget a suspect leader-selected batch with which nothing is left to do: it takes nothing
+    more, no job is to add anything, and there is nothing to collect.
+    """
+    if (
+        batch_id
+        and suspects.has(tx, task_pk, batch_id)
+        and batches.newest(tx, task_pk, batch_id) is None
+        and not outstanding.has_unfinished_job(tx, task_pk, batch_id)
+    ):
+        outstanding.drop(tx, task_pk, batch_id)
+        suspects.drop(tx, task_pk, batch_id_range(batch_id))

@@ -271,4 +271,11 @@ INVARIANTS = (
         "the batch is bound to a collection of another batch (rule A8)",
         REPORT,
     ),
+    Invariant(
+        "suspect_batches",
+        "SELECT task_pk || ' ' || hex(bucket) FROM suspect_batches "
+        "WHERE length(bucket) NOT IN (8, 32)",
+        "what is suspect is neither a time nor a batch",
+        HARMLESS,
+    ),
 )

@@ -39,7 +39,7 @@ _Q_GIVE_UP = """
 UPDATE aggregation_jobs SET state = :state, last_error = :error, lease_token = NULL,
   lease_until = NULL
 WHERE job_pk = :job_pk AND role = 'leader' AND state IN ('assigned', 'stored', 'polling')
-RETURNING task_pk, n, sends"""
+RETURNING task_pk, n, sends, bucket"""
 _Q_LOCATION = "SELECT location FROM aggregation_jobs WHERE job_pk = :job_pk AND role = 'leader'"
 _Q_UNFINISHED = """
 SELECT job_pk FROM aggregation_jobs WHERE task_pk = :task_pk AND role = 'leader'
@@ -185,13 +185,15 @@ def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
 
 
-def give_up(tx: Tx, job_pk: int, state: LeaderJobState, error: str) -> tuple[int, int, int] | None:
-    """End an unfinished job, leased or not; return its (task_pk, n, sends), or ``None``."""
+def give_up(
+    tx: Tx, job_pk: int, state: LeaderJobState, error: str
+) -> tuple[int, int, int, bytes] | None:
+    """End an unfinished job, leased or not; return (task_pk, n, sends, batch id), or ``None``."""
     row = tx.one(_Q_GIVE_UP, job_pk=job_pk, state=state, error=error)
     if row is None:
         return None
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
-    return row[0], row[1], row[2]
+    return row[0], row[1], row[2], row[3]
 
 
 def location(tx: Tx, job_pk: int) -> str | None:

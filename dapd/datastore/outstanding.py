@@ -6,14 +6,16 @@ from dapd.datastore.sqlite import Tx
 from dapd.protocol.batches import OpenBatch
 
 _Q_OPEN = """
-SELECT batch_id, aggregated, in_flight FROM (SELECT b.batch_pk, b.batch_id,
+SELECT batch_id, aggregated, in_flight, suspect FROM (SELECT b.batch_pk, b.batch_id,
   (SELECT COALESCE(sum(s.n), 0) FROM batch_shares AS s
    WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id) AS aggregated,
   (SELECT max(s.time_max) FROM batch_shares AS s
    WHERE s.task_pk = b.task_pk AND s.bucket = b.batch_id) AS newest,
   (SELECT COALESCE(sum(j.n), 0) FROM aggregation_jobs AS j
    WHERE j.task_pk = b.task_pk AND j.bucket = b.batch_id
-     AND j.state IN ('assigned', 'stored', 'polling', 'received')) AS in_flight
+     AND j.state IN ('assigned', 'stored', 'polling', 'received')) AS in_flight,
+  EXISTS (SELECT 1 FROM suspect_batches AS u
+   WHERE u.task_pk = b.task_pk AND u.bucket = b.batch_id) AS suspect
 FROM outstanding_batches AS b WHERE b.task_pk = :task_pk AND b.collection_pk IS NULL
   AND NOT EXISTS (SELECT 1 FROM collected AS c WHERE c.task_pk = b.task_pk AND c.lo = b.batch_id
     AND c.state = 'quarantined'))
@@ -37,11 +39,14 @@ WHERE task_pk = :task_pk AND batch_id = :batch_id AND collection_pk = :old"""
 
 
 def open_batches(tx: Tx, task_pk: int, expired_before: int) -> list[OpenBatch]:
-    """Return the batches that may take more reports, oldest first, except those with only expired
+    """Return the batches that no collection has taken, oldest first, except those with only expired
     reports (rule D6).
     """
     rows = tx.all(_Q_OPEN, task_pk=task_pk, expired_before=expired_before)
-    return [OpenBatch(*row) for row in rows]
+    return [
+        OpenBatch(batch_id, aggregated, in_flight, bool(suspect))
+        for batch_id, aggregated, in_flight, suspect in rows
+    ]
 
 
 def unbound(tx: Tx, task_pk: int) -> list[bytes]:

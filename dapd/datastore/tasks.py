@@ -64,6 +64,7 @@ SELECT EXISTS (SELECT 1 FROM report_chunks WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM batch_shares WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM collected WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM outstanding_batches WHERE task_pk = :task_pk)
+  OR EXISTS (SELECT 1 FROM suspect_batches WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM collection_jobs WHERE task_pk = :task_pk)
   OR EXISTS (SELECT 1 FROM aggregate_share_jobs WHERE task_pk = :task_pk)"""
 _Q_PURGE = """

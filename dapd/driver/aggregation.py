@@ -17,7 +17,7 @@ from dapd.commits.create_jobs import JOB_ID_SIZE
 from dapd.commits.leader_jobs import (
     Halves,
     Result,
-    batch_is_expiring,
+    batch_takes_no_more,
     count_send,
     dissolve_job,
     expire_job,
@@ -70,8 +70,8 @@ async def _start(context: Context, step: Step) -> None:
     """Compute and store the request (I3), and send it under the same lease if a permit is free."""
     lease, task = step.lease, step.task
     async with step.slots:
-        job, held, expiring = await context.read(_load, lease, task, context.instant())
-        if expiring:
+        job, held, doomed = await context.read(_load, lease, task, context.instant())
+        if doomed:
             await context.run(dissolve_job, lease, job, context.now())
             _note_dissolved(context)
             return
@@ -252,7 +252,7 @@ async def _give_up(
 
 def _load(tx: Tx, lease: Lease, task: Task, at: Instant) -> tuple[Job, list[StoredChunk], bool]:
     job = leader_jobs.load(tx, lease)
-    return job, chunks.of_job(tx, lease.pk), batch_is_expiring(tx, task, job, at)
+    return job, chunks.of_job(tx, lease.pk), batch_takes_no_more(tx, task, job, at)
 
 
 def _ring(context: Context) -> None:
@@ -294,6 +294,6 @@ def _warn_expired() -> None:
 def _note_dissolved(context: Context) -> None:
     _log.info(
         "job_dissolved",
-        effect="its batch is about to expire, so its reports wait for another one",
+        effect="its batch takes no more reports, so they wait for another one",
     )
     _ring(context)

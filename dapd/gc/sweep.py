@@ -34,6 +34,7 @@ from dapd.datastore import (
     leader_jobs,
     outstanding,
     share_jobs,
+    suspects,
 )
 from dapd.datastore.expiry import PAGE, START, Found
 from dapd.datastore.leases import Kind
@@ -212,6 +213,7 @@ class Sweep:
         def drop_ranges(tx: Tx, most: int) -> int:
             return batches.drop_ranges(tx, task_pk, None, most)
 
+        await self._context.run(suspects.drop_all, task_pk)
         await self._drop_all("collections", drop_collections)
         await self._drop_all("batches", drop_batches)
         await self._drop_all("collected_ranges", drop_ranges)

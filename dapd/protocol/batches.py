@@ -42,11 +42,15 @@ class ShareRequestBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpenBatch:
-    """A leader-selected batch that no collection job has taken, with its numbers of reports."""
+    """A leader-selected batch that no collection job has taken, with its numbers of reports.
+
+    A ``suspect`` one takes no more: the Helper may have aggregated reports that this side has not.
+    """
 
     batch_id: bytes
     aggregated: int
     in_flight: int
+    suspect: bool = False
 
     @property
     def unfinished(self) -> bool:
@@ -55,7 +59,11 @@ class OpenBatch:
 
     def room(self, target: int) -> int:
         """Return how many reports may still be assigned; rejected ones don't count (rule C6)."""
-        return max(0, target - self.aggregated - self.in_flight)
+        return 0 if self.suspect else max(0, target - self.aggregated - self.in_flight)
+
+    def full_at(self, target: int, minimum: int) -> int:
+        """Return how many aggregated reports make the batch full."""
+        return minimum if self.suspect else target
 
 
 def time_bucket(time: int) -> bytes:

@@ -94,7 +94,7 @@ def next_batch_move(
 
     ``batches`` are ordered from old to new; ``backlog`` is that of the whole task.
     """
-    if full := _oldest(batches, target):
+    if full := _oldest([b for b in batches if b.aggregated >= b.full_at(target, minimum)]):
         return Freeze(batch_id_range(full.batch_id))
     if cut is None:
         fullest = max((batch.aggregated for batch in batches), default=0)
@@ -102,7 +102,7 @@ def next_batch_move(
         return FixCut(backlog.newest_seq) if enough else Wait()
     if backlog.undecided:
         return Wait()
-    if ready := _oldest(batches, minimum):
+    if ready := _oldest([b for b in batches if b.aggregated >= minimum]):
         return Freeze(batch_id_range(ready.batch_id))
     return _later_cut(backlog, cut)
 
@@ -137,8 +137,8 @@ def encrypt_aggregate_share(task: Task, request: CollectionJobReq, share: bytes)
     return HpkeCiphertext(task.collector_hpke_config.id, enc, payload)
 
 
-def _oldest(batches: Sequence[OpenBatch], size: int) -> OpenBatch | None:
-    return next((b for b in batches if b.aggregated >= size and not b.unfinished), None)
+def _oldest(batches: Sequence[OpenBatch]) -> OpenBatch | None:
+    return next((batch for batch in batches if not batch.unfinished), None)
 
 
 def _later_cut(backlog: Backlog, cut: int) -> Move:

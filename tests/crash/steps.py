@@ -136,7 +136,8 @@ def left(daemon: DaemonProcess) -> dict[str, int]:
     """How many rows there are of what grows with reports, where there are any."""
     tables = (
         "report_chunks", "chunk_rows", "aggregation_jobs", "job_bodies", "batch_shares",
-        "collected", "outstanding_batches", "collection_jobs", "aggregate_share_jobs",
+        "collected", "outstanding_batches", "suspect_batches", "collection_jobs",
+        "aggregate_share_jobs",
     )  # fmt: skip
     counts = {table: daemon.read(f"SELECT count(*) FROM {table}")[0][0] for table in tables}  # noqa: S608
     return {table: count for table, count in counts.items() if count}

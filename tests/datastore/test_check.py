@@ -129,6 +129,10 @@ FAULTS = {
         "collected",
         "UPDATE collected SET state = 'given_up'",
     ),
+    "something suspect that is no batch": (
+        "suspect_batches",
+        "INSERT INTO suspect_batches (task_pk, bucket) VALUES (1, x'00')",
+    ),
     "a frozen batch that is open": ("collection_jobs", "DELETE FROM collected"),
     "a frozen batch without its share": (
         "collection_jobs",

@@ -24,6 +24,7 @@ GROWING = (
     "collection_jobs",
     "aggregate_share_jobs",
     "outstanding_batches",
+    "suspect_batches",
     "upload_groups",
 )
 """The tables that grow while a daemon runs, and their aliases in queries."""

@@ -8,12 +8,15 @@ import pytest
 import structlog
 import trio
 
+from dapd.commits.leader_jobs import give_up_job
 from dapd.config import Leader
 from dapd.datastore import Tx, tasks
 from dapd.driver import aggregation
 from dapd.driver.dispatcher import Dispatcher
+from dapd.driver.step import Step
 from dapd.messages.aggregation import AggregationJobInitHead
 from dapd.messages.common import BatchMode
+from dapd.protocol.states import LeaderJobState
 from dapd.protocol.task import TaskSettings, TaskState
 from dapd.reports import ReportRules
 from tests.clock import PRECISION, TIME, ManualClock
@@ -520,6 +523,7 @@ DAY = 86_400
 TWO_DAYS = Leader(
     min_job_size=1, max_wait=0, retry_min=0.001, retry_max=0.001, give_up_after=2 * DAY
 )
+SUSPECT = "SELECT bucket FROM suspect_batches"
 
 
 def wrong_ids(pair: TaskPair, request: Request) -> bytes:
@@ -551,7 +555,7 @@ async def refused_until_it_ends(house: LeaderHarness, *, hours: int = 12) -> int
 async def test_d4_b5_a_job_that_is_refused_for_a_week_is_given_up(
     tmp_path: Path, refuse: Script, asked: list[str]
 ) -> None:
-    """Its reports are counted; the last try is a send, and then the Leader
+    """Its reports are counted, its batch is suspect; the last try is a send, and then the Leader
     deletes the job if it knows its Location.
     """
     async with open_leader(tmp_path, task_pair(), refuse) as house:
@@ -565,6 +569,7 @@ async def test_d4_b5_a_job_that_is_refused_for_a_week_is_given_up(
         methods = [request.method for request in house.helper.requests]
         assert methods == ["POST"] * 15 + asked[1:]
         assert len({request.body for request in house.helper.requests[:15]}) == 1
+        assert await house.rows(SUSPECT) == [(TIME.to_bytes(8, "big"),)]
         assert await house.rows("SELECT * FROM job_bodies") == []
         [line] = [entry for entry in logs if entry["event"] == "job_given_up"]
         assert (line["reports"], "for 7 days" in line["error"]) == (3, True)
@@ -603,6 +608,7 @@ async def test_d4_an_outage_longer_than_a_week_gives_no_job_up(tmp_path: Path) -
         await refused_until_it_ends(house)
         assert await house.states() == {"finished": 1}
         assert await house.aggregated() == 3
+        assert await house.rows(SUSPECT) == []
 
 
 async def test_d4_the_time_in_which_a_task_is_disabled_is_not_refusal(tmp_path: Path) -> None:
@@ -634,6 +640,62 @@ async def test_d4_the_time_in_which_a_task_is_disabled_is_not_refusal(tmp_path: 
         house.later(1)
         assert await dispatch() == {"lost": 1}
         assert len(house.helper.requests) == 4
+
+
+async def test_d4_the_batch_of_a_job_that_the_helper_never_stored_is_not_suspect(
+    tmp_path: Path,
+) -> None:
+    """D5: the Helper of a pair that never worked has judged each send, and stored none."""
+    refuse = problem("invalidMessage")
+    async with open_leader(tmp_path, task_pair(), lambda _, __: refuse, config=TWO_DAYS) as house:
+        await house.upload(3)
+        await house.create()
+        assert await refused_until_it_ends(house) == 48
+        assert await house.counters() == {"upload_accepted": 3, "aggregate_lost": 3}
+        assert await house.rows(SUSPECT) == []
+
+
+async def test_d4_a_suspect_leader_selected_batch_takes_nothing_more(tmp_path: Path) -> None:
+    """Neither new reports nor those of a job that was not sent yet: they go into another batch."""
+    task = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=10)
+    refusing = [True]
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        return answer(404) if refusing[0] else honest(pair, request)
+
+    async with open_leader(tmp_path, task, script, config=TWO_DAYS) as house:
+        await house.upload(2)
+        await house.create()
+        peer = house.context.peers.at(house.task.configuration.helper_aggregator_endpoint)
+        await house.step()
+        await house.upload(3)
+        await house.create()
+        peer.paused = True  # the second job is not sent
+        [unsent] = [each for each in await house.lease() if each.due.state == "assigned"]
+        await aggregation.run(
+            house.context,
+            Step(unsent, house.context.tasks.by_pk(house.task.task_pk), house.slots, peer),
+        )
+        peer.paused = False
+        [(first,)] = await house.rows("SELECT DISTINCT bucket FROM aggregation_jobs")
+        [sent] = await house.rows("SELECT job_pk FROM aggregation_jobs WHERE sends > 0")
+        now = house.context.now()
+        await house.context.run(
+            give_up_job, sent[0], LeaderJobState.LOST, "given up by an operator", now
+        )
+        assert await house.rows(SUSPECT) == [(first,)]
+        refusing[0] = False
+        house.later()
+        await house.step()
+        assert await house.states() == {"lost": 1, "abandoned": 1}
+        await house.upload(4)
+        await house.create()
+        while await house.step():
+            pass
+        [(second, n)] = await house.rows("SELECT bucket, sum(n) FROM batch_shares GROUP BY bucket")
+        assert (second != first, n) == (True, 7)
+        known = await house.rows("SELECT batch_id FROM outstanding_batches")
+        assert (known, await house.rows(SUSPECT)) == ([(second,)], []), "nothing is left to do"
 
 
 async def test_d5_a_polled_job_that_is_halved_is_deleted_at_the_helper(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ GROWING = (
     "batch_shares",
     "collected",
     "outstanding_batches",
+    "suspect_batches",
     "collection_jobs",
     "aggregate_share_jobs",
 )

@@ -12,7 +12,8 @@ import trio
 
 from dapd.collector import CollectionFailed, Query, Result
 from dapd.datastore import leases
-from tests.clock import ManualClock
+from dapd.protocol.task import TaskSettings
+from tests.clock import TIME, ManualClock
 from tests.leader_harness import problem
 from tests.pair_harness import TaskHarness, open_pair, query_at, running_clock, until
 from tests.raw_http import Request, answer
@@ -27,8 +28,8 @@ QUICK = {
         "min_job_size": 1,
     }
 }
-MINUTE, HOUR = 60, 3600
-SHARES = "aggregate_shares"
+MINUTE, HOUR, DAY = 60, 3600, 86_400
+SHARES, JOBS = "aggregate_shares", "aggregation_jobs"
 NOBODY = Answer(problem("unrecognizedTask", 404))
 
 
@@ -158,3 +159,81 @@ async def test_d4_an_outage_of_61_minutes_fails_nothing(tmp_path: Path, outage: 
         result = await collect(it, query_at(), an_outage)
         assert isinstance(result, Result)
         assert result.value == [1, 2, 1]
+
+
+async def lose_a_job(it: Trial, reports: list[bytes], first: Action) -> None:
+    """Upload reports whose job is lost after a week of refusals; ``first`` happens to its send."""
+    leader = it.harness.pair.leader
+    sent = len(it.proxy.of("POST", JOBS))
+    it.answers(JOBS, first, then=NOBODY)
+    assert await it.harness.upload(reports) == []
+    await it.until_asked(JOBS, sent + 2)
+    await it.asked(JOBS, 8 * DAY, every=8 * DAY)
+    await it.harness.until_counted(leader, "aggregate_lost", len(reports))
+    it.answers(JOBS, then=Pass())
+
+
+async def test_d4_the_reports_of_a_suspect_leader_selected_batch_are_counted(
+    tmp_path: Path,
+) -> None:
+    """The Helper has aggregated a job that the Leader has given up: later reports are in another
+    batch, which is collected, and those of the first batch are counted once its mismatch is final.
+    """
+    async with trial(
+        tmp_path,
+        batch_mode="leader-selected",
+        min_batch_size=2,
+        settings=TaskSettings(batch_target_size=6, report_expiry_age=None),
+    ) as it:
+        leader = it.harness.pair.leader
+        await it.harness.upload(it.harness.seal([0, 0], "in both"))
+        await it.harness.until_counted(leader, "aggregate_finished", 2)
+        await lose_a_job(it, it.harness.seal([1, 1], "in one"), LoseAnswer())
+        await it.harness.upload(it.harness.seal([2, 2, 2, 2], "in another batch"))
+        await it.harness.until_counted(leader, "aggregate_finished", 6)
+
+        with pytest.raises(CollectionFailed, match="batchMismatch"):
+            await it.harness.task.collect(Query.next_batch())
+        result = await it.harness.task.collect(Query.next_batch())
+        assert (result.value, result.report_count) == ([0, 0, 4], 4)
+        assert await it.harness.counters(leader) == {
+            "upload_accepted": 8,
+            "aggregate_finished": 6,
+            "aggregate_lost": 2,
+            "contribution_uncollectable": 2,
+        }
+
+
+async def test_d4_a_suspect_batch_that_the_helper_does_not_have_is_collected(
+    tmp_path: Path,
+) -> None:
+    """The Helper never saw the job that was given up, so both have the same."""
+    async with trial(tmp_path, batch_mode="leader-selected", min_batch_size=2) as it:
+        leader = it.harness.pair.leader
+        await it.harness.upload(it.harness.seal([0, 0], "in both"))
+        await it.harness.until_counted(leader, "aggregate_finished", 2)
+        await lose_a_job(it, it.harness.seal([1], "in neither"), Cut())
+        result = await it.harness.task.collect(Query.next_batch())
+        assert (result.value, result.report_count) == ([2, 0, 0], 2)
+
+
+async def test_d4_the_suspect_buckets_of_an_interval_are_closed_and_the_others_collected(
+    tmp_path: Path,
+) -> None:
+    """Nothing with a suspect bucket ever matches, so later reports for it are rejected."""
+    async with trial(tmp_path, settings=TaskSettings(report_expiry_age=None)) as it:
+        leader = it.harness.pair.leader
+        await it.harness.upload(it.harness.seal([0, 0], "good"))
+        await it.harness.upload(it.harness.seal([2, 2], "the hour before", at=TIME - 1))
+        await it.harness.until_counted(leader, "aggregate_finished", 4)
+        await lose_a_job(it, it.harness.seal([1, 1], "in one"), LoseAnswer())
+
+        with pytest.raises(CollectionFailed, match="batchMismatch"):
+            await it.harness.task.collect(query_at(TIME - 1, 2))
+        assert (await it.harness.counters(leader))["contribution_uncollectable"] == 2
+        with pytest.raises(CollectionFailed, match="batchOverlap"):
+            await it.harness.task.collect(query_at())
+        result = await it.harness.task.collect(query_at(TIME - 1))
+        assert (result.value, result.report_count) == ([0, 0, 2], 2)
+        late = it.harness.seal([1], "too late")
+        assert len(await it.harness.upload(late)) == 1

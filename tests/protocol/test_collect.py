@@ -55,6 +55,9 @@ def test_c3_the_moves_of_an_interval(
         ([OpenBatch(A, 9, False)], Backlog(1, 0, 1, 4), None, FixCut(4)),
         ([OpenBatch(A, 10, False), OpenBatch(B, 20, False)], NONE, None, Freeze(batch_id_range(B))),
         ([OpenBatch(A, 20, True), OpenBatch(B, 20, False)], NONE, None, Freeze(batch_id_range(B))),
+        # A suspect one never fills.
+        ([OpenBatch(A, 10, 0, True), OpenBatch(B, 20, 0)], NONE, None, Freeze(batch_id_range(A))),
+        ([OpenBatch(A, 9, 0, True), OpenBatch(B, 20, 0)], NONE, None, Freeze(batch_id_range(B))),
         ([OpenBatch(A, 10, False)], Backlog(1, 0, 1, 4), 4, Wait()),
         ([OpenBatch(A, 10, False)], Backlog(1, 0, 0, 5), 4, Freeze(batch_id_range(A))),
         (

@@ -83,3 +83,4 @@ def test_c6_a_batch_is_full_by_reports_aggregated_not_assigned() -> None:
     assert OpenBatch(b"", 5, 5).room(10) == 0
     assert OpenBatch(b"", 8, 0).room(10) == 2
     assert OpenBatch(b"", 12, 0).room(10) == 0
+    assert OpenBatch(b"", 5, 0, suspect=True).room(10) == 0

@@ -171,6 +171,13 @@ CREATE INDEX collected_expiring ON collected (task_pk, newest) WHERE newest IS N
 CREATE INDEX collected_quarantined ON collected (task_pk, lo, hi) WHERE state = 'quarantined';
 CREATE INDEX collected_given_up ON collected (task_pk, collected_pk) WHERE state = 'given_up';
 
+-- Batches, or time-interval buckets, of a Leader's jobs that ended with their outcome at the Helper unknown.
+CREATE TABLE suspect_batches (
+    task_pk INTEGER NOT NULL REFERENCES tasks,
+    bucket BLOB NOT NULL,
+    PRIMARY KEY (task_pk, bucket)
+);
+
 -- A task that is added after a restore may have been here before, and be forgotten as a whole.
 CREATE TABLE restores (
     forgotten_before INTEGER PRIMARY KEY  -- milliseconds: the newest report there may have been
