@@ -15,7 +15,6 @@ from dapd.datastore.sqlite import Tx
 from dapd.reports import ReportError, UploadAnswer, UploadGroup, UploadPart, outcome_name
 
 _REPLAYED = bytes([ReportError.REPORT_REPLAYED])
-_DROPPED = bytes([ReportError.REPORT_DROPPED])
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +55,23 @@ def store_uploads(tx: Tx, opened: OpenedUploads, max_rows: int, now: int) -> lis
 def _store_part(tx: Tx, part: UploadPart, task_pk: int, seq: int, now: int, max_rows: int) -> bytes:
     """Store the reports that are new and in an open batch; return the outcomes of all."""
     if not tasks.takes_uploads(tx, task_pk):  # drained or deleted since the request began
-        return _DROPPED * part.count
+        return _refuse(tx, part, task_pk, ReportError.REPORT_DROPPED)
     if batches.bucket_state(tx, task_pk, part.bucket) is not None:  # C2: closed or collected
-        return _REPLAYED * part.count
+        return _refuse(tx, part, task_pk, ReportError.BATCH_COLLECTED)
     known = tx.replay.admit(task_pk, part.ids)
     rejected = known.replace(b"\x01", _REPLAYED)
     place = chunks.Place(task_pk, seq, part.bucket, run_at=now)
     for chunk in part.chunks(rejected, max_rows):
         chunks.insert(tx, place, chunk)
     return rejected
+
+
+def _refuse(tx: Tx, part: UploadPart, task_pk: int, error: ReportError) -> bytes:
+    """Return ``error`` for each report that was not stored before. The others are replayed: a
+    client whose first answer was lost learns that they were delivered (D7).
+    """
+    known = tx.replay.peek(task_pk, part.ids)
+    return known.translate(bytes([error, ReportError.REPORT_REPLAYED]).ljust(256))
 
 
 def _by_part(parts: Sequence[UploadPart], joined: bytes) -> list[bytes]:

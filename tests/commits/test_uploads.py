@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import pytest
 
 from dapd.commits.uploads import OpenedUploads, store_uploads
 from dapd.crypto import Keyring
-from dapd.datastore import Datastore, Tx, batches, counters, replay
+from dapd.datastore import Datastore, Tx, batches, counters, replay, tasks
 from dapd.messages.common import BatchMode
 from dapd.protocol.states import RangeState
-from dapd.protocol.task import Task
+from dapd.protocol.task import Task, TaskState
 from dapd.reports import ReplayIndex, ReportError, open_uploads, parse_upload_errors
 from tests.clock import NOW, TIME
 from tests.contexts import add_task, open_store
@@ -45,6 +46,13 @@ class Leader:
         answers = self.datastore.run_sync(store_uploads, opened, max_rows, NOW)
         return [[code for _, code in parse_upload_errors(a.upload_errors)] for a in answers]
 
+    def close(self, state: RangeState) -> None:
+        """Close the batch of the reports of ``TIME``, for a collection of pk 7."""
+        after = (TIME + 1).to_bytes(8, "big")
+        self.datastore.run_sync(
+            batches.close, self.task.task_pk, BUCKET, after, state=state, collection_pk=7
+        )
+
     def counters(self) -> dict[str, int]:
         return self.datastore.read_sync(counters.of_task, self.task.task_pk)
 
@@ -55,12 +63,25 @@ class Leader:
         return self.datastore.read_sync(look)
 
 
-@pytest.fixture(params=BatchMode)
-def leader(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Leader]:
-    pair = task_pair(batch_mode=request.param)
-    opened = open_store(tmp_path / "leader.sqlite")
+@contextmanager
+def open_leader(path: Path, mode: BatchMode) -> Iterator[Leader]:
+    pair = task_pair(batch_mode=mode)
+    opened = open_store(path / "leader.sqlite")
     yield Leader(opened.datastore, add_task(opened.datastore, pair.leader, pair), pair)
     opened.close()
+
+
+@pytest.fixture(params=BatchMode)
+def leader(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Leader]:
+    with open_leader(tmp_path, request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def by_time(tmp_path: Path) -> Iterator[Leader]:
+    """A Leader whose batches are intervals."""
+    with open_leader(tmp_path, BatchMode.TIME_INTERVAL) as opened:
+        yield opened
 
 
 def test_b1_reports_are_stored_once_and_known_ids_are_replays(leader: Leader) -> None:
@@ -124,25 +145,36 @@ def test_chunks_are_never_larger_than_a_job_may_be(leader: Leader) -> None:
 
 
 @pytest.mark.parametrize("state", [RangeState.CLOSED, RangeState.COLLECTED])
-def test_c2_a_closed_or_collected_batch_takes_no_uploads(tmp_path: Path, state: RangeState) -> None:
-    """C2, B1, I7: they are ``report_replayed``; their ids stay free if the batch reopens."""
-    pair = task_pair()
-    opened = open_store(tmp_path / "leader.sqlite")
-    leader = Leader(opened.datastore, add_task(opened.datastore, pair.leader, pair), pair)
-    pk = leader.task.task_pk
-    after = (TIME + 1).to_bytes(8, "big")
+def test_c2_a_closed_or_collected_batch_takes_no_uploads(
+    by_time: Leader, state: RangeState
+) -> None:
+    """C2, B1, I7: they are ``batch_collected``; their ids stay free if the batch reopens."""
+    by_time.close(state)
+    reports = make_reports(by_time.pair, [1, 1], times=[TIME, TIME + 1])
+    assert by_time.store(by_time.opened(b"".join(reports))) == [[ReportError.BATCH_COLLECTED]]
+    assert by_time.chunk_sizes() == [1]
+    by_time.datastore.run_sync(batches.reopen, 7)
+    accepted = [[]] if state is RangeState.CLOSED else [[ReportError.BATCH_COLLECTED]]
+    assert by_time.store(by_time.opened(reports[0])) == accepted
 
-    def close(tx: Tx) -> None:
-        batches.close(tx, pk, BUCKET, after, state=state, collection_pk=7)
 
-    leader.datastore.run_sync(close)
-    reports = make_reports(pair, [1, 1], times=[TIME, TIME + 1])
-    assert leader.store(leader.opened(b"".join(reports))) == [[ReportError.REPORT_REPLAYED]]
-    assert leader.chunk_sizes() == [1]
-    leader.datastore.run_sync(batches.reopen, 7)
-    accepted = [[]] if state is RangeState.CLOSED else [[ReportError.REPORT_REPLAYED]]
-    assert leader.store(leader.opened(reports[0])) == accepted
-    opened.close()
+@pytest.mark.parametrize("refusing", ["its batch is closed", "the task is drained"])
+def test_d7_only_a_report_that_was_stored_is_replayed(by_time: Leader, refusing: str) -> None:
+    """A client whose first answer was lost sends its reports again, when it is too late for them.
+
+    It takes ``report_replayed`` for delivered, so a report of which nothing arrived the first time
+    gets the reason.
+    """
+    stored, late = make_reports(by_time.pair, [1, 1])
+    assert by_time.store(by_time.opened(stored)) == [[]]
+    if refusing == "its batch is closed":
+        by_time.close(RangeState.CLOSED)
+        reason = ReportError.BATCH_COLLECTED
+    else:
+        pk = by_time.task.task_pk
+        by_time.datastore.run_sync(tasks.set_state, pk, TaskState.DRAINING)
+        reason = ReportError.REPORT_DROPPED
+    assert by_time.store(by_time.opened(stored + late)) == [[ReportError.REPORT_REPLAYED, reason]]
 
 
 def test_a_malformed_request_is_its_own_answer_and_spoils_no_neighbour(leader: Leader) -> None:

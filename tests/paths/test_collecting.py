@@ -57,7 +57,7 @@ async def test_uploads_stream_on_while_their_interval_is_collected(
     tmp_path: Path, mode: str
 ) -> None:
     """C1, C2, C3, C8, I7: the collection ends, both Aggregators agree, what is late is refused as
-    ``report_replayed`` or ``batch_collected``, and every accepted report is accounted for.
+    ``batch_collected``, and every accepted report is accounted for.
     """
     async with open_pair(tmp_path, helper={"helper": {"mode": mode}}) as (pair, http):
         task = await pair.new_task("count", min_batch_size=20)
@@ -71,7 +71,7 @@ async def test_uploads_stream_on_while_their_interval_is_collected(
                 refused = await harness.upload(harness.seal([1] * 3, f"stream {name} {n}"))
                 accepted += 3 - len(refused)
                 if refused:
-                    assert {error for _, error in refused} == {ReportError.REPORT_REPLAYED}
+                    assert {error for _, error in refused} == {ReportError.BATCH_COLLECTED}
                     return
                 if accepted >= 20:
                     started.set()
@@ -101,7 +101,7 @@ async def closed_everywhere(task: PairTask, harness: TaskHarness) -> None:
     pair = harness.pair
     for hour in (TIME - 1, TIME):
         late = harness.seal([1], f"late {hour}", at=hour)
-        assert [error for _, error in await harness.upload(late)] == [ReportError.REPORT_REPLAYED]
+        assert [error for _, error in await harness.upload(late)] == [ReportError.BATCH_COLLECTED]
         judged = await harness.start_job(harness.seal([1], f"behind {hour}", at=hour)).run()
         assert judged.outcomes == bytes([ReportError.BATCH_COLLECTED])
     for query in (seconds(TIME - 1, 1), seconds(TIME, 1), seconds(TIME - 2, 2), seconds(0, TIME)):

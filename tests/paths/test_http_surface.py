@@ -18,6 +18,7 @@ import trio
 from dapd.messages.aggregation import AggregationJobContinueHead
 from dapd.messages.collection import CollectionJobReq, Query
 from dapd.messages.common import HpkeConfigList, Interval, MediaType
+from dapd.reports import ReportError
 from dapd.testing import Pair
 from dapd.testing.pair import Aggregator
 from tests.clock import TIME
@@ -374,7 +375,7 @@ async def test_a6_deleted_resources_are_gone_and_what_they_did_is_not(tmp_path: 
         assert (gone.status, gone.error) == (404, None)
         assert (await s.ask("DELETE", path)).status == 200, "DELETE may be repeated"
         late = s.harness.seal([1], "late", at=TIME - 1)
-        assert [error for _, error in await s.harness.upload(late)] == [2]
+        assert [error for _, error in await s.harness.upload(late)] == [ReportError.BATCH_COLLECTED]
 
 
 async def collected(s: Surface) -> Reply:
