@@ -237,7 +237,9 @@ def _is_final(standing: Standing, answer: Refused) -> bool:
     """Return whether the peer has judged these bytes and can't have stored them before (D4)."""
     match standing.kind:
         case "aggregation":
-            return standing.sends == 1 and (answer.status == 413 or answer.type == "invalidMessage")
+            # A proxy refuses a poll with 413, too, whatever has become of the job.
+            too_large = answer.status == 413 and standing.location is None
+            return standing.sends == 1 and (too_large or answer.type == "invalidMessage")
         case "collection":
             return answer.type in FINAL_COLLECTION_REFUSALS
         case _:

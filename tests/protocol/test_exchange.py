@@ -133,17 +133,26 @@ def test_a_ready_answer_finishes_the_job(kind: Kind) -> None:
         assert judge(Standing(kind, location, 3, 2), ready, MOMENT) is ready
 
 
-@pytest.mark.parametrize("location", [None, HERE])
-@pytest.mark.parametrize(
-    "refused", [Refused(413, None, "large"), Refused(400, "invalidMessage", "bad")]
-)
+LARGE, INVALID = Refused(413, None, "large"), Refused(400, "invalidMessage", "bad")
+
+
+@pytest.mark.parametrize(("refused", "location"), [(LARGE, None), (INVALID, None), (INVALID, HERE)])
 def test_d4_an_aggregation_job_ends_by_a_refusal_of_its_first_send_alone(
     refused: Refused, location: str | None
 ) -> None:
-    """D4: at any later send, an earlier one may have been stored."""
+    """D4: at any later send, an earlier one may have been stored.
+
+    A Helper may find only after its answer that the request is invalid, and say so to a poll.
+    """
     assert judge(Standing("aggregation", location, 0, 1), refused, MOMENT) is refused
     later = judge(Standing("aggregation", location, 0, 2), refused, MOMENT)
     assert later == Later(None, NOW + 16_000, 1, 2, refused.reason, True, Refusals(0, SAFE))
+
+
+def test_d4_a_proxy_that_refuses_a_poll_as_too_large_ends_no_job() -> None:
+    """The Helper has accepted the job, and may have committed it."""
+    later = judge(Standing("aggregation", HERE, 0, 1), LARGE, MOMENT)
+    assert later == Later(None, NOW + 16_000, 1, 1, LARGE.reason, True, Refusals(0, SAFE))
 
 
 @pytest.mark.parametrize("refused", [Refused(413, None, ""), Refused(400, "invalidMessage", "")])
