@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dapd.commits.aggregate_share import ShareRequest, serve_aggregate_share
-from dapd.commits.collections import CollectionRequest, create_collection
+from dapd.commits.batch_total import batch_total
+from dapd.commits.collections import (
+    CollectionRequest,
+    Failed,
+    advance_collection,
+    create_collection,
+    freeze_collection,
+)
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreConfig
 from dapd.config import Disk as DiskConfig
@@ -20,16 +27,20 @@ from dapd.datastore import Datastore, Tx, batches, chunks, collections, leases, 
 from dapd.datastore.chunks import Place
 from dapd.datastore.collections import CollectionJob
 from dapd.datastore.leases import Lease
+from dapd.datastore.share_jobs import StoredShare
+from dapd.driver.collection import frozen_batch
 from dapd.messages.collection import (
     AggregateShareAad,
     AggregateShareReq,
+    BatchSelector,
     CollectionJobReq,
     CollectionJobResp,
     Query,
 )
 from dapd.messages.common import BatchMode, HpkeCiphertext, Interval, MediaType, Role
-from dapd.protocol.batches import time_bucket
-from dapd.protocol.task import Instant, Task
+from dapd.protocol.batches import BucketRange, batch_id_range, time_bucket
+from dapd.protocol.collect import Freeze, Move
+from dapd.protocol.task import Task
 from dapd.runtime.context import Context
 from dapd.vdaf import unshard
 from tests.clock import NOW, TIME, ManualClock
@@ -38,6 +49,7 @@ from tests.raw_http import Request, answer
 from tests.task_pair import TaskPair, leader_job, make_reports, report_ids, task_pair
 
 KEEP_MS = 3_600_000
+LOOK_AGAIN_MS = 60_000
 QUERY = CollectionJobReq(Query(Interval(TIME, 1)))
 NEXT_BATCH = CollectionJobReq(Query(None))
 
@@ -125,25 +137,61 @@ class DatabasePair:
         )
         return found[0]
 
+    def advance(self, job: CollectionJob) -> Move | Failed | None:
+        """Make the next move of this job, which must be due."""
+        return self._advance(self.lease(job))
+
+    def freeze(self, job: CollectionJob) -> Lease:
+        """Freeze this job, whose batch must be complete; the lease that still holds it."""
+        lease = self.lease(job)
+        move = self._advance(lease)
+        assert isinstance(move, Freeze), move
+        total = self.store.read_sync(batch_total, self.leader, self.pair.sealer, move.batch)
+        batch = frozen_batch(self.leader, self.pair.sealer, self.job(job), move.batch, total)
+        assert self.store.run_sync(
+            freeze_collection, lease, self.leader, batch, total.extent, self.clock.instant()
+        )
+        return lease
+
+    def _advance(self, lease: Lease) -> Move | Failed | None:
+        at = self.clock.instant()
+        return self.store.run_sync(
+            advance_collection, lease, self.leader, at, at.now + LOOK_AGAIN_MS
+        )
+
     def state_of(self, bucket: bytes) -> str | None:
         return self.store.read_sync(batches.bucket_state, self.leader.task_pk, bucket)
 
+    def share_request(
+        self, selected: Interval | bytes, query: Interval | None = None
+    ) -> AggregateShareReq:
+        """An honest Leader's request for the batch ``selected``, by default by its own query."""
+        if isinstance(selected, Interval):
+            query = query or selected
+            batch = BucketRange(time_bucket(selected.start), time_bucket(selected.end))
+        else:
+            batch = batch_id_range(selected)
+        total = self.store.read_sync(batch_total, self.leader, self.pair.sealer, batch)
+        return AggregateShareReq(
+            CollectionJobReq(Query(query)), BatchSelector(selected), total.n, total.checksum
+        )
+
+    def serve(self, body: bytes) -> StoredShare:
+        """The share that the Helper makes or finds for an AggregateShareReq. Raises ``Abort``."""
+        request = ShareRequest(
+            self.helper,
+            secrets.token_bytes(16),
+            collections.request_hash(body),
+            AggregateShareReq.decode(body),
+        )
+        return self.helper_store.run_sync(
+            serve_aggregate_share, request, self.pair.sealer, self.clock.instant()
+        )
+
     def helper_answer(self, request: Request) -> bytes:
         """What dapd's Helper answers to an AggregateShareReq."""
-        message = AggregateShareReq.decode(request.body)
-        share = self.helper_store.run_sync(
-            serve_aggregate_share,
-            ShareRequest(
-                self.helper,
-                secrets.token_bytes(16),
-                collections.request_hash(request.body),
-                message,
-            ),
-            self.pair.sealer,
-            Instant(NOW, NOW),
-        )
         return answer(
-            body=share.response,
+            body=self.serve(request.body).response,
             Content_Type=MediaType.AGGREGATE_SHARE.value,
             Location="/helper/aggregate_shares/x",
         )

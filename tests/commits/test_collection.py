@@ -59,28 +59,11 @@ async def selected(tmp_path: Path) -> AsyncIterator[DatabasePair]:
 
 
 def move(databases: DatabasePair, job: CollectionJob) -> Move | Failed | None:
-    return databases.store.run_sync(
-        advance_collection, databases.lease(job), databases.leader, databases.clock.instant(), LATER
-    )
+    return databases.advance(job)
 
 
 def frozen(databases: DatabasePair, job: CollectionJob) -> Lease:
-    """Freeze a job whose batch is complete."""
-    lease = databases.lease(job)
-    made = databases.store.run_sync(
-        advance_collection, lease, databases.leader, databases.clock.instant(), LATER
-    )
-    assert isinstance(made, Freeze), made
-    total = databases.store.read_sync(
-        batch_total, databases.leader, databases.pair.sealer, made.batch
-    )
-    batch = frozen_batch(
-        databases.leader, databases.pair.sealer, databases.job(job), made.batch, total
-    )
-    assert databases.store.run_sync(
-        freeze_collection, lease, databases.leader, batch, total.extent, databases.clock.instant()
-    )
-    return lease
+    return databases.freeze(job)
 
 
 def finished(databases: DatabasePair, job: CollectionJob, response: bytes = b"result") -> None:
