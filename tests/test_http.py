@@ -22,7 +22,7 @@ from dapd.http import (
 from dapd.http.fields import message_of, parse_retry_after, usable_location
 from dapd.messages.common import MediaType
 from dapd.server.sockets import reserved_port
-from tests.raw_http import Request, answer
+from tests.raw_http import Request, answer, read_request
 from tests.scripted_server import ScriptedServer
 
 JOB = MediaType.AGGREGATION_JOB_INIT_REQ
@@ -414,6 +414,40 @@ async def test_a_peer_that_is_silent_in_the_handshake_leaves_no_connection_open(
             await left.wait()
     assert isinstance(outcome, Unknown)
     assert "no connection within 2.5 s" in outcome.reason
+    nursery.cancel_scope.cancel()
+
+
+async def test_connections_of_a_replaced_trust_store_end_with_their_last_exchange(
+    http: DapHttp, nursery: trio.Nursery
+) -> None:
+    """An idle one ends at once; one in an exchange carries it to its end."""
+    ended = trio.Event()
+    arrived, go_on = trio.Event(), trio.Event()
+
+    async def serve(stream: trio.SocketStream) -> None:
+        while await read_request(stream):
+            arrived.set()
+            await go_on.wait()
+            await stream.send_all(answer(200, b"shares", Content_Type=RESP))
+        ended.set()
+
+    async def exchange() -> None:
+        assert await http.create(url, b"", JOB, "secret") == Ready(b"shares")
+
+    listeners = await nursery.start(trio.serve_tcp, serve, 0)
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}/"
+    with trio.fail_after(60):
+        async with trio.open_nursery() as exchanges:
+            exchanges.start_soon(exchange)
+            await arrived.wait()
+            await http.trust(None)
+            go_on.set()
+        await ended.wait()
+        ended = trio.Event()
+        await exchange()
+        assert not ended.is_set()
+        await http.trust(None)
+        await ended.wait()
     nursery.cancel_scope.cancel()
 
 
