@@ -43,7 +43,11 @@ class HelperHarness:
 
     async def create(self, job: LeaderJob) -> StoredJob:
         """What a POST of the job returns. Raises ``Abort``."""
-        return await helper_job.create(self.context, self.task, job.body)
+        return await self.post(job.body)
+
+    async def post(self, body: bytes) -> StoredJob:
+        """What a POST of this body returns. Raises ``Abort``."""
+        return await helper_job.create(self.context, self.task, body)
 
     async def outcomes(self, job: LeaderJob) -> bytes:
         """The outcomes that the Leader takes from the Helper's answer, which must be complete."""
