@@ -2,28 +2,123 @@
 
 from __future__ import annotations
 
+import resource
 import secrets
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
+from dapd.client import Client, Uploaded
+from dapd.commits.collections import finish_collection
 from dapd.commits.garbage import Freed, drop_chunks
-from dapd.datastore import Tx, batches, chunks, counters, helper_jobs, outstanding
+from dapd.commits.helper_jobs import commit_job
+from dapd.commits.leader_jobs import Result, finish_job
+from dapd.commits.uploads import OpenedUploads, store_uploads
+from dapd.config import Leader
+from dapd.datastore import (
+    Tx,
+    batches,
+    chunks,
+    counters,
+    helper_jobs,
+    leader_jobs,
+    leases,
+    open_for_daemon,
+    outstanding,
+    tasks,
+)
 from dapd.datastore.chunks import Place
 from dapd.datastore.expiry import START
 from dapd.datastore.helper_jobs import JobKey
-from dapd.messages.common import BatchMode
+from dapd.datastore.leader_jobs import LeaseLost
+from dapd.datastore.sealed import note_sealing_key
+from dapd.driver import helper_job
+from dapd.driver.step import Step
+from dapd.errors import DatastoreError
+from dapd.gc.loop import GarbageCollector
+from dapd.http import Patience
+from dapd.messages.common import BatchMode, Interval
 from dapd.protocol.batches import batch_id_range, time_bucket
 from dapd.protocol.states import HelperJobState, RangeState
 from dapd.protocol.task import END_OF_TIME, TaskSettings
-from dapd.reports import ReportRules
+from dapd.reports import ReportError, ReportRules
 from tests.clock import NOW, PRECISION, TIME
 from tests.contexts import add_task, open_store
-from tests.database_pair import interval_query, open_databases
+from tests.database_dump import everything_in
+from tests.database_pair import QUERY, interval_query, open_databases
+from tests.gc.row_counts import rebuilt_replay_index
+from tests.helper_harness import open_helper
 from tests.leader_harness import helper_response, open_leader, problem, ready
 from tests.raw_http import Request, answer
-from tests.task_pair import TaskPair, make_ids, report_ids, task_pair
+from tests.scripted_aggregators import NOW as CLIENT_NOW
+from tests.scripted_aggregators import ScriptedAggregators
+from tests.task_pair import JOB, TaskPair, make_ids, make_reports, report_ids, task_pair
+
+
+def honest(pair: TaskPair, request: Request) -> bytes:
+    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
+
+
+async def test_d1_the_leaders_commits_change_nothing_when_they_are_run_again(
+    tmp_path: Path,
+) -> None:
+    """The caller never learned of the COMMIT of an upload, or of the end of a job."""
+    async with open_leader(tmp_path, task_pair(min_batch_size=2), honest) as house:
+        context, store = house.context, house.context.datastore
+        pk, task_id = house.task.task_pk, house.task.task_id
+        reports = b"".join(make_reports(house.pair, [1, 1]))
+        opened = OpenedUploads(bytes(16), house.pair.open(reports), [pk], {task_id: pk})
+        first = await context.run(store_uploads, opened, 10, NOW)
+        after = everything_in(store)
+        again = await context.run(store_uploads, opened, 10, NOW)
+        assert [each.upload_errors for each in (*first, *again)] == [b"", b""]
+        assert everything_in(store) == after
+
+        await house.create()
+        [lease] = await house.lease()
+        job = await context.run(leader_jobs.load, lease)
+        result = Result(bytes(2), [], answered=True, retry_at=lambda _: NOW)
+        await context.run(finish_job, lease, job, result, NOW)
+        after = everything_in(store)
+        with pytest.raises(LeaseLost):
+            await context.run(finish_job, lease, job, result, NOW)
+        assert everything_in(store) == after
+
+
+async def test_d1_the_helpers_commits_change_nothing_when_they_are_run_again(
+    tmp_path: Path,
+) -> None:
+    """The job has its answer, the batch its share; the second run returns what the first did."""
+    async with open_helper(tmp_path, task_pair()) as house:
+        job = house.job(make_reports(house.pair, [1, 1]))
+        verified = house.pair.verify(job.start.verify_inits)
+        key = JobKey(house.task.task_pk, JOB, bytes(32), 2, b"", bytes(16), TIME)
+        first = await house.context.run(commit_job, key, verified, NOW, stored=False)
+        after = everything_in(house.context.datastore)
+        assert await house.context.run(commit_job, key, verified, NOW, stored=False) == first
+        assert everything_in(house.context.datastore) == after
+        assert len(house.context.datastore.replay) == 2
+
+
+async def test_d1_a_collections_commits_change_nothing_when_they_are_run_again(
+    tmp_path: Path,
+) -> None:
+    """At the Leader the lease is lost with the first commit; the Helper finds its own share."""
+    async with open_databases(tmp_path) as pair:
+        pair.aggregate([1, 0, 1])
+        lease = pair.freeze(pair.query(QUERY))
+        assert pair.store.run_sync(finish_collection, lease, b"result")
+        after = everything_in(pair.store)
+        assert not pair.store.run_sync(finish_collection, lease, b"another")
+        assert everything_in(pair.store) == after
+        body = pair.share_request(Interval(TIME, 1)).encode()
+        share = pair.serve(body)
+        after = everything_in(pair.helper_store)
+        assert pair.serve(body) == share
+        assert everything_in(pair.helper_store) == after
+
 
 ROWS = 1001
 """More than two pages of what a start reads."""
@@ -58,6 +153,119 @@ def test_d2_a_start_reads_back_every_page_of_admitted_ids(tmp_path: Path) -> Non
     for task in (leader, helper):
         assert opened.datastore.replay.peek(task.task_pk, ids).count(1) == ROWS
     opened.close()
+
+
+async def test_d2_what_was_verified_or_rejected_is_in_no_replay_record(tmp_path: Path) -> None:
+    """The bad report comes again in a good form, the unfinished job's reports in another job."""
+    pair = task_pair()
+    async with open_helper(tmp_path, pair, mode="async") as house:
+        ids = report_ids(2)
+        await house.create(house.job(make_reports(pair, [1], ids=ids[:16])))
+        bad = house.job(make_reports(pair, [1], ids=ids[16:], tamper_with=[0]))
+        stored = await house.create(bad)
+        [lease] = [
+            each
+            for each in (await house.context.run(leases.lease_due, NOW, list))[0]
+            if each.due.id == stored.id
+        ]
+        peer = house.context.peers.at("")
+        step = Step(lease, house.task, trio.CapacityLimiter(1), peer)
+        await helper_job.run(house.context, step)
+        assert await house.outcomes(bad) == bytes([ReportError.VDAF_VERIFY_ERROR])
+        assert len(house.context.datastore.replay) == 0
+        again = house.job(make_reports(pair, [1, 1], ids=ids))
+        await house.create(again)
+        await house.drive()
+        assert await house.outcomes(again) == bytes(2)
+        path, task_pk = house.context.datastore.path, house.task.task_pk
+        assert rebuilt_replay_index(path, task_pk, ids) == (2, b"\1\1")
+
+
+def test_d3_the_index_is_undone_with_a_transaction_that_fails_after_it(tmp_path: Path) -> None:
+    """The id is admitted, then a statement fails in SQLite, so that ROLLBACK may fail as well."""
+    opened, ids = open_store(tmp_path / "dapd.sqlite"), report_ids(1)
+
+    def admit_and_fail(tx: Tx) -> None:
+        assert tx.replay.admit(1, ids) == b"\0"
+        tx.execute("ROLLBACK")  # as SQLite does by itself for some errors
+        tx.execute("INSERT INTO no_such_table VALUES (1)")
+
+    with pytest.raises(DatastoreError):
+        opened.datastore.run_sync(admit_and_fail)
+    assert opened.datastore.replay.peek(1, ids) == b"\0"
+    opened.close()
+
+
+def test_d3_a_commit_that_the_disk_may_or_may_not_have_ends_the_process(tmp_path: Path) -> None:
+    """The file system refuses to write COMMIT's pages: only a restart can find out."""
+    lost: list[str] = []
+    path, ids = tmp_path / "dapd.sqlite", report_ids(1)
+    opened = open_for_daemon(path, holder="a test", now=NOW, on_lost=lost.append)
+
+    def admit(tx: Tx) -> None:
+        tx.replay.admit(1, ids)
+        note_sealing_key(tx, bytes(8))
+
+    written = path.with_name(f"{path.name}-wal").stat().st_size
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (written, hard))
+    try:
+        with pytest.raises(DatastoreError):
+            opened.datastore.run_sync(admit)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(lost) == 1
+    assert opened.datastore.replay.peek(1, ids) == b"\0"
+    opened.close()
+
+
+async def test_d4_no_refusal_is_final_once_an_answer_was_lost(tmp_path: Path) -> None:
+    """The Helper may have stored the job at the first send, so each later one is the same bytes."""
+    disturbances = [problem("invalidMessage"), answer(413), answer(500), b""]
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        return disturbances.pop() if disturbances else honest(pair, request)
+
+    async with open_leader(tmp_path, task_pair(), script) as house:
+
+        def note(tx: Tx) -> None:
+            tasks.note_peer_accepted(tx, house.task.task_pk)
+
+        await house.context.run(note)
+        await house.context.tasks.reload()
+        await house.upload(4)
+        await house.create()
+        for _ in range(5):
+            await house.step()
+            house.later()
+        sent = [request.body for request in house.helper.requests if request.method == "POST"]
+        assert (len(sent), len(set(sent))) == (5, 1)
+        assert await house.aggregated() == 4
+
+
+async def test_d5_halves_leave_the_one_report_that_the_helper_refuses_alone(
+    tmp_path: Path,
+) -> None:
+    """The refusal is of the job's first send; each half is a job of its own."""
+    bad: list[bytes] = []
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        refused = request.method == "POST" and bad[0] in request.body
+        return problem("invalidMessage") if refused else honest(pair, request)
+
+    async with open_leader(tmp_path, task_pair(), script) as house:
+
+        def note(tx: Tx) -> None:
+            tasks.note_peer_accepted(tx, house.task.task_pk)
+
+        await house.context.run(note)
+        await house.context.tasks.reload()
+        bad.append((await house.upload(7))[4][:16])
+        await house.create()
+        while await house.step():
+            house.later()
+        assert await house.aggregated() == 6
+        assert (await house.counters())["aggregate_invalid_message"] == 1
 
 
 @pytest.mark.parametrize("restarted", [False, True])
@@ -127,10 +335,35 @@ async def test_d5_a_report_that_was_too_early_may_go_into_another_batch(tmp_path
         house.later()
         await house.create()
         await house.step()
-        sizes = dict(await house.rows("SELECT bucket, n FROM batch_shares"))
+        sizes: dict[bytes, int] = dict(await house.rows("SELECT bucket, n FROM batch_shares"))
         assert sizes.pop(first) == 2
         assert list(sizes.values()) == [1]
         assert (await house.counters())["aggregate_finished"] == 3
+
+
+async def test_d5_a_report_that_stays_too_early_is_sent_more_and_more_rarely(
+    tmp_path: Path,
+) -> None:
+    """The Helper's clock may be wrong for days; each time its reports wait twice as long."""
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        rules = ReportRules(
+            too_early_after=TIME - 1, task_start=0, task_end=END_OF_TIME, expired_before=0
+        )
+        return ready(helper_response(pair, request.body, rules))
+
+    limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
+    async with open_leader(tmp_path, task_pair(), script, config=limits) as house:
+        await house.upload(2)
+        waits = []
+        for _ in range(4):
+            await house.create()
+            assert await house.step() == 1
+            [(state, run_at)] = await house.rows("SELECT state, run_at FROM report_chunks")
+            assert state == "waiting"
+            waits.append((run_at - house.context.now()) / 1000)
+            house.later(waits[-1])
+        assert waits == [1, 2, 4, 8]
 
 
 async def test_d6_an_interval_of_which_a_part_has_expired_is_not_frozen(tmp_path: Path) -> None:
@@ -161,3 +394,46 @@ def test_d6_a_chunk_that_was_assigned_since_the_collector_looked_stays(tmp_path:
     assert store.read_sync(chunks.load, pk).ids == ids
     assert store.read_sync(counters.of_task, task_pk) == {}
     opened.close()
+
+
+async def test_d6_the_mark_rises_with_the_safe_clock_and_does_not_fall(tmp_path: Path) -> None:
+    """A report is refused before the garbage collector has been there, and after the machine's
+    clock was set back or the age was raised; a jump of that clock ahead expires nothing.
+    """
+    pair = task_pair(settings=TaskSettings(report_expiry_age=2 * PRECISION))
+    async with open_leader(tmp_path, pair, honest) as house:
+        settings = house.task.settings
+
+        async def refused(time: int) -> bool:
+            report = b"".join(make_reports(pair, [1], times=[time]))
+            task = replace(house.context.tasks.all()[0], settings=settings)
+            result = await house.context.uploads.submit(task, report)
+            return result.upload_errors[16:] == bytes([ReportError.REPORT_DROPPED])
+
+        house.clock.jump(30 * 24 * 3600)
+        assert not await refused(TIME)
+        house.clock.jump(-30 * 24 * 3600)
+        house.later(3 * PRECISION)
+        assert await refused(TIME)
+        await GarbageCollector(house.context).collect()
+        house.clock.jump(-3 * PRECISION)
+        assert await refused(TIME)
+        settings = TaskSettings(report_expiry_age=365 * 24 * 3600)
+        assert await refused(TIME)
+        assert not await refused(TIME + 1)
+
+
+async def test_d7_a_replay_means_delivered_to_the_client_that_sent_it(
+    nursery: trio.Nursery,
+) -> None:
+    """The Leader stores the request, and its answer is lost."""
+    lost = iter([b""])
+    aggregators = ScriptedAggregators(
+        lambda request: next(lost, None) if request.method == "POST" else None
+    )
+    files = await aggregators.serve(nursery)
+    patience = Patience(attempts=3, minimum=0.001, maximum=0.001)
+    async with Client(files.client, patience=patience, clock=lambda: CLIENT_NOW) as client:
+        assert await client.upload([0, 1]) == Uploaded(2, ())
+    assert aggregators.accepted == 2
+    nursery.cancel_scope.cancel()
