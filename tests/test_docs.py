@@ -212,13 +212,29 @@ def test_the_operators_document_lists_what_needs_a_restart() -> None:
     assert listed == RESTART
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_the_commands_that_documents_name_exist(document: Path) -> None:
-    """``dapd`` with the names of commands and options, in text and in fences."""
+def commands_in(document: Path) -> list[str]:
+    """What stands behind ``dapd`` in text and in fences."""
     text = document.read_text()
     code = [found[2] for found in _FENCE.finditer(text)]
     code += [" ".join(found.split()) for found in _INLINE.findall(_FENCE.sub("", text))]
-    for said in _COMMAND.findall("\n".join(code).replace("\\\n", " ")):
+    return _COMMAND.findall("\n".join(code).replace("\\\n", " "))
+
+
+def links_in(document: Path) -> list[str]:
+    """Its relative links."""
+    return [link for link in _LINK.findall(document.read_text()) if "://" not in link]
+
+
+def test_documents_have_commands_and_links() -> None:
+    """What the next two tests look at is found."""
+    assert sum(len(commands_in(document)) for document in DOCUMENTS) > 100
+    assert sum(len(links_in(document)) for document in DOCUMENTS) > 50
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_commands_that_documents_name_exist(document: Path) -> None:
+    """``dapd`` with the names of commands and options, in text and in fences."""
+    for said in commands_in(document):
         command: click.Command = root
         for word in said.partition(" -- ")[0].split():
             if word.startswith("--"):
@@ -233,6 +249,5 @@ def test_the_commands_that_documents_name_exist(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     """Every relative link names a file of the project."""
-    for link in _LINK.findall(document.read_text()):
-        if "://" not in link:
-            assert (document.parent / link).exists(), link
+    for link in links_in(document):
+        assert (document.parent / link).exists(), link

@@ -527,6 +527,9 @@ def test_a_mutated_upload_is_answered_whatever_it_is(body: bytes) -> None:
     if answer.error is not None:
         assert 0 <= answer.error[0] <= len(body)
         assert answer.outcomes == {}
+    else:
+        assert bool(answer.outcomes) == bool(body)
+        assert body != UPLOAD or answer.outcomes == {0: 3}
 
 
 @settings(deadline=None)

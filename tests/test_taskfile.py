@@ -187,7 +187,8 @@ class TestNewTask:
         config = task.collector_hpke_config
         assert config.as_tuple[1:4] == (0x0020, 0x0001, 0x0001)
         keypair = HpkeKeypair(*config.as_tuple, task.collector_hpke_private_key)
-        assert keypair.open(b"i", b"a", *hpke_seal(config.as_tuple, b"i", b"a", b"share"))
+        sealed = hpke_seal(config.as_tuple, b"i", b"a", b"share")
+        assert keypair.open(b"i", b"a", *sealed) == b"share"
 
     def test_from_a_file_that_has_some_keys(self, tmp_path: Path, files: TaskFiles) -> None:
         """Any party's file, whole or in part, is a draft: its keys are kept."""

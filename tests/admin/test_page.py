@@ -240,7 +240,7 @@ async def test_foreign_text_is_text(tmp_path: Path) -> None:
         await pair.new_task(task_info=b64url_encode(b"\xff\xfe" + b"x" * 200))
         page = await read(client)
     heads = [row["head"] for row in page.rows if "Accepted" in row]
-    for name, head in zip(names, heads, strict=False):
+    for name, head in zip(names, heads[:-1], strict=True):
         assert head.startswith(str(formatting.shown(name))), name
     assert heads[3].startswith("\\u202egnp.exe\\u2066 ")
     assert heads[-1].startswith("\\xff\\xfexxx")

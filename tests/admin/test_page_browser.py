@@ -144,7 +144,8 @@ async def test_what_the_policy_forbids_is_reported_and_does_not_run(tmp_path: Pa
                 f'{{textContent: "{text}"}}))'
             )
         assert await browser.evaluate("document.title") == "dapd: one thing to do"
-        assert await browser.evaluate("getComputedStyle(document.querySelector('main')).display")
+        display = "getComputedStyle(document.querySelector('main')).display"
+        assert await browser.evaluate(display) == "block"
         complaints = await browser.complained(2)
         assert all("Content Security Policy" in each for each in complaints)
 
