@@ -88,6 +88,17 @@ def test_e2_a_release_without_the_lease_changes_nothing(datastore: Datastore) ->
     assert datastore.run_sync(leases.release, held, NOW + 1)
 
 
+def test_e2_a_leased_job_is_not_made_due(datastore: Datastore) -> None:
+    """Its step is under way, and says itself when the job runs next."""
+    (lease,) = lease_all(datastore, NOW)
+    later = NOW + LEASE_MS - 1
+    assert not datastore.run_sync(leases.make_due, "aggregation", lease.pk, later)
+    assert states(datastore)[0] == NOW
+    datastore.run_sync(leases.release, lease, later + LEASE_MS)
+    assert datastore.run_sync(leases.make_due, "aggregation", lease.pk, later)
+    assert states(datastore)[0] == later
+
+
 def test_e2_start_clears_leases_and_a_job_that_kills_twice_backs_off(datastore: Datastore) -> None:
     """The first crash may have another cause; from the second on the job backs off."""
     lease_all(datastore, NOW)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,18 @@ from dapd.commits.collections import (
     create_collection,
     freeze_collection,
 )
-from dapd.datastore import Tx, batches, leases
+from dapd.commits.create_jobs import create
+from dapd.commits.garbage import drop_chunks
+from dapd.commits.leader_jobs import (
+    Halves,
+    Result,
+    dissolve_job,
+    finish_job,
+    give_up_job,
+    halve_job,
+)
+from dapd.datastore import Tx, batches, leader_jobs, leases
+from dapd.datastore.leases import Lease
 from dapd.driver import collection
 from dapd.driver.collection import frozen_batch
 from dapd.driver.step import Step
@@ -30,10 +41,11 @@ from dapd.messages.collection import Query
 from dapd.messages.common import BatchMode, Interval
 from dapd.protocol.batches import time_bucket
 from dapd.protocol.collect import FixCut, Freeze, Wait
-from dapd.protocol.states import RangeState
-from dapd.protocol.task import TaskSettings
+from dapd.protocol.packing import Limits
+from dapd.protocol.states import LeaderJobState, RangeState
+from dapd.protocol.task import Instant, Task, TaskSettings
 from dapd.reports import ReportError
-from tests.clock import PRECISION, TIME
+from tests.clock import NOW, PRECISION, TIME
 from tests.database_dump import everything_in
 from tests.database_pair import (
     KEEP_MS,
@@ -56,6 +68,10 @@ async def pair(tmp_path: Path) -> AsyncIterator[DatabasePair]:
     """The databases of a time-interval task of at least three reports a batch."""
     async with open_databases(tmp_path) as databases:
         yield databases
+
+
+def honest(pair: TaskPair, request: Request) -> bytes:
+    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 def refusal(pair: DatabasePair, selected: Interval, query: Interval) -> str | None:
@@ -161,6 +177,70 @@ async def test_c2_a_job_that_commits_between_sum_and_freeze_is_not_left_out(
     assert pair.job(job).n == 4
 
 
+AT, LIMITS, LATER = Instant(NOW, NOW), Limits(1, 10, 0), NOW + 60_000
+Deed = Callable[[Tx, Lease, Task], object]
+
+
+def aggregate(tx: Tx, lease: Lease, _: Task) -> None:
+    result = Result(bytes(1), [], answered=True, retry_at=lambda _: NOW)
+    finish_job(tx, lease, leader_jobs.load(tx, lease), result, NOW)
+
+
+def refuse_alone(tx: Tx, lease: Lease, _: Task) -> None:
+    halves = Halves((bytes(16), bytes(16)), lambda _: NOW)
+    assert not halve_job(tx, lease, leader_jobs.load(tx, lease), halves, "refused", NOW)
+
+
+def give_up(tx: Tx, lease: Lease, _: Task) -> None:
+    give_up_job(tx, lease.pk, LeaderJobState.LOST, "given up", NOW)
+
+
+def take_out_of_its_batch(tx: Tx, lease: Lease, _: Task, now: int = NOW) -> None:
+    dissolve_job(tx, lease, leader_jobs.load(tx, lease), now)
+
+
+def refuse_without_a_job(tx: Tx, lease: Lease, task: Task) -> None:
+    take_out_of_its_batch(tx, lease, task, LATER)
+    create(tx, replace(task, expired_before=TIME + 1), LIMITS, AT, secrets.token_bytes)
+
+
+def expire_without_a_job(tx: Tx, lease: Lease, task: Task) -> None:
+    take_out_of_its_batch(tx, lease, task, LATER)
+    assert drop_chunks(tx, task.task_pk, [1], TIME + 1, NOW).rows == 1
+
+
+@pytest.mark.parametrize(
+    "deed",
+    [
+        aggregate,
+        refuse_alone,
+        give_up,
+        take_out_of_its_batch,
+        refuse_without_a_job,
+        expire_without_a_job,
+    ],
+)
+async def test_c3_whatever_becomes_of_a_report_makes_the_collection_due(
+    tmp_path: Path, deed: Deed
+) -> None:
+    """It has fixed its cut, and would look again only in a minute."""
+    async with open_leader(tmp_path, task_pair(), lambda _, __: answer(500)) as house:
+        context, task = house.context, house.task
+        await house.upload(1)
+        await house.create()
+        [lease] = await house.lease()
+        await context.run(
+            create_collection, task, QUERY.encode(), secrets.token_bytes(16), AT, KEEP_MS
+        )
+        [waiting] = await house.lease()
+        move = await context.run(advance_collection, waiting, task, AT, LATER)
+        assert isinstance(move, FixCut)
+        assert await house.lease() == []
+        await context.run(deed, lease, task)
+        due = [each.pk for each in await house.lease() if each.due.kind == "collection"]
+        assert due == [waiting.pk]
+
+
 async def test_c3_what_comes_after_the_cut_delays_no_collection(pair: DatabasePair) -> None:
     """Uploads go on at each look; the cut stays, and the collection ends with what is before it."""
     job = pair.query(QUERY)
@@ -212,10 +292,6 @@ async def test_c5_of_two_collections_that_overlap_in_an_empty_bucket_the_later_o
 async def test_c6_a_rejected_report_leaves_its_place_to_another(tmp_path: Path) -> None:
     """The batch was full by the reports assigned to it, and is not by those aggregated."""
     pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
-
-    def honest(pair: TaskPair, request: Request) -> bytes:
-        return ready(helper_response(pair, request.body))
-
     async with open_leader(tmp_path, pair, honest) as house:
         await house.upload(4, tamper_with=[1])
         await house.create()
@@ -244,6 +320,27 @@ async def test_c6_a_helper_keeps_the_id_of_an_expired_batch_closed(tmp_path: Pat
         house.task = house.context.tasks.all()[0]
         late = house.job(make_reports(pair, [1], times=[TIME + 3]), batch_id)
         assert await house.outcomes(late) == bytes([ReportError.BATCH_COLLECTED])
+
+
+async def test_c6_a_batch_stays_while_another_job_may_still_fill_it(tmp_path: Path) -> None:
+    """Two jobs are to fill it; the first one ends with all its reports rejected, and expires."""
+    settings = TaskSettings(report_expiry_age=2 * PRECISION)
+    pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, settings=settings, min_batch_size=9)
+    async with open_leader(tmp_path, pair, honest) as house:
+        await house.upload(2, tamper_with=[0, 1])
+        await house.create()
+        await house.step()
+        house.later(2 * PRECISION)
+        await house.upload(1, times=[TIME + 2])
+        await house.create()
+        assert await house.states() == {"finished": 1, "assigned": 1}
+        [(batch_id,)] = await house.rows("SELECT batch_id FROM outstanding_batches")
+        house.later(PRECISION)
+        await GarbageCollector(house.context).collect()
+        assert await house.states() == {"assigned": 1}
+        await house.step()
+        assert await house.rows("SELECT bucket FROM batch_shares") == [(batch_id,)]
+        assert await house.rows("SELECT batch_id FROM outstanding_batches") == [(batch_id,)]
 
 
 def test_c7_the_wire_counts_time_precisions_and_programs_count_seconds() -> None:

@@ -12,7 +12,7 @@ import trio
 
 from dapd.client import Client, Uploaded
 from dapd.commits.collections import finish_collection
-from dapd.commits.garbage import Freed, drop_chunks
+from dapd.commits.garbage import Freed, drop_chunks, drop_leader_jobs
 from dapd.commits.helper_jobs import commit_job
 from dapd.commits.leader_jobs import Result, finish_job
 from dapd.commits.uploads import OpenedUploads, store_uploads
@@ -21,6 +21,7 @@ from dapd.datastore import (
     Tx,
     batches,
     chunks,
+    collections,
     counters,
     helper_jobs,
     leader_jobs,
@@ -341,6 +342,56 @@ async def test_d5_a_report_that_was_too_early_may_go_into_another_batch(tmp_path
         assert (await house.counters())["aggregate_finished"] == 3
 
 
+async def test_d5_halves_wait_longer_the_smaller_they_are(tmp_path: Path) -> None:
+    """A Helper that refuses everything is not flooded with small jobs."""
+    limits = Leader(min_job_size=1, max_wait=0, retry_min=1, retry_max=600)
+    async with open_leader(
+        tmp_path, task_pair(), lambda _, __: answer(413), config=limits
+    ) as house:
+
+        def note(tx: Tx) -> None:
+            tasks.note_peer_accepted(tx, house.task.task_pk)
+
+        await house.context.run(note)
+        await house.context.tasks.reload()
+        await house.upload(8)
+        await house.create()
+        waits = []
+        for jobs in (1, 2, 4):
+            assert await house.step() == jobs
+            rows = await house.rows("SELECT run_at FROM aggregation_jobs WHERE state = 'assigned'")
+            assert len(set(rows)) == 1
+            waits.append((rows[0][0] - house.context.now()) / 1000)
+            house.later(waits[-1])
+        assert waits == [1, 2, 4]
+
+
+async def test_d5_the_halves_of_a_leader_selected_job_keep_its_batch(tmp_path: Path) -> None:
+    """Their place in the batch is taken, and the other jobs of the batch count on it."""
+    refused: list[bytes] = []
+
+    def script(pair: TaskPair, request: Request) -> bytes:
+        if request.method == "POST" and not refused:
+            refused.append(request.body)
+            return answer(413)
+        return honest(pair, request)
+
+    pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
+    async with open_leader(tmp_path, pair, script) as house:
+
+        def note(tx: Tx) -> None:
+            tasks.note_peer_accepted(tx, house.task.task_pk)
+
+        await house.context.run(note)
+        await house.context.tasks.reload()
+        await house.upload(4)
+        await house.create()
+        [(batch_id,)] = await house.rows("SELECT batch_id FROM outstanding_batches")
+        while await house.step():
+            house.later()
+        assert await house.rows("SELECT bucket, n FROM batch_shares") == [(batch_id, 2)] * 2
+
+
 async def test_d5_a_report_that_stays_too_early_is_sent_more_and_more_rarely(
     tmp_path: Path,
 ) -> None:
@@ -377,6 +428,22 @@ async def test_d6_an_interval_of_which_a_part_has_expired_is_not_frozen(tmp_path
         assert (ended.state, ended.error, ended.detail) == ("failed", "batchInvalid", "expired")
 
 
+async def test_d6_a_query_that_expired_while_it_waited_can_still_be_asked_why(
+    tmp_path: Path,
+) -> None:
+    """The job is older than what is kept, but its failure is new to the Collector."""
+    async with open_databases(tmp_path) as pair:
+        settings = TaskSettings(report_expiry_age=2 * PRECISION)
+        pair.leader = replace(pair.leader, settings=settings)
+        job = pair.query(QUERY)
+        pair.clock.advance(5 * PRECISION)
+        pair.advance(job)
+        mark = pair.leader.mark_at(pair.clock.instant())
+        found = pair.store.read_sync(collections.by_id, pair.leader.task_pk, job.id, mark)
+        assert found is not None
+        assert (found.error, found.detail) == ("batchInvalid", "expired")
+
+
 def test_d6_a_chunk_that_was_assigned_since_the_collector_looked_stays(tmp_path: Path) -> None:
     """The garbage collector looks in one transaction and deletes in a later one. The creator of
     jobs, whose mark is still the old one, is in between.
@@ -394,6 +461,18 @@ def test_d6_a_chunk_that_was_assigned_since_the_collector_looked_stays(tmp_path:
     assert store.read_sync(chunks.load, pk).ids == ids
     assert store.read_sync(counters.of_task, task_pk) == {}
     opened.close()
+
+
+async def test_d6_a_job_stays_while_a_chunk_is_its_own(tmp_path: Path) -> None:
+    """The garbage collector deletes chunks before their jobs; a stop may come between its steps."""
+    async with open_leader(tmp_path, task_pair(), honest) as house:
+        await house.upload(1)
+        await house.create()
+        await house.step()
+        task_pk, run = house.task.task_pk, house.context.run
+        assert await run(drop_leader_jobs, task_pk, [1]) == Freed(0)
+        assert (await run(drop_chunks, task_pk, [1], TIME + 1, NOW)).rows == 1
+        assert await run(drop_leader_jobs, task_pk, [1]) == Freed(1)
 
 
 async def test_d6_the_mark_rises_with_the_safe_clock_and_does_not_fall(tmp_path: Path) -> None:

@@ -128,6 +128,28 @@ async def test_e1_a_peer_that_is_away_is_asked_by_one_job_at_a_time(tmp_path: Pa
         assert await house.aggregated() == 6
 
 
+@pytest.mark.parametrize("exchange", [False, True])
+async def test_e2_a_step_that_ends_clears_its_job_of_the_crash_before_it(
+    tmp_path: Path, exchange: bool
+) -> None:
+    """The process died while it had the job, again weeks later, but not in between: no suspect."""
+    async with open_leader(tmp_path, task_pair(), lambda _, __: answer(500)) as house:
+        await house.upload(1)
+        await house.create()
+        context = house.context
+        for _ in range(2):
+            [lease] = await house.lease()
+            assert lease.due.crashes == 0
+            await context.run(leases.clear_all, context.now())  # the process has died
+            if exchange:
+                await house.step()
+            else:
+                [lease] = await house.lease()
+                assert lease.due.crashes == 1
+                await context.run(leases.release, lease, context.now())
+            house.later()
+
+
 async def test_e3_what_a_commit_leaves_out_is_subtracted_to_the_byte(tmp_path: Path) -> None:
     """The replay was not known when the job was verified. A whole job has one share for each
     bucket, however many reports there are.

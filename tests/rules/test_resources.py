@@ -11,7 +11,7 @@ import trio.testing
 
 from dapd.commits.collections import delete_collection, refuse_collection
 from dapd.commits.helper_jobs import delete_aggregation_job
-from dapd.datastore import Tx, batches, collections
+from dapd.datastore import Tx, batches, collections, watermarks
 from dapd.datastore.helper_jobs import StoredJob
 from dapd.errors import Abort
 from dapd.gc.loop import GarbageCollector
@@ -53,6 +53,24 @@ async def test_a1_an_identical_job_is_found_before_its_reports_are_replays(tmp_p
         again = await house.create(job)
         assert again.id != first.id
         assert 0 not in job.finish(again.response or b"\0")
+
+
+async def test_a1_a_job_below_a_mark_that_is_ahead_of_the_clock_is_found_too(
+    tmp_path: Path,
+) -> None:
+    """The task was deleted and added again: the Helper drops all reports, once for one request."""
+    async with open_helper(tmp_path, task_pair()) as house:
+
+        def raise_mark(tx: Tx) -> None:
+            watermarks.raise_expired_before(tx, house.task.task_pk, TIME + 5)
+
+        await house.context.run(raise_mark)
+        await house.context.tasks.reload()
+        house.task = house.context.tasks.all()[0]
+        job = house.job(make_reports(house.pair, [1]))
+        first = await house.create(job)
+        assert job.finish(first.response or b"") == bytes([ReportError.REPORT_DROPPED])
+        assert await house.create(job) == first
 
 
 async def test_a1_an_identical_share_request_is_found_before_overlap_and_size(
