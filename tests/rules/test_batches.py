@@ -15,6 +15,7 @@ from dapd.collector import Query as SecondsQuery
 from dapd.commits.batch_total import batch_total
 from dapd.commits.collections import (
     BatchChangedError,
+    CollectionRequest,
     Failed,
     advance_collection,
     create_collection,
@@ -93,14 +94,16 @@ async def test_c1_c4_the_helper_compares_the_whole_query_with_what_is_collected(
     pair.serve(pair.share_request(free).encode())
 
 
+def _asked(task: Task) -> CollectionRequest:
+    return CollectionRequest(task, secrets.token_bytes(16), QUERY.encode())
+
+
 async def test_c3_an_upload_makes_the_collection_that_waits_for_it_due(tmp_path: Path) -> None:
     """It would look again by itself only in a minute."""
     pair = task_pair(min_batch_size=3)
     async with open_leader(tmp_path, pair, lambda _, __: answer(500)) as house:
         context, task, at = house.context, house.task, house.context.instant()
-        job = await context.run(
-            create_collection, task, QUERY.encode(), secrets.token_bytes(16), at, KEEP_MS
-        )
+        job = await context.run(create_collection, _asked(task), context.sealer, at, KEEP_MS)
         [lease] = await house.lease()
         move = await context.run(advance_collection, lease, task, at, at.now + 60_000)
         assert move == Wait()
@@ -118,7 +121,7 @@ async def test_c1_an_empty_bucket_of_what_was_collected_takes_no_report(tmp_path
         result = await task.collect(query_at(TIME - 3, 3))
         assert result.report_count == 2
         late = harness.seal([1, 1], "late", at=TIME - 1)
-        refused = [(report[:16], ReportError.REPORT_REPLAYED) for report in late]
+        refused = [(report[:16], ReportError.BATCH_COLLECTED) for report in late]
         assert await harness.upload(late) == refused
         finished = await harness.start_job(late).run()
         assert finished.outcomes == bytes([ReportError.BATCH_COLLECTED] * 2)
@@ -229,9 +232,7 @@ async def test_c3_whatever_becomes_of_a_report_makes_the_collection_due(
         await house.upload(1)
         await house.create()
         [lease] = await house.lease()
-        await context.run(
-            create_collection, task, QUERY.encode(), secrets.token_bytes(16), AT, KEEP_MS
-        )
+        await context.run(create_collection, _asked(task), context.sealer, AT, KEEP_MS)
         [waiting] = await house.lease()
         move = await context.run(advance_collection, waiting, task, AT, LATER)
         assert isinstance(move, FixCut)

@@ -65,7 +65,7 @@ async def test_b1_each_fault_of_an_upload_has_its_error_and_its_place(tmp_path: 
         another_key = replace(house.pair, leader_key=HpkeKeypair.generate(99, *X25519))
         faults = [
             (known, ReportError.REPORT_REPLAYED),
-            (at(TIME - 1), ReportError.REPORT_REPLAYED),
+            (at(TIME - 1), ReportError.BATCH_COLLECTED),
             (at(TIME + 3), ReportError.REPORT_TOO_EARLY),
             (at(TIME - 4), ReportError.REPORT_DROPPED),
             (at(TIME - 6), ReportError.REPORT_DROPPED),
