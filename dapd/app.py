@@ -233,7 +233,7 @@ async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIte
         stored = await datastore.read(safe_clock.load_all)
         safe = SafeClock(clock, stored, longest_stop)
         at = Instant(clock.now(), safe.now())
-        await datastore.run(_take_over, sealer, held, at)
+        await datastore.run(_take_over, sealer, held, at, config)
         if opened.behind:
             with notifier.extending_timeout("quarantining a restored database"):
                 await _quarantine(config, opened, at)
@@ -268,11 +268,11 @@ def _certificates(config: Config, clock: Clock) -> Certificates:
     return certificates
 
 
-def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant) -> None:
+def _take_over(tx: Tx, sealer: Sealer, held: list[bytes], at: Instant, config: Config) -> None:
     """Run the process's first transaction: check sealing keys (F2), take over the leases (E2)."""
     check_sealing_keys(tx, held)
     leases.clear_all(tx, at.now)
-    rotation.log_moves(ensure_active_key(tx, sealer, at.safe))
+    rotation.log_moves(ensure_active_key(tx, sealer, at.safe, config))
 
 
 async def _quarantine(config: Config, opened: Opened, at: Instant) -> None:

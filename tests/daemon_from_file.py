@@ -11,6 +11,7 @@ import trio
 from dapd.app import Daemon, run_daemon
 from dapd.config.loading import load
 from dapd.messages.common import b64url_encode
+from dapd.runtime.clock import Clock
 
 BASE = '[datastore]\npath = "dapd.sqlite"\nsealing_keys = ["k"]\n'
 
@@ -24,7 +25,7 @@ def write_config(directory: Path, text: str) -> Path:
 
 
 @asynccontextmanager
-async def running_daemon(path: Path) -> AsyncIterator[Daemon]:
+async def running_daemon(path: Path, clock: Clock | None = None) -> AsyncIterator[Daemon]:
     """The daemon that this configuration file describes."""
     key = path.parent / "k"
     key.touch(mode=0o600)
@@ -33,7 +34,9 @@ async def running_daemon(path: Path) -> AsyncIterator[Daemon]:
     async with trio.open_nursery() as nursery:
 
         async def serve(*, task_status: trio.TaskStatus[Daemon]) -> None:
-            await run_daemon(load(path), stop=stop, config_path=path, task_status=task_status)
+            await run_daemon(
+                load(path), stop=stop, clock=clock, config_path=path, task_status=task_status
+            )
 
         yield await nursery.start(serve)
         stop.set()

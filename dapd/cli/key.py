@@ -95,9 +95,11 @@ def add(config: Path | None, suite: str, *, active: bool) -> None:
     """
     from dapd.commits import hpke_keys
 
-    with command_store(config, "key") as (_, datastore, sealer):
+    with command_store(config, "key") as (settings, datastore, sealer):
         now = _instant(datastore).later
-        made = datastore.run_sync(hpke_keys.add, sealer, SUITES[suite], now, active=active)
+        made = datastore.run_sync(
+            hpke_keys.add, sealer, SUITES[suite], now, settings, active=active
+        )
     click.echo(f"Made key {made.config_id} ({suite}), {made.to}. {_FOLLOWS}")
     if active:
         click.echo("Make a backup now: without the key, reports encrypted to it are lost.")
@@ -115,8 +117,9 @@ def promote(config: Path | None, config_id: int) -> None:
     """
     from dapd.commits import hpke_keys
 
-    with command_store(config, "key") as (_, datastore, sealer):
-        moves = datastore.run_sync(hpke_keys.promote, sealer, config_id, _instant(datastore).later)
+    with command_store(config, "key") as (settings, datastore, sealer):
+        now = _instant(datastore).later
+        moves = datastore.run_sync(hpke_keys.promote, sealer, config_id, now, settings)
     expired = " and ".join(f"key {move.config_id}" for move in moves[1:])
     click.echo(f"Key {config_id} is active{', ' + expired + ' expired' if expired else ''}.")
     click.echo(_FOLLOWS)
@@ -136,8 +139,9 @@ def expire(config: Path | None, config_id: int) -> None:
     """
     from dapd.commits import hpke_keys
 
-    with command_store(config, "key") as (_, datastore, sealer):
-        datastore.run_sync(hpke_keys.expire, sealer, config_id, _instant(datastore).later)
+    with command_store(config, "key") as (settings, datastore, sealer):
+        now = _instant(datastore).later
+        datastore.run_sync(hpke_keys.expire, sealer, config_id, now, settings)
     click.echo(f"Key {config_id} is expired; it decrypts reports until it is deleted. {_FOLLOWS}")
 
 

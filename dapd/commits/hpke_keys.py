@@ -31,19 +31,19 @@ _ADD_FIRST = "make another one first with `dapd key add --active`"
 
 
 def key_times(tx: Tx, config: Config) -> KeyTimes:
-    """Return the configured times, and how long an expired key must be kept (F1).
+    """Return the configured times, and how long a report sealed to a key may live (F1).
 
-    A client seals a report at most twice the cache lifetime later. The report's time may be ahead
-    by the leeway, and it expires by its task's age after the end of its time precision.
+    The report's time may be ahead by the leeway, and it expires by its task's age after the end of
+    its time precision.
     """
     lifetimes = report_lifetimes(tx).values()
     never = any(each is None for each in lifetimes)
     longest = max((each for each in lifetimes if each is not None), default=0)
-    kept = 2 * config.server.hpke_config_max_age + longest + config.reports.early_leeway
     return KeyTimes(
         pending=config.keys.pending * 1000,
         active=config.keys.active * 1000,
-        kept=None if never else int(kept * 1000),
+        max_age=_max_age(config),
+        report_life=None if never else int((longest + config.reports.early_leeway) * 1000),
     )
 
 
@@ -66,17 +66,33 @@ def report_lifetimes(tx: Tx) -> dict[str, int | None]:
     return found
 
 
-def ensure_active_key(tx: Tx, sealer: Sealer, now: int) -> list[Move]:
+def ensure_active_key(tx: Tx, sealer: Sealer, now: int, config: Config) -> list[Move]:
     """Make a key active if none is, as at the first start. Return the moves made."""
-    return _make(tx, sealer, first_active(keys.all_keys(tx)), now)
+    return _make(tx, sealer, first_active(keys.all_keys(tx)), now, config)
+
+
+def note_max_age(tx: Tx, config: Config) -> None:
+    """Note for the active keys how long Clients may cache them by this configuration (F1).
+
+    The daemon does so before it publishes a key with this lifetime; once noted, a lifetime keeps
+    the key even if the configuration has a shorter one later.
+    """
+    keys.note_cached(tx, _max_age(config))
+
+
+def is_rotation_due(tx: Tx, now: int, config: Config) -> bool:
+    """Return whether ``rotate`` has anything to do."""
+    stored, times = keys.all_keys(tx), key_times(tx, config)
+    unnoted = any(key.state is KeyState.ACTIVE and key.cached_for < times.max_age for key in stored)
+    return unnoted or bool(plan(stored, now, times))
 
 
 def rotate(tx: Tx, sealer: Sealer, now: int, config: Config) -> list[Move]:
     """Make all moves that are due and return them; ``now`` is the safe time in milliseconds."""
-    return _make(tx, sealer, plan(keys.all_keys(tx), now, key_times(tx, config)), now)
+    return _make(tx, sealer, plan(keys.all_keys(tx), now, key_times(tx, config)), now, config)
 
 
-def add(tx: Tx, sealer: Sealer, suite: Suite, now: int, *, active: bool) -> Move:
+def add(tx: Tx, sealer: Sealer, suite: Suite, now: int, config: Config, *, active: bool) -> Move:
     """Add a key pair: pending, or at once active in place of its suite's active ones.
 
     Raises ``UsageError`` if one is pending already, or no id is left.
@@ -91,27 +107,27 @@ def add(tx: Tx, sealer: Sealer, suite: Suite, now: int, *, active: bool) -> Move
         raise UsageError("all 256 ids are in use; wait until a key is deleted (`dapd key list`)")
     to = KeyState.ACTIVE if active else KeyState.PENDING
     new = Move(ids[0], suite, KeyState.DELETED, to)
-    _make(tx, sealer, [new, *(replaced(suite, stored) if active else [])], now)
+    _make(tx, sealer, [new, *(replaced(suite, stored) if active else [])], now, config)
     return new
 
 
-def promote(tx: Tx, sealer: Sealer, config_id: int, now: int) -> list[Move]:
+def promote(tx: Tx, sealer: Sealer, config_id: int, now: int, config: Config) -> list[Move]:
     """Publish a pending key now, in place of its suite's active ones. Raises ``UsageError``."""
     stored = keys.all_keys(tx)
     key = _find(stored, config_id)
     if key.state is not KeyState.PENDING:
         raise UsageError(f"key {config_id} is {key.state} already; only a pending key is promoted")
-    return _make(tx, sealer, promotion(key, stored), now)
+    return _make(tx, sealer, promotion(key, stored), now, config)
 
 
-def expire(tx: Tx, sealer: Sealer, config_id: int, now: int) -> None:
+def expire(tx: Tx, sealer: Sealer, config_id: int, now: int, config: Config) -> None:
     """Stop publishing an active key; it still opens reports. Raises ``UsageError``."""
     stored = keys.all_keys(tx)
     key = _find(stored, config_id)
     if key.state is not KeyState.ACTIVE:
         raise UsageError(f"key {config_id} is {key.state}; only an active key can expire")
     _refuse_last(key, stored)
-    _make(tx, sealer, [Move(config_id, key.suite, key.state, KeyState.EXPIRED)], now)
+    _make(tx, sealer, [Move(config_id, key.suite, key.state, KeyState.EXPIRED)], now, config)
 
 
 def remove(tx: Tx, config_id: int, at: Instant, times: KeyTimes, *, compromised: bool) -> None:
@@ -126,7 +142,12 @@ def remove(tx: Tx, config_id: int, at: Instant, times: KeyTimes, *, compromised:
         raise _overtaken(config_id)
 
 
-def _make(tx: Tx, sealer: Sealer, moves: Sequence[Move], now: int) -> list[Move]:
+def _max_age(config: Config) -> int:
+    return config.server.hpke_config_max_age * 1000
+
+
+def _make(tx: Tx, sealer: Sealer, moves: Sequence[Move], now: int, config: Config) -> list[Move]:
+    note_max_age(tx, config)  # for the keys that expire now
     for move in moves:
         if move.was is KeyState.DELETED:
             keypair = HpkeKeypair.generate(move.config_id, *move.suite)
@@ -135,6 +156,7 @@ def _make(tx: Tx, sealer: Sealer, moves: Sequence[Move], now: int) -> list[Move]
             done = keys.move(tx, move.config_id, move.was, move.to, now)
         if not done:
             raise _overtaken(move.config_id)
+    note_max_age(tx, config)  # for those that become active
     return list(moves)
 
 
@@ -164,7 +186,8 @@ def _refuse_needed(key: StoredKey, safe_now: int, times: KeyTimes) -> None:
                 f"or {known}"
             )
         case KeyState.EXPIRED:
-            if times.kept is None or safe_now < key.changed_at + times.kept:
+            deleted_at = times.deleted_at(key)
+            if deleted_at is None or safe_now < deleted_at:
                 raise UsageError(
                     f"key {key.config_id} may still open reports, see `dapd key list`; {known}"
                 )

@@ -9,7 +9,7 @@ from dapd.datastore.sqlite import Tx
 from dapd.protocol.keys import KeyState, StoredKey, Suite
 
 _Q_ALL = """
-SELECT config_id, kem_id, kdf_id, aead_id, state, changed_at FROM hpke_keypairs
+SELECT config_id, kem_id, kdf_id, aead_id, state, changed_at, cached_for FROM hpke_keypairs
 ORDER BY config_id"""
 _Q_KEPT = """
 SELECT config_id, kem_id, kdf_id, aead_id, public_key, private_key, state FROM hpke_keypairs
@@ -20,12 +20,15 @@ INSERT INTO hpke_keypairs
 VALUES (:config_id, :kem_id, :kdf_id, :aead_id, :public_key, :private_key, :state, :now)
 ON CONFLICT (config_id) DO UPDATE SET kem_id = excluded.kem_id, kdf_id = excluded.kdf_id,
   aead_id = excluded.aead_id, public_key = excluded.public_key,
-  private_key = excluded.private_key, state = excluded.state, changed_at = excluded.changed_at
+  private_key = excluded.private_key, state = excluded.state, changed_at = excluded.changed_at,
+  cached_for = 0
 WHERE hpke_keypairs.state = 'deleted'"""
 _Q_MOVE = """
 UPDATE hpke_keypairs SET state = :to, changed_at = :now,
   private_key = CASE :to WHEN 'deleted' THEN x'' ELSE private_key END
 WHERE config_id = :config_id AND state = :was"""
+_Q_NOTE_CACHED = """
+UPDATE hpke_keypairs SET cached_for = :max_age WHERE state = 'active' AND cached_for < :max_age"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +52,8 @@ class SealedKeypair:
 def all_keys(tx: Tx) -> list[StoredKey]:
     """Return the latest key pair of every id that was ever used."""
     return [
-        StoredKey(config_id, (kem, kdf, aead), KeyState(state), changed_at)
-        for config_id, kem, kdf, aead, state, changed_at in tx.all(_Q_ALL)
+        StoredKey(config_id, (kem, kdf, aead), KeyState(state), changed_at, cached_for)
+        for config_id, kem, kdf, aead, state, changed_at, cached_for in tx.all(_Q_ALL)
     ]
 
 
@@ -85,3 +88,8 @@ def move(tx: Tx, config_id: int, was: KeyState, to: KeyState, now: int) -> bool:
     Moving it to ``deleted`` erases its private key.
     """
     return tx.execute(_Q_MOVE, config_id=config_id, was=was, to=to, now=now) == 1
+
+
+def note_cached(tx: Tx, max_age: int) -> None:
+    """Note that Clients may cache the active keys for ``max_age``, in milliseconds."""
+    tx.execute(_Q_NOTE_CACHED, max_age=max_age)

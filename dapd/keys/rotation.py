@@ -14,7 +14,7 @@ import trio
 from dapd.commits import hpke_keys
 from dapd.config import Config
 from dapd.datastore import Tx, keys
-from dapd.protocol.keys import KeyState, Move, free_ids, plan
+from dapd.protocol.keys import KeyState, Move, free_ids
 from dapd.runtime.context import Context
 
 _log = structlog.get_logger()
@@ -72,6 +72,5 @@ def log_moves(moves: Sequence[Move]) -> None:
 
 
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:
-    """Return whether a move is due, and whether there is an id for a new key."""
-    stored = keys.all_keys(tx)
-    return bool(plan(stored, now, hpke_keys.key_times(tx, config))), bool(free_ids(stored))
+    """Return whether ``rotate`` is due, and whether there is an id for a new key."""
+    return hpke_keys.is_rotation_due(tx, now, config), bool(free_ids(keys.all_keys(tx)))

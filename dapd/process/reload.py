@@ -16,9 +16,10 @@ import msgspec
 import structlog
 import trio
 
+from dapd.commits.hpke_keys import note_max_age
 from dapd.config import Config
 from dapd.config.loading import load
-from dapd.errors import UsageError
+from dapd.errors import DatastoreError, UsageError
 from dapd.runtime.certificates import Certificates, read_certificates
 from dapd.runtime.context import Context
 from dapd.telemetry import logs
@@ -114,10 +115,21 @@ async def run(context: Context) -> None:
 
 
 async def reload(context: Context) -> Reloaded:
-    """Read the file again and apply it. Raises ``UsageError`` if the file has an error."""
+    """Read the file again and apply it, one reload after the other.
+
+    Raises ``UsageError`` if the file has an error, and ``DatastoreError`` if the database can't
+    note what the file promises to Clients.
+    """
+    async with context.reloading:
+        return await _reload(context)
+
+
+async def _reload(context: Context) -> Reloaded:
     try:
         wanted, certificates = _read(context)
-    except UsageError as error:
+        if wanted.server.hpke_config_max_age > context.config.server.hpke_config_max_age:
+            await context.run(note_max_age, wanted)  # first: a key is kept for what is noted (F1)
+    except (UsageError, DatastoreError) as error:
         _log.error(
             "reload_refused", error=str(error), remedy="fix the error, then run `dapd reload`"
         )
@@ -223,5 +235,5 @@ async def _on_hangup(context: Context) -> None:
         async for _ in signals:
             try:
                 await reload(context)
-            except UsageError:
+            except (UsageError, DatastoreError):
                 continue  # logged

@@ -45,21 +45,45 @@ class KeyState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key pair without its keys; ``changed_at`` is when it entered its state."""
+    """A key pair without its keys; ``changed_at`` is when it entered its state.
+
+    ``cached_for`` is the longest time for which it was published to be cached, in milliseconds.
+    """
 
     config_id: int
     suite: Suite
     state: KeyState
     changed_at: int
+    cached_for: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class KeyTimes:
-    """How long a key is ``pending``, then ``active``, then ``kept`` (``None`` means for ever)."""
+    """How long a key is ``pending``, then ``active``.
+
+    Clients may now cache a key for ``max_age``. A report sealed to it lives for ``report_life`` at
+    most; ``None`` means for ever.
+    """
 
     pending: int
     active: int
-    kept: int | None
+    max_age: int
+    report_life: int | None
+
+    def kept(self, key: StoredKey) -> int | None:
+        """Return for how long an expired key is kept; ``None`` means for ever.
+
+        A Client seals a report at most twice the cache lifetime after the key has expired: the
+        longest lifetime that was promised while the key was published counts.
+        """
+        if self.report_life is None:
+            return None
+        return 2 * max(key.cached_for, self.max_age) + self.report_life
+
+    def deleted_at(self, key: StoredKey) -> int | None:
+        """Return when an expired key may be deleted; ``None`` means never."""
+        kept = self.kept(key)
+        return None if kept is None else key.changed_at + kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +127,7 @@ def plan(stored: Sequence[StoredKey], now: int, times: KeyTimes) -> list[Move]:
     return moves + [
         _move(key, KeyState.DELETED)
         for key in _in_state(stored, KeyState.EXPIRED)
-        if times.kept is not None and now >= key.changed_at + times.kept
+        if (at := times.deleted_at(key)) is not None and now >= at
     ]
 
 
@@ -150,8 +174,7 @@ def next_of(key: StoredKey, stored: Sequence[StoredKey], times: KeyTimes) -> Nex
                 return Next(KeyState.EXPIRED, successor.changed_at + times.pending)
             return Next(KeyState.EXPIRED, key.changed_at + times.active)
         case KeyState.EXPIRED | KeyState.DELETED:
-            at = None if times.kept is None else key.changed_at + times.kept
-            return Next(KeyState.DELETED, at)
+            return Next(KeyState.DELETED, times.deleted_at(key))
 
 
 _IN_SUCCESSION = (KeyState.PENDING, KeyState.ACTIVE)

@@ -56,7 +56,7 @@ class Context:
     begins to stop (I8). ``dapd.process.reload`` may replace the frozen ``config``, so read it here
     each time. ``config_path`` is its file; ``restart_for`` are the keys whose new values take
     effect only at a restart, as of the last reload. ``native_threads`` limits how many
-    calls of ``compute`` run at a time.
+    calls of ``compute`` run at a time. ``reloading`` is held by the one reload that runs.
     """
 
     config: Config
@@ -86,6 +86,7 @@ class Context:
     )
     certificates: Certificates = field(default_factory=Certificates)
     config_path: Path | None = None
+    reloading: trio.Lock = field(default_factory=trio.Lock)
     restart_for: tuple[str, ...] = ()
 
     async def run(

@@ -193,6 +193,8 @@ def test_d6_a_command_dates_a_move_by_the_later_clock(run: Run, config: Path) ->
     assert listed(run)[1]["since"] > "2026"
     in_datastore(
         config,
-        lambda store: store.run_sync(hpke_keys.add, SEALER, MANDATORY_SUITE, LONG, active=False),
+        lambda store: store.run_sync(
+            hpke_keys.add, SEALER, MANDATORY_SUITE, LONG, load(config), active=False
+        ),
     )
     assert run("promote", 2)[0] == 0

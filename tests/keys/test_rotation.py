@@ -184,7 +184,7 @@ async def test_e5_a_key_that_a_command_made_is_live_at_the_next_look(tmp_path: P
     async with aggregator(tmp_path) as context:
         command = open_for_command(context.datastore.path, holder="a command", now=NOW)
         made = command.datastore.run_sync(
-            hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, active=True
+            hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, context.config, active=True
         )
         command.close()
         await refresh.look(context)
@@ -234,10 +234,13 @@ async def test_the_first_key_is_the_one_that_was_added_before_the_first_start(
     """An operator can thus choose the first suite."""
     async with open_context(make_config(tmp_path)) as context:
         p256 = (0x0010, 0x0001, 0x0001)
-        await context.run(hpke_keys.add, context.sealer, p256, NOW, active=False)
-        await context.run(hpke_keys.ensure_active_key, context.sealer, NOW)
-        assert await context.read(keys.all_keys) == [StoredKey(0, p256, ACTIVE, NOW)]
-        assert await context.run(hpke_keys.ensure_active_key, context.sealer, NOW) == []
+        await context.run(hpke_keys.add, context.sealer, p256, NOW, context.config, active=False)
+        await context.run(hpke_keys.ensure_active_key, context.sealer, NOW, context.config)
+        assert await context.read(keys.all_keys) == [StoredKey(0, p256, ACTIVE, NOW, DAY * 1000)]
+        assert (
+            await context.run(hpke_keys.ensure_active_key, context.sealer, NOW, context.config)
+            == []
+        )
 
 
 async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: Path) -> None:
@@ -248,7 +251,7 @@ async def test_the_last_active_key_can_neither_expire_nor_be_removed(tmp_path: P
         times = await context.read(hpke_keys.key_times, context.config)
         at = Instant(NOW, NOW)
         with pytest.raises(UsageError, match="key add --active"):
-            await context.run(hpke_keys.expire, context.sealer, 2, NOW)
+            await context.run(hpke_keys.expire, context.sealer, 2, NOW, context.config)
         with pytest.raises(UsageError, match="key add --active"):
             await context.run(hpke_keys.remove, 2, at, times, compromised=True)
         with pytest.raises(UsageError, match="key expire 2"):
@@ -259,12 +262,15 @@ async def test_f1_an_expired_key_is_removed_by_hand_only_after_its_time(tmp_path
     """A compromised key may be removed before that."""
     async with aggregator(tmp_path) as context:
         times = await context.read(hpke_keys.key_times, context.config)
-        assert times.kept is not None
-        await context.run(hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, active=True)
-        early, late = (Instant(NOW + times.kept + off, NOW + times.kept + off) for off in (-1, 0))
+        kept = times.kept(StoredKey(2, MANDATORY_SUITE, EXPIRED, NOW))
+        assert kept is not None
+        await context.run(
+            hpke_keys.add, context.sealer, MANDATORY_SUITE, NOW, context.config, active=True
+        )
+        early, late = (Instant(NOW + kept + off, NOW + kept + off) for off in (-1, 0))
         with pytest.raises(UsageError, match="may still open reports"):
             await context.run(hpke_keys.remove, 2, early, times, compromised=False)
-        jumped = Instant(NOW + 2 * times.kept, NOW)
+        jumped = Instant(NOW + 2 * kept, NOW)
         with pytest.raises(UsageError, match="may still open reports"):  # D6: by the safe clock
             await context.run(hpke_keys.remove, 2, jumped, times, compromised=False)
         await context.run(hpke_keys.remove, 2, late, times, compromised=False)

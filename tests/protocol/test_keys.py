@@ -26,7 +26,7 @@ from dapd.protocol.keys import (
 )
 
 DAY = 86_400_000
-TIMES = KeyTimes(pending=2 * DAY, active=84 * DAY, kept=30 * DAY)
+TIMES = KeyTimes(pending=2 * DAY, active=84 * DAY, max_age=10 * DAY, report_life=10 * DAY)
 P256 = SUITES["p256-aes128"]
 PENDING, ACTIVE, EXPIRED, DELETED = KeyState
 ORDER = list(KeyState)
@@ -75,8 +75,20 @@ def test_f1_a_key_is_made_promoted_and_deleted_at_its_times_and_not_before() -> 
 def test_f1_a_key_stays_while_any_task_keeps_its_reports_for_ever() -> None:
     """Then the last report sealed to the key may come at any time."""
     stored = [key(0, EXPIRED, 0), key(1, ACTIVE, 0)]
-    moves = plan(stored, 10_000 * DAY, replace(TIMES, kept=None))
+    moves = plan(stored, 10_000 * DAY, replace(TIMES, report_life=None))
     assert [move for move in moves if move.to is DELETED] == []
+
+
+def test_f1_an_expired_key_is_kept_for_the_longest_max_age_of_its_publication() -> None:
+    """Neither a shorter configured one nor a key of a shorter one ends that promise."""
+    old = replace(key(0, EXPIRED, 0), cached_for=20 * DAY)
+    short = replace(key(1, EXPIRED, 0), cached_for=5 * DAY)
+    stored = [old, short, key(2, ACTIVE, 0)]
+    assert plan(stored, 30 * DAY - 1, TIMES) == []
+    assert plan(stored, 30 * DAY, TIMES) == [Move(1, P256, EXPIRED, DELETED)]
+    assert next_of(old, stored, TIMES) == Next(DELETED, 50 * DAY)
+    assert Move(0, P256, EXPIRED, DELETED) not in plan(stored, 50 * DAY - 1, TIMES)
+    assert Move(0, P256, EXPIRED, DELETED) in plan(stored, 50 * DAY, TIMES)
 
 
 def test_each_published_suite_has_a_succession_of_its_own() -> None:
@@ -122,7 +134,7 @@ def test_next_of_says_what_plan_will_do() -> None:
     assert next_of(new, [old, new], TIMES) == Next(ACTIVE, int(84.5 * DAY))
     gone = key(2, EXPIRED, 10)
     assert next_of(gone, [gone], TIMES) == Next(DELETED, 40 * DAY)
-    assert next_of(gone, [gone], replace(TIMES, kept=None)) == Next(DELETED, None)
+    assert next_of(gone, [gone], replace(TIMES, report_life=None)) == Next(DELETED, None)
 
 
 HOURS = st.integers(0, 40 * 24)
@@ -163,7 +175,8 @@ def interfere(
         KeyTimes,
         pending=st.integers(0, 9 * DAY),
         active=st.integers(10 * DAY, 100 * DAY),
-        kept=st.integers(0, 200 * DAY) | st.none(),
+        max_age=st.integers(0, 31 * DAY),
+        report_life=st.integers(0, 140 * DAY) | st.none(),
     ),
     used=st.integers(0, IDS - 1),
     steps=st.lists(st.tuples(HOURS, OPERATOR, st.integers(0, 400)), max_size=60),
@@ -184,8 +197,9 @@ def test_f1_whatever_the_times_one_key_is_active_and_none_goes_too_early(
         for move in moves:
             if move.to is DELETED:
                 assert move.was is EXPIRED
-                assert times.kept is not None
-                assert now >= before[move.config_id].changed_at + times.kept
+                assert times.report_life is not None
+                kept = 2 * times.max_age + times.report_life
+                assert now >= before[move.config_id].changed_at + kept
         made = [move.config_id for move in moves if move.was is DELETED]
         assert made == free_ids(stored)[: len(made)]
         stored = after(stored, moves, now)

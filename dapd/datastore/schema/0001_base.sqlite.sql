@@ -31,7 +31,8 @@ CREATE TABLE hpke_keypairs (
     public_key BLOB NOT NULL,
     private_key BLOB NOT NULL,            -- sealed; empty once deleted
     state TEXT NOT NULL CHECK (state IN ('pending', 'active', 'expired', 'deleted')),
-    changed_at INTEGER NOT NULL           -- milliseconds by the safe clock (rules D6, F1)
+    changed_at INTEGER NOT NULL,          -- milliseconds by the safe clock (rules D6, F1)
+    cached_for INTEGER NOT NULL DEFAULT 0 -- milliseconds; the longest max-age that it was published with
 );
 
 -- Ids of the sealing keys that some row may be sealed with (rule F2).
