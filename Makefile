@@ -38,10 +38,11 @@ format: $(BUILT) ## Fix what lint complains about, where a tool can
 	$(BIN)/ruff format .
 	$(CARGO) fmt --manifest-path native/Cargo.toml
 
-bench: $(BUILT) ## Measure throughput, garbage collection, disk and memory
+bench: $(BUILT) ## Measure throughput, garbage collection, scale, disk and memory
 	$(BIN)/python bench/helper.py
 	$(BIN)/python bench/upload.py
 	$(BIN)/python bench/garbage.py
+	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/sizing.py
 
 docs: $(BUILT) ## Build the documents as a site in site/; a dead link fails it
