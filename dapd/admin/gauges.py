@@ -7,7 +7,7 @@ are counted where they happen (``dapd.telemetry.metrics``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import trio
@@ -90,7 +90,7 @@ class Gauges(Collector):
             *_reports(read.totals),
             *_jobs(context, read.backlog),
             *_waiting(context, read.backlog),
-            *_tasks(read, context.tasks.unserved),
+            *_tasks(read, context.tasks.unreadable),
             *_keys(read.keys, frozenset(context.keyrings.keyring.config_ids)),
             *process(context),
             *families,
@@ -208,14 +208,14 @@ def _waiting(context: Context, found: WholeBacklog) -> Iterator[Metric]:
     )
 
 
-def _tasks(read: _Read, unserved: frozenset[int]) -> Iterator[Metric]:
+def _tasks(read: _Read, unreadable_pks: Collection[int]) -> Iterator[Metric]:
     states = [state.value for state in TaskState if state is not TaskState.PURGED]
     counts: Counter[Labels] = Counter(
         {(role, state): 0 for role in _ROLES for state in (*states, UNREADABLE)}
     )
     for task in read.tasks:
         if task.state is not TaskState.PURGED:
-            unreadable = task.state.is_served and task.task_pk in unserved
+            unreadable = task.state.is_served and task.task_pk in unreadable_pks
             state = UNREADABLE if unreadable else task.state.value
             counts[task.role.name.lower(), state] += 1
     yield gauge("tasks", "Tasks.", ("role", "state"), counts)

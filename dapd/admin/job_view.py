@@ -178,7 +178,7 @@ def _peer_facts(context: Context, endpoint: str) -> PeerFacts:
 
 def _task_state(context: Context, sealed: SealedTask) -> TaskState | None:
     """Return the task's state; ``None`` if it should be served and can't be read."""
-    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unserved
+    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unreadable
     return None if unreadable else sealed.state
 
 

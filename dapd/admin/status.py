@@ -239,7 +239,7 @@ def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
 
 
 def _state(context: Context, sealed: SealedTask) -> str:
-    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unserved
+    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unreadable
     return "unreadable" if unreadable else sealed.state.value
 
 

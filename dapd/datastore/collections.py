@@ -30,8 +30,10 @@ _Q_IDENTICAL = f"""
 _Q_BY_ID = f"{_SELECT} WHERE task_pk = :task_pk AND id = :id AND NOT ({_EXPIRED})"
 _Q_BY_PK = f"{_SELECT} WHERE collection_pk = :pk"
 _Q_INSERT = """
-INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, request, created_at)
-VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash, :request, :safe)
+INSERT INTO collection_jobs (id, task_pk, state, lo, hi, run_at, request_hash, peer, request,
+  created_at)
+VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash,
+  (SELECT peer FROM tasks WHERE task_pk = :task_pk), :request, :safe)
 RETURNING collection_pk"""
 _Q_INSERT_FROZEN = """
 INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, sends, request_hash, request,

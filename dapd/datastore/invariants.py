@@ -125,6 +125,13 @@ INVARIANTS = (
     Invariant(
         "aggregation_jobs",
         "SELECT job_pk FROM aggregation_jobs AS j "  # noqa: S608 - constants alone
+        f"WHERE role = 'leader' AND {_OPEN_JOB} AND {_LIVE} AND "
+        "(SELECT peer FROM tasks WHERE tasks.task_pk = j.task_pk) <> peer",
+        "the job names another Helper than its task, so it may never be sent",
+    ),
+    Invariant(
+        "aggregation_jobs",
+        "SELECT job_pk FROM aggregation_jobs AS j "  # noqa: S608 - constants alone
         f"WHERE role = 'leader' AND {_OPEN_JOB} AND (n, newest) IS NOT "
         "(SELECT sum(n), max(time_max) FROM report_chunks AS c "
         "WHERE c.job_pk = j.job_pk AND c.state = 'assigned')",
@@ -257,6 +264,13 @@ INVARIANTS = (
         "WHERE r.collection_pk = collection_jobs.collection_pk AND r.state = 'given_up'))",
         "the collection has half a lease, or has ended with a lease or share",
         HARMLESS,
+    ),
+    Invariant(
+        "collection_jobs",
+        "SELECT collection_pk FROM collection_jobs AS c "  # noqa: S608 - constants alone
+        f"WHERE state IN ('waiting', 'frozen', 'polling') AND {_LIVE} AND "
+        "(SELECT peer FROM tasks WHERE tasks.task_pk = c.task_pk) <> peer",
+        "the collection names another Helper than its task, so it may never be sent",
     ),
     Invariant(
         "aggregate_share_jobs",

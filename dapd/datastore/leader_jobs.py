@@ -15,9 +15,10 @@ from dapd.protocol.exchange import Later, Refusals, Standing
 from dapd.protocol.states import LeaderJobState, require_move
 
 _Q_INSERT = """
-INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, newest,
+INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, attempts, peer, newest,
   created_at)
-VALUES (:id, :task_pk, 'leader', 'assigned', :n, :bucket, :run_at, :attempts, 0, :now)
+VALUES (:id, :task_pk, 'leader', 'assigned', :n, :bucket, :run_at, :attempts,
+  (SELECT peer FROM tasks WHERE task_pk = :task_pk), 0, :now)
 RETURNING job_pk"""
 _Q_NOTE_NEWEST = """
 UPDATE aggregation_jobs

@@ -7,8 +7,9 @@ further in the future than the longest legal wait counts as due: the clock was s
 
 from __future__ import annotations
 
+import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,6 @@ Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
 LONGEST_WAIT_MS = int(1000 * LONGEST_RETRY_AFTER)
 LONGEST_CRASH_WAIT_MS = 64_000
-_NOBODY: Mapping[str, Collection[int]] = {"computing": (), "exchanging": ()}
-
 _TABLES: dict[Kind, dict[str, str]] = {
     "aggregation": {
         "table": "aggregation_jobs",
@@ -40,18 +39,26 @@ _TABLES: dict[Kind, dict[str, str]] = {
 }
 
 # One query per index, so that SQLite finds the oldest due jobs without sorting all due ones.
-_SELECT_DUE = """
-SELECT {pk}, id, task_pk, {role}, state, run_at, attempts, sends, crashes FROM {table}
-WHERE run_at <= :now
-  AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)"""
-_Q_COMPUTING = (
-    _SELECT_DUE
-    + " AND {computing} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
-)
-_Q_EXCHANGING = (
-    _SELECT_DUE
-    + " AND {exchanging} AND task_pk NOT IN ({blocked}) ORDER BY run_at, {pk} LIMIT :limit"
-)
+_SELECT = """
+SELECT {pk}, id, task_pk, {role}, state, run_at, attempts, sends, crashes FROM """
+_DUE = """run_at <= :now
+  AND (lease_token IS NULL OR lease_until <= :now OR lease_until > :now + :longest)
+  AND task_pk NOT IN (SELECT value FROM json_each(:unreadable))
+  AND (SELECT tasks.state FROM tasks WHERE tasks.task_pk = job.task_pk) IN ('active', 'draining')"""
+_OLDEST = " ORDER BY run_at, {pk} LIMIT "
+_Q_COMPUTING = f"{_SELECT} {{table}} AS job WHERE {{computing}} AND {_DUE} {_OLDEST} :limit"
+# This steps from peer to peer, so its cost doesn't grow with the jobs of those that are blocked.
+_Q_EXCHANGING = f"""
+WITH RECURSIVE here (at) AS (
+  SELECT min(peer) FROM {{table}} WHERE {{exchanging}}
+  UNION ALL
+  SELECT (SELECT min(peer) FROM {{table}} WHERE {{exchanging}} AND peer > here.at)
+  FROM here WHERE at IS NOT NULL)
+{_SELECT} here CROSS JOIN {{table}}
+WHERE at NOT IN (SELECT value FROM json_each(:blocked)) AND {{pk}} IN (
+  SELECT {{pk}} FROM {{table}} AS job WHERE {{exchanging}} AND peer = at AND {_DUE}
+  {_OLDEST} :per_peer)
+{_OLDEST} :limit"""  # noqa: S608 - constants alone
 _Q_BEYOND = """
 UPDATE {table} SET run_at = :now WHERE run_at > :now + :longest AND {which}"""
 _Q_NEXT = """
@@ -107,24 +114,37 @@ class Lease:
         return self.due.pk
 
 
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Which due jobs ``lease_due`` considers: no ones of tasks that are not served or that this
+    process finds ``unreadable``, no exchanges with ``blocked`` peers, and up to ``per_peer``
+    exchanges with each other peer, so that none crowds out another's jobs (rule E1).
+    """
+
+    unreadable: Collection[int] = ()
+    blocked: Collection[str] = ()
+    per_peer: int = 64
+
+
+_EVERYTHING = Scope()
+
+
 def lease_due(
     tx: Tx,
     now: int,
     choose: Callable[[Sequence[Due]], list[Due]],
-    barred: Mapping[str, Collection[int]] = _NOBODY,
+    scope: Scope = _EVERYTHING,
     limit: int = 64,
     longest_wait: int = LONGEST_WAIT_MS,
 ) -> tuple[list[Lease], int | None]:
     """Lease the due jobs that ``choose`` picks. Return also when the next job is due, if known.
 
-    ``barred`` are the tasks whose jobs may not compute or exchange now; excluding them in the query
-    keeps them from crowding out other tasks' jobs (rule E1). No job waits longer than
-    ``longest_wait``, in ms (E2).
+    No job waits longer than ``longest_wait``, in ms (E2).
     """
     for kind in _TABLES:
         for which in ("computing", "exchanging"):
             tx.execute(_sql(_Q_BEYOND, kind, which), now=now, longest=longest_wait)
-    due = [job for kind in _TABLES for job in _due(tx, kind, now, barred, limit)]
+    due = [job for kind in _TABLES for job in _due(tx, kind, now, scope, limit)]
     leases = [Lease(job, secrets.token_bytes(16)) for job in choose(sorted(due, key=_age))]
     for lease in leases:
         tx.execute(
@@ -133,12 +153,17 @@ def lease_due(
     return leases, min(_upcoming(tx, now), default=None)
 
 
-def _due(
-    tx: Tx, kind: Kind, now: int, barred: Mapping[str, Collection[int]], limit: int
-) -> Iterator[Due]:
-    for which, query in (("computing", _Q_COMPUTING), ("exchanging", _Q_EXCHANGING)):
-        sql = _sql(query.replace("{blocked}", ", ".join(map(str, sorted(barred[which])))), kind)
-        for row in tx.all(sql, now=now, longest=LONGEST_WAIT_MS, limit=limit):
+def _due(tx: Tx, kind: Kind, now: int, scope: Scope, limit: int) -> Iterator[Due]:
+    parameters = {
+        "now": now,
+        "longest": LONGEST_WAIT_MS,
+        "unreadable": json.dumps(list(scope.unreadable)),
+        "blocked": json.dumps(list(scope.blocked)),
+        "per_peer": scope.per_peer,
+        "limit": limit,
+    }
+    for query in (_Q_COMPUTING, _Q_EXCHANGING):
+        for row in tx.all(_sql(query, kind), **parameters):
             pk, job_id, task_pk, role, state, *rest = row
             yield Due(kind, pk, job_id, task_pk, job_state(kind, role, state), *rest)
 

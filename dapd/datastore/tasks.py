@@ -24,10 +24,10 @@ report_expiry_age, expired_before, quarantined_before, peer_accepted, state, dap
 _Q_ALL = f"SELECT {_COLUMNS} FROM tasks ORDER BY task_pk"  # noqa: S608 - constants alone
 _Q_ONE = f"SELECT {_COLUMNS} FROM tasks WHERE task_id = :task_id"  # noqa: S608 - constants alone
 _Q_INSERT = """
-INSERT INTO tasks (task_id, role, dap_version, configuration, verify_key, verification_key_id,
-  collector_hpke_config, aggregator_token, inbound_token_hashes, helper_mode, batch_target_size,
-  report_expiry_age)
-VALUES (:task_id, :role, :dap_version, :configuration, :verify_key, :verification_key_id,
+INSERT INTO tasks (task_id, role, dap_version, configuration, peer, verify_key,
+  verification_key_id, collector_hpke_config, aggregator_token, inbound_token_hashes, helper_mode,
+  batch_target_size, report_expiry_age)
+VALUES (:task_id, :role, :dap_version, :configuration, :peer, :verify_key, :verification_key_id,
   :collector_hpke_config, :aggregator_token, :inbound_token_hashes, :helper_mode,
   :batch_target_size, :report_expiry_age)
 RETURNING task_pk"""
@@ -234,6 +234,7 @@ def insert(tx: Tx, task: Task, sealer: Sealer) -> Task:
         role="leader" if task.is_leader else "helper",
         dap_version=DAP_VERSION,
         configuration=task.configuration_bytes,
+        peer=task.configuration.helper_aggregator_endpoint if task.is_leader else "",
         **_given(task, sealer),
     )
     assert row is not None

@@ -7,8 +7,8 @@ a permit of its peer; no slot ever sleeps (I5). Left out: what a step does.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
 import trio
@@ -21,6 +21,7 @@ from dapd.datastore.leases import (
     LONGEST_WAIT_MS,
     Due,
     Lease,
+    Scope,
 )
 from dapd.driver.step import RunStep, Step
 from dapd.errors import describe
@@ -79,16 +80,16 @@ class Dispatcher:
         to look again.
         """
         context = self._context
-        peers = self._peers_by_task()
-        chooser = _Chooser(peers, self._free_slots(), list(self._held.values()))
-        blocked = [task_pk for task_pk, peer in peers.items() if peer.free <= 0]
-        unserved = context.tasks.unserved
-        barred = {"computing": unserved, "exchanging": {*blocked, *unserved}}
+        permits = context.config.leader.permits_per_peer
+        free = defaultdict(lambda: permits, context.peers.free())
+        blocked = [endpoint for endpoint, left in free.items() if left <= 0]
+        scope = Scope(tuple(context.tasks.unreadable), blocked, permits)
+        chooser = _Chooser(self._endpoint, free, self._free_slots(), list(self._held.values()))
         at = context.instant()
         now = at.now
-        self._served_since |= dict.fromkeys(unserved, at.safe)
+        self._served_since |= dict.fromkeys(context.tasks.unserved, at.safe)
         leased, next_run_at = await context.run(
-            leases.lease_due, now, chooser.choose, barred, longest_wait=self._longest_wait(now)
+            leases.lease_due, now, chooser.choose, scope, longest_wait=self._longest_wait(now)
         )
         for reason, jobs in chooser.passed_over.items():
             context.metrics.not_stepped.labels(reason).inc(jobs)
@@ -121,8 +122,10 @@ class Dispatcher:
         most = int(now.total_tokens) * _LEASED_PER_SLOT
         return most - now.borrowed_tokens - now.tasks_waiting
 
-    def _peers_by_task(self) -> dict[int, Peer]:
-        return {task.task_pk: self._peer(task.task_pk) for task in self._context.tasks.all()}
+    def _endpoint(self, task_pk: int) -> str | None:
+        """Return the endpoint of the task's peer; ``None`` if the task is not served."""
+        task = self._context.tasks.served(task_pk)
+        return None if task is None else task.configuration.helper_aggregator_endpoint
 
     def _peer(self, task_pk: int) -> Peer:
         configuration = self._context.tasks.by_pk(task_pk).configuration
@@ -203,15 +206,22 @@ class _Chooser:
     A *suspect* is a job that may have killed the process twice. It runs alone (rule E2): once it is
     the oldest job that could start, nothing else starts until it has run. It waits for the steps
     that are ``held``, but not for their exchanges with other peers, which may take long.
-    ``passed_over`` counts the jobs that were not chosen, by reason.
+    ``passed_over`` counts the jobs that were not chosen, by reason. ``endpoint_of`` returns that of
+    a task's peer, or ``None`` if the task is not served; ``free`` are the permits by endpoint.
     """
 
-    def __init__(self, peers: Mapping[int, Peer], slots: int, held: Collection[Step] = ()) -> None:
-        self._peers = peers
+    def __init__(
+        self,
+        endpoint_of: Callable[[int], str | None],
+        free: Mapping[str, int],
+        slots: int,
+        held: Collection[Step] = (),
+    ) -> None:
+        self._endpoint_of = endpoint_of
+        self._free = free
         self._slots = slots
         self._held = held
-        self._free = {id(peer): peer.free for peer in peers.values()}
-        self._taken: Counter[int] = Counter()
+        self._taken: Counter[str] = Counter()
         self.passed_over: Counter[str] = Counter()
 
     def choose(self, due: Sequence[Due]) -> list[Due]:
@@ -220,23 +230,26 @@ class _Chooser:
             return []
         chosen: list[Due] = []
         for job in due:
-            if job.task_pk not in self._peers:
+            peer = self._endpoint_of(job.task_pk)
+            if peer is None:
                 self.passed_over["task_not_served"] += 1
             elif _is_suspect(job):
-                if not chosen and not self._is_hindered(job) and self._reserve(job):
+                if not chosen and not self._is_hindered(peer) and self._reserve(job, peer):
                     return [job]
                 self.passed_over["runs_alone"] += 1
                 break
-            elif self._reserve(job):
+            elif self._reserve(job, peer):
                 chosen.append(job)
         return chosen
 
-    def _is_hindered(self, suspect: Due) -> bool:
-        """Return whether the suspect must wait for a step under way."""
-        peer = self._peers[suspect.task_pk]
-        return any(not step.has_permit or step.peer is peer for step in self._held)
+    def _is_hindered(self, peer: str) -> bool:
+        """Return whether a suspect of a task with this peer must wait for a step under way."""
+        return any(
+            not step.has_permit or step.task.configuration.helper_aggregator_endpoint == peer
+            for step in self._held
+        )
 
-    def _reserve(self, job: Due) -> bool:
+    def _reserve(self, job: Due, peer: str) -> bool:
         """Take the slot or the permit that the job's next step needs, if one is free."""
         if job.state in COMPUTING:
             if self._slots <= 0:
@@ -244,11 +257,10 @@ class _Chooser:
                 return False
             self._slots -= 1
             return True
-        key = id(self._peers[job.task_pk])
-        if self._taken[key] >= self._free[key]:
+        if self._taken[peer] >= self._free[peer]:
             self.passed_over["no_permit"] += 1
             return False
-        self._taken[key] += 1
+        self._taken[peer] += 1
         return True
 
 

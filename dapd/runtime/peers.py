@@ -102,6 +102,10 @@ class Peers:
             self._peers[endpoint] = Peer(*self._peer_args)
         return self._peers[endpoint]
 
+    def free(self) -> dict[str, int]:
+        """Return how many exchanges may start now with each peer that was called, by endpoint."""
+        return {endpoint: peer.free for endpoint, peer in self._peers.items()}
+
     def set_permits(self, permits: int) -> None:
         """Give each peer so many permits; exchanges beyond them end undisturbed."""
         self._peer_args = (permits, *self._peer_args[1:])

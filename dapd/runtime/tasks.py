@@ -7,25 +7,29 @@ second, or before that at the first request that it would refuse otherwise.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 
 import structlog
 import trio
 
 from dapd.crypto import Sealer
-from dapd.datastore import Datastore
+from dapd.datastore import Datastore, Tx
 from dapd.datastore import tasks as table
+from dapd.datastore.sqlite import Row
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.protocol.task import Task, TaskState
 
 _log = structlog.get_logger()
+_TASKS_A_STEP = 500
+"""So many changed tasks are taken over before others get the event loop."""
 
 
 class Tasks:
     """Every task in the database that this process can unseal.
 
-    ``find`` and ``all`` return only those that are served. ``unserved`` has the keys of all others
-    that may have jobs in the database, which must not be stepped.
+    ``find``, ``served`` and ``all`` return only those that are served. ``unserved`` has the keys of
+    all others that may have jobs, ``unreadable`` of those that this process can't work on.
     """
 
     def __init__(self, datastore: Datastore, sealer: Sealer) -> None:
@@ -33,8 +37,9 @@ class Tasks:
         self._sealer = sealer
         self._by_id: dict[bytes, Task] = {}
         self._by_pk: dict[int, Task] = {}
+        self._rows: dict[int, Row] = {}
         self._unreadable: dict[int, str] = {}
-        self.unserved: frozenset[int] = frozenset()
+        self.unserved: set[int] = set()
         self._lock = trio.Lock()
         self._refreshes_begun = self._refreshes_done = 0
         self._version: int | None = None
@@ -54,6 +59,10 @@ class Tasks:
     def by_pk(self, task_pk: int) -> Task:
         """Return the task of a row, whatever its state, as its last steps may still run."""
         return self._by_pk[task_pk]
+
+    @property
+    def unreadable(self) -> Collection[int]:
+        return self._unreadable.keys()
 
     def all(self) -> list[Task]:
         """Return the tasks that are served."""
@@ -98,22 +107,50 @@ class Tasks:
             await self._load()
 
     async def _load(self) -> None:
-        unserved = set()
-        for sealed in await self._datastore.read(table.all_tasks):
+        changed = await self._datastore.read(self._changed)
+        for number, (sealed, found) in enumerate(changed, 1):
             known = self._by_pk.get(sealed.task_pk)
-            task = self._unsealed(sealed, known)
+            task = self._present(sealed, found, known)
             if task is not None and task != known:
                 self._put(task)
                 _log_change(task, known)
             may_have_jobs = sealed.state is not TaskState.PURGED
             if may_have_jobs and (task is None or not task.state.is_served):
-                unserved.add(sealed.task_pk)
-        self.unserved = frozenset(unserved)
+                self.unserved.add(sealed.task_pk)
+            else:
+                self.unserved.discard(sealed.task_pk)
+            self._rows[sealed.task_pk] = sealed.row
+            if not number % _TASKS_A_STEP:
+                await trio.lowlevel.checkpoint()
 
-    def _unsealed(self, sealed: SealedTask, known: Task | None) -> Task | None:
+    def _changed(self, tx: Tx) -> list[tuple[SealedTask, Task | UnreadableTask | None]]:
+        """Return the tasks whose rows are not those that were last read, each as it is now, or why
+        it can't be unsealed. This runs in a reader's thread, as it takes long for many tasks.
+        """
+        return [
+            (sealed, self._unsealed(sealed))
+            for sealed in table.all_tasks(tx)
+            if sealed.row != self._rows.get(sealed.task_pk)
+        ]
+
+    def _unsealed(self, sealed: SealedTask) -> Task | UnreadableTask | None:
+        """Return a task; ``None`` for a tombstone, whose secrets are gone."""
+        if sealed.state is TaskState.PURGED:
+            return None
+        try:
+            return sealed.unseal(self._sealer)
+        except UnreadableTask as error:
+            return error
+
+    def _present(
+        self, sealed: SealedTask, found: Task | UnreadableTask | None, known: Task | None
+    ) -> Task | None:
         """Return the task as it is now. If it can't be unsealed any more, return what was ``known``
         of it with its present state and marks, by which work under way must end (rule D6).
         """
+        if isinstance(found, Task):
+            self._unreadable.pop(sealed.task_pk, None)
+            return found
         expired_before, quarantined_before = sealed.marks
         known = known and replace(
             known,
@@ -121,24 +158,14 @@ class Tasks:
             expired_before=expired_before,
             quarantined_before=quarantined_before,
         )
-        if sealed.state is TaskState.PURGED:  # its secrets are gone
+        if found is None or known is not None:
             return known
-        try:
-            task = sealed.unseal(self._sealer)
-        except UnreadableTask as error:
-            if known is not None:
-                return known
-            if self._unreadable.get(sealed.task_pk) != str(error):
-                self._unreadable[sealed.task_pk] = str(error)
-                _log.error(
-                    "task_unreadable",
-                    task_id=sealed.id_text,
-                    error=str(error),
-                    remedy=error.remedy,
-                )
-            return None
-        self._unreadable.pop(sealed.task_pk, None)
-        return task
+        if self._unreadable.get(sealed.task_pk) != str(found):
+            self._unreadable[sealed.task_pk] = str(found)
+            _log.error(
+                "task_unreadable", task_id=sealed.id_text, error=str(found), remedy=found.remedy
+            )
+        return None
 
     def _put(self, task: Task) -> None:
         self._by_id[task.task_id] = self._by_pk[task.task_pk] = task

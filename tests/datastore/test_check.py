@@ -67,6 +67,14 @@ FAULTS = {
         "aggregation_jobs",
         "UPDATE aggregation_jobs SET role = 'helper', state = 'deleted' WHERE state = 'finished'",
     ),
+    "a job for another Helper": (
+        "aggregation_jobs",
+        "UPDATE aggregation_jobs SET peer = 'another' WHERE state = 'stored'",
+    ),
+    "a collection for another Helper": (
+        "collection_jobs",
+        "UPDATE collection_jobs SET peer = 'another' WHERE state IN ('waiting', 'frozen')",
+    ),
     "a report more than its chunks have": (
         "aggregation_jobs",
         "UPDATE aggregation_jobs SET n = n + 1 WHERE state = 'stored'",

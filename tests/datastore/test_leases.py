@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dapd.datastore import Datastore, Tx, leases
-from dapd.datastore.leases import LEASE_MS, Due, Lease
+from dapd.datastore import Datastore, Tx, leases, tasks
+from dapd.datastore.leases import LEASE_MS, Due, Lease, Scope
+from dapd.protocol.task import TaskState
 from tests.datastore.test_sqlite import open_new
 
 NOW = 1_000_000_000
@@ -20,7 +21,9 @@ def datastore(tmp_path: Path) -> Datastore:
     return made
 
 
-def add_job(tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW) -> None:
+def add_job(
+    tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW, peer: str = ""
+) -> None:
     """Insert a job, and its task unless that exists."""
     tx.execute(
         "INSERT INTO tasks (task_pk, task_id, role, dap_version, configuration,"
@@ -28,13 +31,14 @@ def add_job(tx: Tx, task_pk: int = 1, state: str = "assigned", run_at: int = NOW
         " VALUES (:task_pk, :task_id, 'leader', 'dap-18', x'', 0, x'', x'', x'')"
         " ON CONFLICT DO NOTHING",
         task_pk=task_pk,
-        task_id=bytes([task_pk]),
+        task_id=task_pk.to_bytes(2, "big"),
     )
     tx.execute(
-        "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, newest,"
+        "INSERT INTO aggregation_jobs (id, task_pk, role, state, n, bucket, run_at, peer, newest,"
         " created_at)"
-        " VALUES (randomblob(16), :task_pk, 'leader', :state, 5, x'', :run_at, 0, :run_at)",
+        " VALUES (randomblob(16), :task_pk, 'leader', :state, 5, x'', :run_at, :peer, 0, :run_at)",
         task_pk=task_pk,
+        peer=peer,
         state=state,
         run_at=run_at,
     )
@@ -159,12 +163,17 @@ def test_the_oldest_due_job_comes_first_and_the_next_is_announced(datastore: Dat
 
 
 def test_jobs_of_a_task_that_is_not_served_wait_and_hide_nobody(datastore: Datastore) -> None:
-    """However many of a barred task's jobs are due, other tasks' jobs are found."""
+    """However many jobs of a task that is disabled, or that this process can't read, are due, those
+    of other tasks are found.
+    """
     for state in ("assigned", "stored"):
-        for _ in range(10):
-            datastore.run_sync(add_job, 2, state, NOW - 1000)
-    barred = {"computing": [2], "exchanging": [2]}
-    found, following = datastore.run_sync(leases.lease_due, NOW, list, barred, 5)
+        for task_pk in (2, 3):
+            for _ in range(10):
+                datastore.run_sync(add_job, task_pk, state, NOW - 1000)
+    datastore.run_sync(tasks.set_state, 2, TaskState.DISABLED)
+    scope = Scope(unreadable=[3])
+    found, following = datastore.run_sync(leases.lease_due, NOW, list, scope, 5)
     assert [lease.due.task_pk for lease in found] == [1]
     assert following is None
-    assert len(lease_all(datastore, NOW)) == 20
+    datastore.run_sync(tasks.set_state, 2, TaskState.ACTIVE)
+    assert len(lease_all(datastore, NOW)) == 40

@@ -48,7 +48,7 @@ def queries() -> Iterator[tuple[str, str]]:
                 continue
             for kind in leases._TABLES:
                 for which in ("computing", "exchanging"):
-                    yield label, leases._sql(text.replace("{blocked}", "1, 2"), kind, which)
+                    yield label, leases._sql(text, kind, which)
 
 
 def test_no_query_scans_a_table_that_grows(tmp_path: Path) -> None:
@@ -84,4 +84,22 @@ def test_the_creator_looks_at_waiting_chunks_alone(tmp_path: Path) -> None:
         ]
         assert "USING INDEX report_chunks_waiting" in steps[0]
         assert not any("TEMP B-TREE" in step for step in steps)
+    connection.close()
+
+
+def test_e1_the_dispatcher_steps_over_the_jobs_of_a_blocked_peer(tmp_path: Path) -> None:
+    """It finds the peers, and then the due jobs of each other one, by an index of their own."""
+    path = tmp_path / "dapd.sqlite"
+    connection = connect(path)
+    migrate(connection, path, 0)
+    for kind, names in leases._TABLES.items():
+        text = leases._sql(leases._Q_EXCHANGING, kind)
+        parameters = dict.fromkeys(re.findall(r":(\w+)", text))
+        steps = [
+            str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)
+        ]
+        index = f"USING INDEX {names['table']}_of_peer"
+        assert f"SEARCH {names['table']} {index}" in steps
+        assert f"SEARCH {names['table']} {index} (peer>?)" in steps
+        assert f"SEARCH job {index} (peer=? AND run_at<?)" in steps
     connection.close()

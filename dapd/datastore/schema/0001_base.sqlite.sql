@@ -7,6 +7,7 @@ CREATE TABLE tasks (
     role TEXT NOT NULL CHECK (role IN ('leader', 'helper')),
     dap_version TEXT NOT NULL,
     configuration BLOB NOT NULL,          -- the exact TaskConfiguration bytes
+    peer TEXT NOT NULL DEFAULT '',        -- a Leader's: the endpoint of its Helper, as in there
     verification_key_id INTEGER NOT NULL,
     verify_key BLOB NOT NULL,             -- sealed
     aggregator_token BLOB,                -- sealed; the Leader's, outbound
@@ -107,6 +108,7 @@ CREATE TABLE aggregation_jobs (
     refused_ms INTEGER NOT NULL DEFAULT 0, -- how long the peer has refused the job (rule D4)
     refused_at INTEGER,                   -- safe milliseconds: the last answer, if that was a refusal
     request_hash BLOB,
+    peer TEXT NOT NULL DEFAULT '',        -- its task's
     newest INTEGER NOT NULL,              -- the time that decides when it expires (rule D6): of its newest
                                           -- report, at a Helper not after its clock at its making
     location TEXT,
@@ -121,6 +123,9 @@ CREATE UNIQUE INDEX aggregation_jobs_identity ON aggregation_jobs (task_pk, requ
 CREATE INDEX aggregation_jobs_computing ON aggregation_jobs (run_at, job_pk)
     WHERE state IN ('assigned', 'received');
 CREATE INDEX aggregation_jobs_exchanging ON aggregation_jobs (run_at, job_pk)
+    WHERE state IN ('stored', 'polling');
+-- So the jobs of a peer that takes none now are passed over as a whole (rule E1).
+CREATE INDEX aggregation_jobs_of_peer ON aggregation_jobs (peer, run_at, job_pk)
     WHERE state IN ('stored', 'polling');
 CREATE INDEX aggregation_jobs_leased ON aggregation_jobs (lease_until) WHERE lease_token IS NOT NULL;
 CREATE INDEX aggregation_jobs_expiring ON aggregation_jobs (task_pk, newest);
@@ -210,6 +215,7 @@ CREATE TABLE collection_jobs (
     refused_ms INTEGER NOT NULL DEFAULT 0, -- as in aggregation_jobs
     refused_at INTEGER,
     request_hash BLOB,
+    peer TEXT NOT NULL DEFAULT '',        -- its task's
     request BLOB NOT NULL,                -- the exact CollectionJobReq
     share_request BLOB,                   -- the exact AggregateShareReq; kept, with the share, of a
     leader_share BLOB,                    -- collection that was given up; sealed
@@ -230,6 +236,8 @@ CREATE UNIQUE INDEX collection_jobs_identity ON collection_jobs (task_pk, reques
 CREATE INDEX collection_jobs_computing ON collection_jobs (run_at, collection_pk)
     WHERE state IN ('waiting');
 CREATE INDEX collection_jobs_exchanging ON collection_jobs (run_at, collection_pk)
+    WHERE state IN ('frozen', 'polling');
+CREATE INDEX collection_jobs_of_peer ON collection_jobs (peer, run_at, collection_pk)
     WHERE state IN ('frozen', 'polling');
 CREATE INDEX collection_jobs_leased ON collection_jobs (lease_until) WHERE lease_token IS NOT NULL;
 CREATE INDEX collection_jobs_expiring ON collection_jobs (task_pk, created_at, state);

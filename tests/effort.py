@@ -1,0 +1,39 @@
+"""How much SQLite does: the instructions of its virtual machine, the same on any machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dapd.datastore import Tx
+from dapd.datastore.sqlite import connect
+from dapd.reports import ReplayIndex
+
+
+@dataclass
+class Effort:
+    """The number of instructions so far."""
+
+    steps: int = 0
+
+
+@contextmanager
+def counting(path: Path) -> Iterator[tuple[Tx, Effort]]:
+    """A transaction on the database of another connection, which is rolled back in the end."""
+    connection = connect(path)
+    effort = Effort()
+
+    def count() -> int:
+        effort.steps += 1
+        return 0
+
+    connection.execute("BEGIN")
+    connection.set_progress_handler(count, 1)
+    try:
+        yield Tx(connection, ReplayIndex()), effort
+    finally:
+        connection.set_progress_handler(None, 0)
+        connection.execute("ROLLBACK")
+        connection.close()
