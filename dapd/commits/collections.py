@@ -138,8 +138,9 @@ def _planned(tx: Tx, task: Task, job: CollectionJob, cut: int | None, at: Instan
         return interval_move(BucketRange(job.lo, job.hi), aggregated, backlog, cut, minimum)
     backlog = chunks.backlog(tx, task.task_pk, (b"", b""), cut, too_early_after)
     mark = watermarks.expired_before(tx, task, at)
-    open_batches = outstanding.open_batches(tx, task.task_pk, mark)
-    return next_batch_move(open_batches, backlog, cut, minimum, task.batch_target_size)
+    target = task.batch_target_size
+    open_batches = outstanding.open_batches(tx, task.task_pk, mark, until=target)
+    return next_batch_move(open_batches, backlog, cut, minimum, target)
 
 
 def _obstacle_to(tx: Tx, task: Task, job: CollectionJob, at: Instant) -> tuple[str, str] | None:

@@ -7,14 +7,16 @@ decides how chunks are packed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dapd.datastore import chunks, collections, counters, leader_jobs, outstanding, watermarks
 from dapd.datastore.chunks import Place
+from dapd.datastore.outstanding import Roomy
 from dapd.datastore.sqlite import Tx
 from dapd.messages.common import BATCH_ID_SIZE
-from dapd.protocol.packing import Limits, Packed, Piece, fill, pack
+from dapd.protocol.packing import Limits, Packed, Piece, Plan, fill, pack
 from dapd.protocol.task import Instant, Task
 
 JOB_ID_SIZE = 16
@@ -39,46 +41,63 @@ class Created:
 
 def create(tx: Tx, task: Task, limits: Limits, at: Instant, random_bytes: RandomBytes) -> Created:
     """Drop chunks that can't be aggregated any more, and create jobs from those that are due."""
-    now = at.now
-    refused_before = task.refused_before_at(at)
-    refused = _refuse(tx, task, refused_before, now)
-    asked = collections.waiting(tx, task.task_pk)
-    times = refused_before, task.too_early_after_at(at)
-    waiting = chunks.assignable(tx, task.task_pk, now, times, _MOST_CHUNKS)
-    if task.by_time:
-        plan = pack(waiting, asked, limits, now)
-        batch_ids: list[bytes] = []
-    else:
-        target = task.batch_target_size
-        mark = watermarks.expiring_before(tx, task, at)
-        batches = outstanding.open_batches(tx, task.task_pk, mark)
-        batch_ids = [batch.batch_id for batch in batches]
-        rooms = [batch.room(target) for batch in batches]
-        plan = fill(waiting, asked, limits, (rooms, target), now)
-    made = plan.jobs[:_MOST_JOBS]
-    maker = _Maker(tx, task, now, random_bytes, batch_ids)
+    look = _look(tx, task, limits, at)
+    _refuse(tx, task, look.refused, at.now)
+    made = look.plan.jobs[:_MOST_JOBS]
+    maker = _Maker(tx, task, at.now, random_bytes, [each.batch.batch_id for each in look.batches])
     for packed in made:
         maker.make(packed)
-    more = len(made) < len(plan.jobs) or (bool(made) and len(waiting) == _MOST_CHUNKS)
-    return Created(len(made), more or refused >= _MOST_REFUSED, plan.next_at)
+    maker.note_rooms(look.batches)
+    more = len(made) < len(look.plan.jobs) or (bool(made) and look.chunks == _MOST_CHUNKS)
+    return Created(len(made), more or len(look.refused) >= _MOST_REFUSED, look.plan.next_at)
 
 
-def _refuse(tx: Tx, task: Task, refused_before: int, now: int) -> int:
-    """Count and drop chunks of collected batches and those below the watermark (rule C8), at most
-    ``_MOST_REFUSED`` of each. Return their number.
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is to be done for a task.
+
+    ``refused`` are the sizes of the chunks to drop, by their keys, each with the name of its
+    counter; ``batches`` are those with room, and ``chunks`` is the number of those looked at.
     """
-    collected = chunks.waiting_in_collected(tx, task.task_pk, _MOST_REFUSED)
-    expired = chunks.waiting_expired(tx, task.task_pk, refused_before, _MOST_REFUSED)
-    refused = {pk: "aggregate_batch_collected" for pk, _ in collected}
-    refused |= {pk: "aggregate_report_dropped" for pk, _ in expired if pk not in refused}
-    if not refused:
-        return 0
-    sizes = dict([*collected, *expired])
-    for chunk_pk, name in refused.items():
+
+    refused: dict[int, tuple[str, int]]
+    batches: list[Roomy]
+    chunks: int
+    plan: Plan
+
+
+def _look(tx: Tx, task: Task, limits: Limits, at: Instant) -> _Look:
+    task_pk, refused_before = task.task_pk, task.refused_before_at(at)
+    refused = _refused(tx, task_pk, refused_before)
+    asked = collections.waiting(tx, task_pk)
+    times = refused_before, task.too_early_after_at(at)
+    waiting = chunks.assignable(tx, task_pk, at.now, times, _MOST_CHUNKS)
+    if task.by_time:
+        return _Look(refused, [], len(waiting), pack(waiting, asked, limits, at.now))
+    target = task.batch_target_size
+    batches = outstanding.roomy_batches(tx, task_pk, watermarks.expiring_before(tx, task, at))
+    rooms = [each.batch.room(target) for each in batches]
+    plan = fill(waiting, asked, limits, (rooms, target), at.now)
+    return _Look(refused, batches, len(waiting), plan)
+
+
+def _refused(tx: Tx, task_pk: int, refused_before: int) -> dict[int, tuple[str, int]]:
+    """Return the chunks of collected batches and those below the watermark (rule C8), at most
+    ``_MOST_REFUSED`` of each.
+    """
+    expired = chunks.waiting_expired(tx, task_pk, refused_before, _MOST_REFUSED)
+    collected = chunks.waiting_in_collected(tx, task_pk, _MOST_REFUSED)
+    refused = {pk: ("aggregate_report_dropped", n) for pk, n in expired}
+    return refused | {pk: ("aggregate_batch_collected", n) for pk, n in collected}
+
+
+def _refuse(tx: Tx, task: Task, refused: Mapping[int, tuple[str, int]], now: int) -> None:
+    """Count and drop chunks."""
+    for chunk_pk, (name, n) in refused.items():
         chunks.decide(tx, chunk_pk)
-        counters.add(tx, task.task_pk, {name: sizes[chunk_pk]})
-    collections.touch(tx, task.task_pk, now)
-    return len(refused)
+        counters.add(tx, task.task_pk, {name: n})
+    if refused:
+        collections.touch(tx, task.task_pk, now)
 
 
 class _Maker:
@@ -92,11 +111,13 @@ class _Maker:
         self._now = now
         self._random_bytes = random_bytes
         self._batch_ids = batch_ids
+        self._added: Counter[bytes] = Counter()
         # The rest of each chunk that was cut: its row and its number of reports.
         self._rests: dict[int, tuple[int, int]] = {}
 
     def make(self, packed: Packed) -> None:
         batch_id = self._batch_id(packed.batch)
+        self._added[batch_id] += packed.n
         job = leader_jobs.NewJob(
             id=self._random_bytes(JOB_ID_SIZE),
             task_pk=self._task.task_pk,
@@ -109,6 +130,16 @@ class _Maker:
         for piece in packed.pieces:
             self._assign(piece, job_pk, batch_id or piece.chunk.bucket)
         leader_jobs.note_newest(self._tx, job_pk)
+
+    def note_rooms(self, before: Sequence[Roomy]) -> None:
+        """Note how many more reports each batch can take, if that isn't known already."""
+        task_pk, target = self._task.task_pk, self._task.batch_target_size
+        noted = {each.batch.batch_id: each.room for each in before}
+        rooms = {each.batch.batch_id: each.batch.room(target) for each in before}
+        for batch_id in self._batch_ids:
+            room = rooms.get(batch_id, target) - self._added[batch_id]
+            if room != noted.get(batch_id):
+                outstanding.note_room(self._tx, task_pk, batch_id, room)
 
     def _batch_id(self, index: int | None) -> bytes:
         """Return the batch's id, opening new batches up to it; empty in the time-interval mode."""
@@ -135,6 +166,29 @@ class _Maker:
         self._rests[piece.chunk.chunk_pk] = (rest_pk, left - piece.n)
 
 
-def due_tasks(tx: Tx, now: int) -> tuple[Sequence[int], int | None]:
-    """Return the tasks with chunks that may be assigned now, and when (ms) the next one may be."""
-    return chunks.tasks_with_waiting(tx, now), chunks.next_due(tx, now)
+def due_tasks(
+    tx: Tx, now: int, limits: Limits, find: Callable[[int], Task | None]
+) -> tuple[list[Task], int | None]:
+    """Return those of the tasks that ``find`` knows for which a job may be due: by the age or the
+    number of their reports, or because a collection waits. Return also when (ms) the next may be.
+    """
+    found = [
+        task
+        for task_pk, n, enough in chunks.ready_tasks(tx, now, limits)
+        if (task := find(task_pk)) is not None and (enough or n >= task.batch_target_size)
+    ]
+    return found, chunks.next_ready(tx, now, limits)
+
+
+def tasks_with_work(tx: Tx, tasks: Sequence[Task], limits: Limits, at: Instant) -> list[Task]:
+    """Return the tasks for which ``create`` has something to do; only for those it needs to occupy
+    the writer.
+    """
+    return [task for task in tasks if _has_work(task, _look(tx, task, limits, at))]
+
+
+def _has_work(task: Task, look: _Look) -> bool:
+    target = task.batch_target_size
+    return bool(look.refused or look.plan.jobs) or any(
+        each.room != each.batch.room(target) for each in look.batches
+    )

@@ -15,7 +15,7 @@ from dapd.datastore import expiry
 from dapd.datastore.expiry import Found
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.collect import Backlog
-from dapd.protocol.packing import Waiting
+from dapd.protocol.packing import Limits, Waiting
 from dapd.protocol.states import ChunkState
 from dapd.reports import Chunk, cut_chunk
 
@@ -28,9 +28,21 @@ RETURNING chunk_pk"""
 _Q_INSERT_ROWS = (
     "INSERT INTO chunk_rows (chunk_pk, lengths, rows) VALUES (:chunk_pk, :lengths, :rows)"
 )
-_Q_TASKS = """
-SELECT task_pk FROM tasks WHERE EXISTS (SELECT 1 FROM report_chunks AS chunk
-  WHERE chunk.task_pk = tasks.task_pk AND state = 'waiting' AND run_at <= :now)"""
+# A leader-selected job is also due if it fills its batch, see ``outstanding_batches.room``. If all
+# open batches are full, the caller must compare with the size of a new one.
+_Q_READY = """
+WITH waiting (task_pk, n, oldest, selected) AS (
+  SELECT task_pk, sum(n), min(run_at), max(bucket) = x'' FROM report_chunks
+  WHERE state = 'waiting' AND run_at <= :now GROUP BY task_pk),
+rooms (task_pk, room) AS (
+  SELECT task_pk, min(COALESCE(room, 0)) FROM outstanding_batches INDEXED BY outstanding_roomy
+  WHERE collection_pk IS NULL AND room IS NOT 0 GROUP BY task_pk),
+judged (task_pk, n, enough, selected, room) AS (
+  SELECT task_pk, n, oldest <= :now - :max_wait OR n >= :min_size OR n >= room
+    OR task_pk IN (SELECT task_pk FROM collection_jobs INDEXED BY collection_jobs_waiting
+      WHERE state = 'waiting'), selected, room
+  FROM waiting LEFT JOIN rooms USING (task_pk))
+SELECT task_pk, n, COALESCE(enough, 0) FROM judged WHERE enough OR (selected AND room IS NULL)"""
 _Q_NEXT = "SELECT min(run_at) FROM report_chunks WHERE state = 'waiting' AND run_at > :now"
 _Q_BEYOND = "SELECT 1 FROM report_chunks WHERE state = 'waiting' AND run_at > :latest LIMIT 1"
 _Q_RECALL = """
@@ -164,15 +176,24 @@ def insert(tx: Tx, place: Place, chunk: Chunk) -> int:
     return int(row[0])
 
 
-def tasks_with_waiting(tx: Tx, now: int) -> list[int]:
-    """Return the tasks that have chunks to assign."""
-    return [row[0] for row in tx.all(_Q_TASKS, now=now)]
+def ready_tasks(tx: Tx, now: int, limits: Limits) -> list[tuple[int, int, bool]]:
+    """Return the tasks for which a job may be due now, each with its number of waiting reports, and
+    whether they are enough. If not, they are if they fill a new leader-selected batch.
+    """
+    rows = tx.all(_Q_READY, now=now, max_wait=limits.max_wait, min_size=limits.min_size)
+    return [(task_pk, n, bool(enough)) for task_pk, n, enough in rows]
 
 
-def next_due(tx: Tx, now: int) -> int | None:
-    """Return when the next deferred chunk may be assigned, in ms."""
-    row = tx.one(_Q_NEXT, now=now)
-    return row[0] if row else None
+def next_ready(tx: Tx, now: int, limits: Limits) -> int | None:
+    """Return when (ms) the next deferred chunk may be assigned, or the next waiting one has waited
+    for others for long enough.
+    """
+    deferred = tx.one(_Q_NEXT, now=now)
+    waiting = tx.one(_Q_NEXT, now=now - limits.max_wait)
+    assert deferred is not None
+    assert waiting is not None
+    moments = deferred[0], None if waiting[0] is None else waiting[0] + limits.max_wait
+    return min((at for at in moments if at is not None), default=None)
 
 
 def has_due_after(tx: Tx, latest: int) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dapd.datastore import expiry
+from dapd.datastore import expiry, outstanding
 from dapd.datastore.expiry import Found
 from dapd.datastore.leases import Lease
 from dapd.datastore.sqlite import Tx
@@ -183,6 +183,7 @@ def end(tx: Tx, lease: Lease, job: Job, state: LeaderJobState, error: str | None
     """Claim the job, end it and delete its bodies. Raises ``LeaseLost``."""
     last = Later(job.location, 0, job.attempts, job.sends, error)
     move(tx, lease, (job.state, state), last)
+    outstanding.look_again(tx, job.task_pk, job.batch_id)
     tx.execute(_Q_DELETE_BODIES, job_pk=lease.pk)
 
 
@@ -193,8 +194,10 @@ def give_up(
     row = tx.one(_Q_GIVE_UP, job_pk=job_pk, state=state, error=error)
     if row is None:
         return None
+    task_pk, n, sends, batch_id = row
+    outstanding.look_again(tx, task_pk, batch_id)
     tx.execute(_Q_DELETE_BODIES, job_pk=job_pk)
-    return row[0], row[1], row[2], row[3]
+    return task_pk, n, sends, batch_id
 
 
 def location(tx: Tx, job_pk: int) -> str | None:

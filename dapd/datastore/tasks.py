@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from dapd.crypto import TOKEN_HASH_SIZE, Sealer, token_aad, verify_key_aad
+from dapd.datastore import outstanding
 from dapd.datastore.sqlite import Row, Tx
 from dapd.errors import UsageError
 from dapd.messages.common import BatchMode, HpkeConfig, Role, b64url_encode
@@ -286,6 +287,7 @@ def set_settings(tx: Tx, task_pk: int, settings: TaskSettings) -> None:
         batch_target_size=settings.batch_target_size,
         report_expiry_age=settings.report_expiry_age,
     )
+    outstanding.look_again_at_all(tx, task_pk)
 
 
 def note_peer_accepted(tx: Tx, task_pk: int) -> None:

@@ -11,7 +11,7 @@ import secrets
 import structlog
 import trio
 
-from dapd.commits.create_jobs import create, due_tasks
+from dapd.commits.create_jobs import create, due_tasks, tasks_with_work
 from dapd.datastore import chunks
 from dapd.protocol.packing import Limits
 from dapd.runtime.context import Context
@@ -20,6 +20,7 @@ _log = structlog.get_logger()
 _FALLBACK_POLL = 5.0
 _PAUSE = 0.02
 """Seconds between two rounds, so that each one serves many uploads of a stream."""
+_TASKS_A_READ = 64
 
 
 async def run(context: Context) -> None:
@@ -45,16 +46,17 @@ async def create_due(context: Context) -> float:
     latest = now + int(1000 * context.config.leader.retry_max)
     if await context.read(chunks.has_due_after, latest):
         await context.run(chunks.pull_forward, latest, now)
-    task_pks, next_at = await context.read(due_tasks, now)
+    limits = _limits(context)
+    tasks, next_at = await context.read(due_tasks, now, limits, context.tasks.served)
     upcoming = [] if next_at is None else [next_at]
     made = 0
-    for task in context.tasks.all():
-        if task.task_pk not in task_pks:
-            continue
-        created = await context.run(create, task, _limits(context), at, secrets.token_bytes)
-        made += created.jobs
-        upcoming += [now] if created.more else []
-        upcoming += [] if created.next_at is None else [created.next_at]
+    for first in range(0, len(tasks), _TASKS_A_READ):
+        some = tasks[first : first + _TASKS_A_READ]
+        for task in await context.read(tasks_with_work, some, limits, at):
+            created = await context.run(create, task, limits, at, secrets.token_bytes)
+            made += created.jobs
+            upcoming += [now] if created.more else []
+            upcoming += [] if created.next_at is None else [created.next_at]
     if made:
         context.jobs.ring()
     return min([_FALLBACK_POLL, *(max(0, at - now) / 1000 for at in upcoming)])

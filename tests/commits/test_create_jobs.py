@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,16 +11,30 @@ import pytest
 
 from dapd.commits import create_jobs
 from dapd.commits.create_jobs import Created
-from dapd.datastore import Datastore, Tx, batches, chunks, counters
+from dapd.commits.leader_jobs import Result, finish_job, give_up_job
+from dapd.datastore import (
+    Datastore,
+    Tx,
+    batches,
+    chunks,
+    counters,
+    leader_jobs,
+    leases,
+    outstanding,
+    tasks,
+)
 from dapd.datastore.batches import Contribution
 from dapd.datastore.chunks import Place
+from dapd.datastore.leases import Due
 from dapd.datastore.sqlite import Row
 from dapd.messages.common import BatchMode
 from dapd.protocol.packing import Limits
-from dapd.protocol.states import RangeState
+from dapd.protocol.states import LeaderJobState, RangeState
 from dapd.protocol.task import Instant, Task, TaskSettings
+from dapd.reports import ReportError
 from tests.clock import NOW, PRECISION, TIME
 from tests.contexts import add_task, open_store
+from tests.effort import counting
 from tests.task_pair import TaskPair, make_reports, task_pair
 
 _Q_ASK = """
@@ -55,6 +69,35 @@ class Leader:
         return self.datastore.run_sync(
             create_jobs.create, self.task, LIMITS, Instant(now, now, LEEWAY), secrets.token_bytes
         )
+
+    def has_work(self, now: int = NOW, limits: Limits = LIMITS) -> bool:
+        """Whether the creator would occupy the writer for the task."""
+
+        def look(tx: Tx) -> bool:
+            found, _ = create_jobs.due_tasks(tx, now, limits, {self.task.task_pk: self.task}.get)
+            return bool(create_jobs.tasks_with_work(tx, found, limits, Instant(now, now, LEEWAY)))
+
+        return self.datastore.read_sync(look)
+
+    def finish(self, n: int, accepted: int) -> None:
+        """The Helper answers the oldest job of ``n`` reports, and accepts the first ones."""
+        [(job_pk, batch_id)] = self.rows(
+            f"SELECT job_pk, bucket FROM aggregation_jobs WHERE state = 'assigned' AND n = {n}"  # noqa: S608
+            " ORDER BY job_pk LIMIT 1"
+        )
+
+        def finish(tx: Tx) -> None:
+            def only(due: Sequence[Due]) -> list[Due]:
+                return [each for each in due if each.pk == job_pk]
+
+            [lease], _ = leases.lease_due(tx, NOW, only)
+            job = leader_jobs.load(tx, lease)
+            outcomes = bytes(accepted) + bytes([ReportError.VDAF_VERIFY_ERROR]) * (n - accepted)
+            finish_job(tx, lease, job, Result(outcomes, [], True, lambda _: NOW), NOW)
+            part = Contribution(batch_id, job.id, accepted, bytes(32), TIME, TIME, b"sealed")
+            batches.add_contribution(tx, self.task.task_pk, part)
+
+        self.datastore.run_sync(finish)
 
     def jobs(self) -> list[int]:
         return [n for (n,) in self.rows("SELECT n FROM aggregation_jobs ORDER BY job_pk")]
@@ -258,6 +301,140 @@ def test_c6_a_waiting_query_flushes_the_task_up_to_its_cut(selecting: Leader) ->
     selecting.collect(b"", b"", cut=1)
     selecting.create()
     assert selecting.jobs() == [2]
+
+
+def test_c6_reports_that_were_rejected_leave_room_in_a_full_batch(selecting: Leader) -> None:
+    """The creator passes over a full batch until a job of it has ended."""
+    selecting.accept(25)
+    selecting.create()
+    assert selecting.rows("SELECT room FROM outstanding_batches") == [(0,)]
+    selecting.finish(20, accepted=17)
+    selecting.accept(3)
+    selecting.create()
+    assert selecting.rows("SELECT room FROM outstanding_batches") == [(0,)]
+    assert selecting.jobs() == [20, 5, 3]
+
+
+def test_c6_reports_that_were_given_up_leave_room_in_a_full_batch(selecting: Leader) -> None:
+    """That is so whether they expired or an operator gave them up."""
+    selecting.accept(25)
+    selecting.create()
+    [(job_pk,)] = selecting.rows("SELECT job_pk FROM aggregation_jobs WHERE n = 5")
+    selecting.datastore.run_sync(give_up_job, job_pk, LeaderJobState.LOST, "for a test", NOW)
+    selecting.accept(5)
+    selecting.create()
+    assert selecting.rows("SELECT count(*) FROM outstanding_batches") == [(1,)]
+
+
+def test_c6_a_larger_target_leaves_room_in_a_full_batch(selecting: Leader) -> None:
+    """``dapd task set --batch-target-size`` is for open batches too."""
+    selecting.accept(25)
+    selecting.create()
+    settings = TaskSettings(batch_target_size=35)
+    selecting.datastore.run_sync(tasks.set_settings, selecting.task.task_pk, settings)
+    selecting.task = replace(selecting.task, settings=settings)
+    selecting.accept(10)
+    selecting.create()
+    assert selecting.rows("SELECT count(*), sum(room) FROM outstanding_batches") == [(1, 0)]
+
+
+def test_c6_full_batches_cost_the_creator_nothing(selecting: Leader) -> None:
+    """SQLite does as much beside 200 batches that nobody has collected as beside 10."""
+    selecting.accept(1)
+    efforts = []
+    for number in (10, 190):
+
+        def fill(tx: Tx, number: int = number) -> None:
+            for _ in range(number):
+                batch_id = secrets.token_bytes(32)
+                outstanding.insert(tx, selecting.task.task_pk, batch_id)
+                part = Contribution(
+                    batch_id, secrets.token_bytes(16), 25, bytes(32), TIME, TIME, b"sealed"
+                )
+                batches.add_contribution(tx, selecting.task.task_pk, part)
+
+        selecting.datastore.run_sync(fill)
+        assert selecting.has_work(), "it hasn't looked at them yet"
+        selecting.create()
+        assert not selecting.has_work()
+        with counting(selecting.datastore.path) as (tx, effort):
+            at = Instant(NOW, NOW, LEEWAY)
+            create_jobs.due_tasks(tx, NOW, LIMITS, {selecting.task.task_pk: selecting.task}.get)
+            create_jobs.create(tx, selecting.task, LIMITS, at, secrets.token_bytes)
+        efforts.append(effort.steps)
+    assert efforts[0] == efforts[1]
+
+
+def test_c6_a_collection_looks_no_further_than_the_oldest_full_batch(selecting: Leader) -> None:
+    """It takes that one, however many others there are."""
+
+    def fill(tx: Tx) -> None:
+        for number in range(200):
+            batch_id = number.to_bytes(32, "big")
+            outstanding.insert(tx, selecting.task.task_pk, batch_id)
+            part = Contribution(batch_id, bytes(16), number, bytes(32), TIME, TIME, b"sealed")
+            batches.add_contribution(tx, selecting.task.task_pk, part)
+
+    selecting.datastore.run_sync(fill)
+    found = [
+        selecting.datastore.read_sync(
+            outstanding.open_batches, selecting.task.task_pk, 0, until=until
+        )
+        for until in (0, 5, 150, 1000, None)
+    ]
+    assert [len(each) for each in found] == [1, 6, 151, 200, 200]
+    assert [each.aggregated for each in found[-1]] == list(range(200))
+
+
+def test_a_task_has_work_once_its_reports_are_enough_or_have_waited_enough(leader: Leader) -> None:
+    """Until then the creator leaves the writer alone."""
+    leader.accept(4, 5)
+    assert not leader.has_work()
+    assert leader.has_work(NOW + 1000)
+    leader.accept(1)
+    assert leader.has_work()
+    leader.create()
+    assert not leader.has_work(NOW + 1000)
+
+
+def test_c3_a_task_has_work_if_a_collection_wants_a_report_of_its_own(leader: Leader) -> None:
+    """A collection of other batches makes none, nor do reports behind a cut."""
+    leader.accept(2)
+    leader.collect(bucket(TIME + 1), bucket(TIME + 2))
+    assert not leader.has_work()
+    leader.collect(bucket(TIME), bucket(TIME + 1), cut=0)
+    assert not leader.has_work(NOW + 5000)
+    leader.datastore.run_sync(lambda tx: tx.execute("UPDATE collection_jobs SET cut = 1"))
+    assert leader.has_work()
+
+
+def test_c2_c8_a_task_has_work_once_late_reports_must_be_refused(leader: Leader) -> None:
+    """While their batch is closed, they wait without making any."""
+    leader.accept(12)
+    leader.close(TIME, RangeState.CLOSED)
+    assert not leader.has_work(NOW + 5000)
+    leader.datastore.run_sync(batches.mark_collected, 1)
+    assert leader.has_work(NOW + 5000)
+    leader.create(NOW + 5000)
+    assert not leader.has_work(NOW + 5000)
+
+
+def test_c6_a_task_has_work_if_its_reports_fill_a_batch(selecting: Leader) -> None:
+    """They may be fewer than a job otherwise has, for a new batch as for the rest of one."""
+    large = replace(LIMITS, min_size=1000, max_size=1000)
+    selecting.accept(24)
+    assert not selecting.has_work(limits=large)
+    selecting.accept(1)
+    assert selecting.has_work(limits=large)
+    selecting.create()
+    assert not selecting.has_work(limits=large)
+    selecting.accept(20)
+    selecting.create()
+    assert selecting.rows("SELECT max(room) FROM outstanding_batches") == [(5,)]
+    selecting.accept(4)
+    assert not selecting.has_work(limits=large)
+    selecting.accept(1)
+    assert selecting.has_work(limits=large)
 
 
 def test_running_it_twice_makes_no_job_twice(leader: Leader) -> None:

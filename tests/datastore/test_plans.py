@@ -77,13 +77,16 @@ def test_the_creator_looks_at_waiting_chunks_alone(tmp_path: Path) -> None:
     path = tmp_path / "dapd.sqlite"
     connection = connect(path)
     migrate(connection, path, 0)
-    for text in (chunks._Q_COLLECTED, chunks._Q_EXPIRED, chunks._Q_ASSIGNABLE):
+    for text in (chunks._Q_COLLECTED, chunks._Q_EXPIRED, chunks._Q_ASSIGNABLE, chunks._Q_READY):
         parameters = dict.fromkeys(re.findall(r":(\w+)", text))
         steps = [
             str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {text}", parameters)
         ]
-        assert "USING INDEX report_chunks_waiting" in steps[0]
+        first = next(step for step in steps if " report_chunks " in step or " chunk " in step)
+        assert "USING INDEX report_chunks_waiting" in first
         assert not any("TEMP B-TREE" in step for step in steps)
+    assert "SCAN outstanding_batches USING INDEX outstanding_roomy" in steps
+    assert "SCAN collection_jobs USING INDEX collection_jobs_waiting" in steps
     connection.close()
 
 

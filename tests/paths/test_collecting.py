@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from dapd.collector import CollectionFailed, Collector, Query
-from dapd.commits.create_jobs import due_tasks
 from dapd.http import Refused, resource_url
 from dapd.messages.collection import AggregateShareReq, BatchSelector, CollectionJobReq
 from dapd.messages.collection import Query as QueryMessage
@@ -22,6 +21,7 @@ from tests.pair_harness import TaskHarness, open_pair, query_at, until
 
 STREAMS = 3
 NEXT = Query.next_batch()
+_WAITING = "SELECT 1 FROM report_chunks WHERE state = 'waiting'"
 
 
 class Stopped(Exception):
@@ -85,7 +85,7 @@ async def test_uploads_stream_on_while_their_interval_is_collected(
         assert result.value == result.report_count >= 20
 
         async def all_decided() -> bool:
-            return not (await pair.leader.context.read(due_tasks, pair.leader.context.now()))[0]
+            return await pair.leader.context.read(lambda tx: tx.one(_WAITING)) is None
 
         await until(all_decided)
         counted = await harness.counters(pair.leader)

@@ -194,9 +194,13 @@ CREATE TABLE outstanding_batches (
     task_pk INTEGER NOT NULL REFERENCES tasks,
     batch_id BLOB NOT NULL,
     collection_pk INTEGER,                -- the one collection job it is bound to (rule A8)
+    room INTEGER,                         -- how many more reports it could take when the creator last
+                                          -- looked at it (NULL: a job of it has ended since)
     UNIQUE (task_pk, batch_id)
 );
 CREATE INDEX outstanding_open ON outstanding_batches (task_pk) WHERE collection_pk IS NULL;
+CREATE INDEX outstanding_roomy ON outstanding_batches (task_pk, room)
+    WHERE collection_pk IS NULL AND room IS NOT 0;
 
 CREATE TABLE collection_jobs (
     collection_pk INTEGER PRIMARY KEY AUTOINCREMENT,
