@@ -36,7 +36,7 @@ from dapd.datastore import Tx, leader_jobs, open_for_daemon, outstanding, tasks
 from dapd.driver.creator import create_due
 from dapd.driver.dispatcher import Dispatcher
 from dapd.driver.step import Step
-from dapd.gc import compact
+from dapd.gc.compact import Compaction
 from dapd.gc.loop import GarbageCollector
 from dapd.http import DapHttp
 from dapd.messages.common import Role
@@ -275,7 +275,7 @@ async def garbage_beside_tasks(number: int, role: Role, mode: Mode) -> None:
         name = f"{number:,} {mode} tasks as {role.name.capitalize()}"
         await report(f"first round of gc: {name}", context, collector.collect, 1)
         await report(f"round of gc: {name}", context, collector.collect, 3)
-        await report(f"merging: {name}", context, lambda: compact.run_round(context), 3)
+        await report(f"merging: {name}", context, Compaction(context).run_round, 3)
 
 
 async def garbage_beside_batches(batches: int) -> None:
@@ -293,7 +293,7 @@ async def garbage_beside_batches(batches: int) -> None:
         await collector.collect()
         await report(f"round of gc: {batches:,} uncollected batches", context, collector.collect, 3)
         name = f"merging: {batches:,} uncollected batches"
-        await report(name, context, lambda: compact.run_round(context), 3)
+        await report(name, context, Compaction(context).run_round, 3)
 
 
 async def tasks_read_again(number: int) -> None:

@@ -1,4 +1,6 @@
-"""How much SQLite does: the instructions of its virtual machine, the same on any machine."""
+"""How much is done, in numbers that are the same on any machine: instructions of SQLite's virtual
+machine, and transactions in the writer.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 from dapd.datastore import Tx
 from dapd.datastore.sqlite import connect
 from dapd.reports import ReplayIndex
+from dapd.runtime.context import Context
 
 
 @dataclass
@@ -37,3 +40,9 @@ def counting(path: Path) -> Iterator[tuple[Tx, Effort]]:
         connection.set_progress_handler(None, 0)
         connection.execute("ROLLBACK")
         connection.close()
+
+
+def writes(context: Context) -> int:
+    """How many transactions have occupied the writer."""
+    [family] = context.metrics.transaction_seconds.collect()
+    return int(sum(each.value for each in family.samples if each.name.endswith("_count")))

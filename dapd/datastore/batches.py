@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dapd.datastore.expiry import PAGE, Found
 from dapd.datastore.sqlite import Row, Tx
 from dapd.messages.common import CHECKSUM_SIZE
 from dapd.protocol.batches import BucketRange
@@ -53,17 +54,13 @@ SELECT bucket, job_id, n, checksum, time_min, time_max, share, share_pk FROM bat
 WHERE task_pk = :task_pk AND (bucket, job_id) > (:bucket, :job_id) AND bucket < :hi
 ORDER BY bucket, job_id LIMIT :size"""
 _Q_DROP_SHARE = "DELETE FROM batch_shares WHERE share_pk = :share_pk"
-# This steps from bucket to bucket, so its cost doesn't grow with the contributions of a bucket.
+# Without "NOT INDEXED" this would read all contributions in the order of their buckets.
 _Q_CROWDED = """
-WITH RECURSIVE here (bucket) AS (
-  SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket >= :after
-  UNION ALL
-  SELECT (SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > here.bucket)
-  FROM here WHERE bucket IS NOT NULL
-  LIMIT :buckets)
-SELECT bucket, (SELECT count(*) FROM (SELECT 1 FROM batch_shares AS s
-  WHERE s.task_pk = :task_pk AND s.bucket = here.bucket LIMIT :many))
-FROM here WHERE bucket IS NOT NULL"""
+SELECT task_pk, bucket FROM (
+  SELECT DISTINCT task_pk, bucket FROM batch_shares NOT INDEXED WHERE share_pk > :since) AS added
+WHERE (SELECT count(*) FROM (SELECT 1 FROM batch_shares AS s
+  WHERE s.task_pk = added.task_pk AND s.bucket = added.bucket LIMIT :many)) >= :many"""
+_Q_LAST = "SELECT max(share_pk) FROM batch_shares"
 _Q_DROP_BEFORE = """
 DELETE FROM batch_shares WHERE share_pk IN (SELECT share_pk FROM batch_shares
   WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi LIMIT :most)
@@ -86,17 +83,12 @@ DELETE FROM collected WHERE collected_pk IN
   (SELECT collected_pk FROM collected WHERE task_pk = :task_pk LIMIT :most)"""
 _Q_NEWEST = """
 SELECT max(time_max) FROM batch_shares WHERE task_pk = :task_pk AND bucket = :bucket"""
-# This steps as above, and returns the newest report of each bucket.
-_Q_NEWEST_OF_EACH = """
-WITH RECURSIVE here (bucket) AS (
-  SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > :after
-  UNION ALL
-  SELECT (SELECT min(bucket) FROM batch_shares WHERE task_pk = :task_pk AND bucket > here.bucket)
-  FROM here WHERE bucket IS NOT NULL
-  LIMIT :buckets)
-SELECT bucket, (SELECT max(time_max) FROM batch_shares AS s
-  WHERE s.task_pk = :task_pk AND s.bucket = here.bucket)
-FROM here WHERE bucket IS NOT NULL"""
+_Q_EXPIRED = """
+SELECT share_pk, time_max, bucket FROM batch_shares AS s
+WHERE task_pk = :task_pk AND time_max < :expired_before AND (time_max, share_pk) > (:at, :after_pk)
+  AND NOT EXISTS (SELECT 1 FROM batch_shares AS newer WHERE newer.task_pk = s.task_pk
+    AND newer.bucket = s.bucket AND +newer.time_max >= :expired_before)
+ORDER BY time_max, share_pk LIMIT :page"""
 _Q_EXTENT = """
 SELECT count(*), COALESCE(max(share_pk), 0) FROM batch_shares
 WHERE task_pk = :task_pk AND bucket >= :lo AND bucket < :hi"""
@@ -120,16 +112,6 @@ class Contribution:
     time_max: int
     share: bytes
     share_pk: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Crowded:
-    """Buckets with many contributions. ``after`` is where to continue the search; ``None`` after
-    the task's last bucket.
-    """
-
-    buckets: list[bytes]
-    after: bytes | None
 
 
 def bucket_state(tx: Tx, task_pk: int, bucket: bytes) -> RangeState | None:
@@ -265,19 +247,14 @@ def replace_contributions(
     return True
 
 
-def crowded(tx: Tx, task_pk: int, after: bytes, *, many: int, buckets: int = 256) -> Crowded:
-    """Find open buckets with at least ``many`` contributions, among the next ``buckets`` ones from
-    ``after`` on.
+def crowded(tx: Tx, since: int, many: int) -> tuple[list[tuple[int, bytes]], int]:
+    """Return the task and the bucket of each open bucket with at least ``many`` contributions of
+    which one is newer than ``since``, and what to give as ``since`` the next time.
     """
-    found = tx.all(_Q_CROWDED, task_pk=task_pk, after=after, many=many, buckets=buckets)
-    return Crowded(
-        [
-            bucket
-            for bucket, held in found
-            if held >= many and bucket_state(tx, task_pk, bucket) is None
-        ],
-        found[-1][0] + b"\0" if len(found) == buckets else None,
-    )
+    found = tx.all(_Q_CROWDED, since=since, many=many)
+    last = tx.one(_Q_LAST)
+    assert last is not None
+    return [each for each in found if bucket_state(tx, *each) is None], max(since, last[0] or 0)
 
 
 def newest(tx: Tx, task_pk: int, bucket: bytes) -> int | None:
@@ -286,16 +263,22 @@ def newest(tx: Tx, task_pk: int, bucket: bytes) -> int | None:
     return row[0] if row else None
 
 
-def newest_of_each(
-    tx: Tx, task_pk: int, after: bytes, buckets: int = 256
-) -> list[tuple[bytes, int]]:
-    """Return (bucket, time of its newest report) of the next buckets after ``after``."""
-    return [
-        (bucket, newest)
-        for bucket, newest in tx.all(
-            _Q_NEWEST_OF_EACH, task_pk=task_pk, after=after, buckets=buckets
-        )
-    ]
+def expired(
+    tx: Tx, task_pk: int, expired_before: int, after: Found
+) -> tuple[list[bytes], Found | None]:
+    """Return the next buckets of which even the newest report has expired, and where to go on;
+    ``None`` if there are no more.
+    """
+    rows = tx.all(
+        _Q_EXPIRED,
+        task_pk=task_pk,
+        expired_before=expired_before,
+        at=after.at,
+        after_pk=after.pk,
+        page=PAGE,
+    )
+    last = Found(rows[-1][0], rows[-1][1], 0) if len(rows) == PAGE else None
+    return list(dict.fromkeys(bucket for _, _, bucket in rows)), last
 
 
 def drop_contributions(

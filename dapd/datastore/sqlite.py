@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -66,6 +66,10 @@ class Tx:
     def all(self, sql: str, **parameters: object) -> list[Row]:
         """Return all rows of a query."""
         return self._connection.execute(sql, parameters).fetchall()
+
+    def each(self, sql: str, **parameters: object) -> Iterator[Row]:
+        """Yield the rows of a query one by one, within the transaction; not all are in memory."""
+        yield from self._connection.execute(sql, parameters)
 
     def one(self, sql: str, **parameters: object) -> Row | None:
         """Return the first row of a query or of a ``RETURNING`` clause."""

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -210,7 +210,12 @@ def named(known: Sequence[Known], prefix: str) -> Known:
 
 def all_tasks(tx: Tx) -> list[SealedTask]:
     """Return every task, still sealed."""
-    return [SealedTask(row) for row in tx.all(_Q_ALL)]
+    return list(each_task(tx))
+
+
+def each_task(tx: Tx) -> Iterator[SealedTask]:
+    """Yield every task, still sealed."""
+    return map(SealedTask, tx.each(_Q_ALL))
 
 
 def outlines(tx: Tx) -> list[Outline]:

@@ -34,38 +34,48 @@ _PAUSE = 0.02
 _ALARM_EVERY = 600.0
 
 
-async def run_round(context: Context, *, page_bytes: int = _PAGE_BYTES) -> None:
-    """Merge the contributions of every open bucket that has many; stop early when draining."""
-    for task in context.tasks.all():
-        await _compact_task(context, task, page_size(task, page_bytes))
+class Compaction:
+    """Merges the contributions of open buckets, round by round."""
 
+    def __init__(self, context: Context, *, page_bytes: int = _PAGE_BYTES) -> None:
+        self._context = context
+        self._page_bytes = page_bytes
+        self._since = 0
 
-async def _compact_task(context: Context, task: Task, size: int) -> None:
-    expired_before = task.expired_before_at(context.instant())
-    after: bytes | None = time_bucket(expired_before) if task.by_time else b""
-    while after is not None and not context.draining.is_set():
-        look = await context.read(batches.crowded, task.task_pk, after, many=MANY)
-        for bucket in look.buckets:
-            await _compact_bucket(context, task, bucket, size)
-        after = look.after
+    async def run_round(self) -> None:
+        """Merge the contributions of every open bucket that has many, and that has got one since
+        the last round; stop early when draining.
+        """
+        context = self._context
+        crowded, last = await context.read(batches.crowded, self._since, MANY)
+        at, done = context.instant(), True
+        for task_pk, bucket in crowded:
+            task = context.tasks.served(task_pk)
+            if task is None or (task.by_time and bucket < time_bucket(task.expired_before_at(at))):
+                continue
+            done = await self._compact_bucket(task, bucket) and done
+        if done:
+            self._since = last
 
-
-async def _compact_bucket(context: Context, task: Task, bucket: bytes, size: int) -> None:
-    while not context.draining.is_set():
-        parts = await context.read(load, task, bucket, size)
-        if len(parts) < min(size, MANY):
-            return
-        try:
-            merged = await context.compute(merge_contributions, task, context.sealer, parts)
-            await context.run(
-                compact_bucket, task.task_pk, [part.share_pk for part in parts], merged
-            )
-        except ContributionsChangedError:
-            return  # the next round looks again
-        except ValueError as error:
-            _alarm(context, task, error)
-            return
-        await trio.sleep(_PAUSE)
+    async def _compact_bucket(self, task: Task, bucket: bytes) -> bool:
+        """Return whether the bucket has few contributions now."""
+        context, size = self._context, page_size(task, self._page_bytes)
+        while not context.draining.is_set():
+            parts = await context.read(load, task, bucket, size)
+            if len(parts) < min(size, MANY):
+                return True
+            try:
+                merged = await context.compute(merge_contributions, task, context.sealer, parts)
+                await context.run(
+                    compact_bucket, task.task_pk, [part.share_pk for part in parts], merged
+                )
+            except ContributionsChangedError:
+                return False  # the next round looks again
+            except ValueError as error:
+                _alarm(context, task, error)
+                return False
+            await trio.sleep(_PAUSE)
+        return False
 
 
 def page_size(task: Task, page_bytes: int = _PAGE_BYTES) -> int:

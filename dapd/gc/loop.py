@@ -11,19 +11,21 @@ comparison. Left out: which rows to delete in which order (``dapd.gc.sweep``).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import structlog
 import trio
 from structlog.contextvars import bound_contextvars
 
-from dapd.datastore import Tx, batches, helper_jobs, watermarks
+from dapd.datastore import Tx, batches, expiry, helper_jobs, watermarks
 from dapd.datastore import tasks as task_table
 from dapd.datastore.expiry import PAGE
+from dapd.datastore.sqlite import Row
 from dapd.datastore.tasks import UnreadableTask
 from dapd.gc import compact, copies, space
-from dapd.gc.sweep import ALL, Sweep
+from dapd.gc.sweep import ALL, Sweep, may_find
 from dapd.protocol.states import RangeState
 from dapd.protocol.task import Instant, Task, TaskState
 from dapd.runtime.context import Context
@@ -36,7 +38,7 @@ async def run(context: Context) -> None:
     """Run a round every ``[gc] interval`` until the daemon drains."""
     parts: list[Callable[[], Awaitable[object]]] = [
         GarbageCollector(context).collect,
-        partial(compact.run_round, context),
+        compact.Compaction(context).run_round,
         partial(space.run_round, context),
         partial(copies.run_round, context),
     ]
@@ -55,6 +57,18 @@ async def run(context: Context) -> None:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """The tasks whose interval ended longer than ``ended_task_retention`` ago, each with a mark
+    above all its reports; the watermarks that must rise, by task; and, of the other tasks, those of
+    which something is to be deleted.
+    """
+
+    ended: list[tuple[Task, int]]
+    raised: dict[int, int]
+    due: list[Task]
+
+
 class GarbageCollector:
     """Deletes what has expired, of all tasks, whether they are served or not.
 
@@ -65,14 +79,13 @@ class GarbageCollector:
         self._context = context
         self._answers = answers
         self._answered: dict[int, int] = {}
+        self._parsed: dict[int, tuple[Row, Task | None]] = {}
 
     async def collect(self) -> Mapping[bytes, Counter[str]]:
         """Run one whole round. Return how many rows of each kind it deleted, by task id."""
         at = self._context.instant()
-        await self._retire(await self._tasks(), at)
-        await self._raise_marks(await self._tasks(), at)
         collected = {}
-        for task in await self._tasks():
+        for task in await self._prepare(at):
             with bound_contextvars(task_id=task.id_text):
                 gone = await self._collect_task(task, at)
                 if gone.total():
@@ -83,51 +96,63 @@ class GarbageCollector:
         self._context.metrics.succeeded("garbage_collection")
         return collected
 
-    async def _tasks(self) -> list[Task]:
-        """Return every stored task, without secrets; leave out those of another version of DAP."""
-        found = []
-        for sealed in await self._context.read(task_table.all_tasks):
-            try:
-                found.append(sealed.public())
-            except UnreadableTask:
-                continue  # ``task_unreadable`` was logged when the task was loaded
-        return found
-
-    async def _retire(self, tasks: list[Task], at: Instant) -> None:
-        """Delete the tasks whose interval ended longer than ``ended_task_retention`` ago."""
-        retention = self._context.config.gc.ended_task_retention * 1000
-        for task in tasks:
-            interval = task.configuration.task_interval
-            if interval is None or task.state in (TaskState.DELETED, TaskState.PURGED):
-                continue
-            if task.ms_of(interval.end) + retention > at.safe:
-                continue
-            # No report of this task has a time beyond its interval.
-            mark = max(interval.end, task.expired_before_at(at))
+    async def _prepare(self, at: Instant) -> list[Task]:
+        """Delete the tasks that have ended, and raise the watermarks; reload, so that requests
+        below them are refused before anything is deleted. Return the tasks of which something is to
+        be deleted.
+        """
+        look = await self._context.read(self._look, at)
+        if not look.ended and not look.raised:
+            return look.due
+        for task, mark in look.ended:
             if await self._context.run(task_table.delete, task.task_pk, mark):
                 _log.info("task_retired", task_id=task.id_text, reason="its task_interval is over")
-                await self._context.tasks.reload()
+        if look.raised:
+            await self._context.run(raise_marks, look.raised)
+        await self._context.tasks.reload()
+        return (await self._context.read(self._look, at)).due
 
-    async def _raise_marks(self, tasks: list[Task], at: Instant) -> None:
-        """Raise the watermarks of all tasks; reload, so that requests below them are refused before
-        anything is deleted.
+    def _look(self, tx: Tx, at: Instant) -> _Look:
+        """Find out what is to be done. This takes long for many tasks, so it runs in a reader."""
+        retention = self._context.config.gc.ended_task_retention * 1000
+        look = _Look([], {}, [])
+        for task in self._public_tasks(tx):
+            mark = task.expired_before_at(at)
+            interval = task.configuration.task_interval
+            if (
+                interval is not None
+                and task.state not in (TaskState.DELETED, TaskState.PURGED)
+                and task.ms_of(interval.end) + retention <= at.safe
+            ):
+                # No report of this task has a time beyond its interval.
+                look.ended.append((task, max(interval.end, mark)))
+            elif mark > task.expired_before:
+                look.raised[task.task_pk] = mark
+            elif _is_due(tx, task, at):
+                look.due.append(task)
+        return look
+
+    def _public_tasks(self, tx: Tx) -> Iterator[Task]:
+        """Yield every stored task, without secrets, except those of another version of DAP.
+
+        A task is parsed only if its row is not the one that was parsed last.
         """
-        raised = {
-            task.task_pk: mark
-            for task in tasks
-            if (mark := task.expired_before_at(at)) > task.expired_before
-        }
-        if raised:
-            await self._context.run(raise_marks, raised)
-            await self._context.tasks.reload()
+        for sealed in task_table.each_task(tx):
+            row, task = self._parsed.get(sealed.task_pk, (None, None))
+            if row != sealed.row:
+                try:
+                    task = sealed.public()
+                except UnreadableTask:
+                    task = None  # ``task_unreadable`` was logged when the task was loaded
+                self._parsed[sealed.task_pk] = sealed.row, task
+            if task is not None:
+                yield task
 
     async def _collect_task(self, task: Task, at: Instant) -> Counter[str]:
         """Delete what may go of one task. Return how many rows of each kind that was."""
         match task.state:
             case TaskState.DELETED:
                 return await self._purge(task)
-            case TaskState.PURGED if not await self._has_rows(task):
-                return Counter()
             case _:
                 # A request under way may have left rows of a task that was deleted. They are below
                 # its mark, which holds even if the task is being added again just now.
@@ -166,6 +191,14 @@ class GarbageCollector:
             if last is None or context.draining.is_set():
                 return
             self._answered[task.task_pk] = last
+
+
+def _is_due(tx: Tx, task: Task, at: Instant) -> bool:
+    if task.state is TaskState.DELETED:
+        return True
+    mark = task.mark_of(task.expired_before, at)
+    expired = bool(task.expired_before) and may_find(tx, task, mark)
+    return expired or (not task.is_leader and expiry.has_answered(tx, task.task_pk))
 
 
 def raise_marks(tx: Tx, raised: Mapping[int, int]) -> None:

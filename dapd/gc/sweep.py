@@ -30,6 +30,7 @@ from dapd.datastore import (
     batches,
     chunks,
     collections,
+    expiry,
     helper_jobs,
     leader_jobs,
     outstanding,
@@ -55,6 +56,21 @@ Look = Callable[[Tx, int, int, Found], list[Found]]
 """Returns the next rows that may be deleted: (tx, task_pk, expired_before, after)."""
 Drop = Callable[[Tx, Sequence[int]], Freed]
 """Deletes the rows with these keys."""
+
+
+def may_find(tx: Tx, task: Task, mark: Mark) -> bool:
+    """Return whether a sweep over the task may find anything."""
+    bucket = time_bucket(mark.before) if task.by_time else b""
+    limits = expiry.Limits(mark.before, mark.ms, bucket, _forgotten_before(task, mark))
+    return expiry.has_expired(tx, task.task_pk, limits)
+
+
+def _forgotten_before(task: Task, mark: Mark) -> int:
+    """Return the time below which a Helper forgets the ids of expired batches: they expired an age
+    ago.
+    """
+    age = task.settings.report_expiry_age
+    return 0 if age is None else mark.before - -(-age // task.configuration.time_precision)
 
 
 class Sweep:
@@ -164,18 +180,12 @@ class Sweep:
         await self._drop_all("collected_ranges", drop_ranges)
 
     async def _drop_whole_batches(self) -> None:
-        """Delete expired leader-selected batches (C6). Look at all of them: their ids, by which
-        they are ordered, don't tell their age.
-        """
+        """Delete expired leader-selected batches (C6)."""
         task_pk, before = self._task.task_pk, self._mark.before
         pace = Pace(self._context)
-        after = b""
-        while not self._stopped():
-            found = await self._context.read(batches.newest_of_each, task_pk, after)
-            if not found:
-                break
-            after = found[-1][0]
-            expired = [batch_id for batch_id, newest in found if newest < before]
+        after: Found | None = START
+        while after is not None and not self._stopped():
+            expired, after = await self._context.read(batches.expired, task_pk, before, after)
             while expired and not self._stopped():
                 dropped = await pace.step(self._drop_batches, expired[: pace.rows], pace.rows)
                 self.counts["contributions"] += dropped.rows
@@ -189,11 +199,7 @@ class Sweep:
 
     async def _drop_expired_ids(self) -> None:
         """Forget the ids of batches that expired an age ago at a Helper; no job comes as late."""
-        age = self._task.settings.report_expiry_age
-        if age is None:
-            return
-        task_pk, precision = self._task.task_pk, self._task.configuration.time_precision
-        before = self._mark.before - -(-age // precision)
+        task_pk, before = self._task.task_pk, _forgotten_before(self._task, self._mark)
 
         def drop_ranges(tx: Tx, most: int) -> int:
             return batches.drop_expired(tx, task_pk, before, most)

@@ -129,7 +129,7 @@ class Tasks:
         """
         return [
             (sealed, self._unsealed(sealed))
-            for sealed in table.all_tasks(tx)
+            for sealed in table.each_task(tx)
             if sealed.row != self._rows.get(sealed.task_pk)
         ]
 

@@ -9,7 +9,7 @@ import trio
 
 from dapd.config import Leader
 from dapd.driver import creator
-from dapd.runtime.context import Context
+from tests.effort import writes
 from tests.leader_harness import open_leader
 from tests.raw_http import Request, answer
 from tests.task_pair import TaskPair, task_pair
@@ -45,12 +45,6 @@ async def test_a_round_in_which_no_job_is_due_leaves_the_writer_alone(tmp_path: 
         assert await creator.create_due(leader.context) == 5
         assert writes(leader.context) == before + 1
         assert await leader.rows("SELECT n FROM aggregation_jobs") == [(3,)]
-
-
-def writes(context: Context) -> int:
-    """How many transactions have occupied the writer."""
-    [family] = context.metrics.transaction_seconds.collect()
-    return int(sum(each.value for each in family.samples if each.name.endswith("_count")))
 
 
 async def test_i1_draining_leaves_what_waits_to_the_next_process(tmp_path: Path) -> None:

@@ -11,11 +11,14 @@ from dapd.datastore import chunks, tasks
 from dapd.datastore.chunks import Place
 from dapd.gc.loop import GarbageCollector
 from dapd.protocol.batches import time_bucket
-from dapd.protocol.task import TaskState
+from dapd.protocol.task import TaskSettings, TaskState
 from dapd.runtime.context import Context
-from tests.clock import NOW, TIME
-from tests.contexts import make_config, open_context
+from tests.clock import NOW, PRECISION, TIME
+from tests.contexts import clock_of, make_config, open_context
+from tests.effort import writes
 from tests.task_pair import task_pair
+
+AGE = 7 * 86_400
 
 
 async def store(context: Context, time: int) -> None:
@@ -47,6 +50,28 @@ async def test_d6_a_deleted_task_is_purged_and_its_secrets_with_it(tmp_path: Pat
         assert not stored.is_readable(pair.sealer)
 
 
+async def test_a_round_leaves_the_writer_alone_if_nothing_has_expired(tmp_path: Path) -> None:
+    """It leaves even tasks alone that have much else, and tombstones that have nothing."""
+    settings = TaskSettings(report_expiry_age=AGE)
+    pairs = [task_pair(settings=settings) for _ in range(5)]
+    tasks_of = [
+        *((pair.leader, pair) for pair in pairs[:2]),
+        *((pair.helper, pair) for pair in pairs[2:4]),
+    ]
+    async with open_context(make_config(tmp_path), *tasks_of) as context:
+        await store(context, TIME)
+        await context.run(add_task, pairs[4].leader, context.sealer)
+        await context.run(delete_task, pairs[4].leader.task_id, NOW, 300.0, discard=False)
+        collector = GarbageCollector(context)
+        await collector.collect()
+        before = writes(context)
+        assert await collector.collect() == {}
+        assert writes(context) == before
+        clock_of(context).advance(AGE + 2 * PRECISION)
+        [gone] = (await collector.collect()).values()
+        assert gone["chunks"] == 1
+
+
 @pytest.mark.parametrize("late", [False, True])
 async def test_d6_a_round_that_took_a_task_for_a_tombstone_leaves_its_second_life_alone(
     tmp_path: Path, late: bool
@@ -59,7 +84,8 @@ async def test_d6_a_round_that_took_a_task_for_a_tombstone_leaves_its_second_lif
         await context.run(delete_task, pair.leader.task_id, NOW, 300.0, discard=False)
         collector = GarbageCollector(context)
         await collector.collect()
-        (tombstone,) = await collector._tasks()
+        (stored,) = await context.read(tasks.all_tasks)
+        tombstone = stored.public()
         assert tombstone.state is TaskState.PURGED
         if late:
             await store(context, TIME)

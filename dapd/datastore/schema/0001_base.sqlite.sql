@@ -155,6 +155,7 @@ CREATE TABLE batch_shares (
     UNIQUE (task_pk, bucket, job_id)
 );
 CREATE INDEX batch_shares_counted ON batch_shares (task_pk, bucket, n, time_max);
+CREATE INDEX batch_shares_expiring ON batch_shares (task_pk, time_max);
 
 -- Intervals and batches that take no more reports (rule C1). A batch id is the range
 -- from itself to itself followed by a zero byte, so both modes compare alike.
@@ -245,6 +246,8 @@ CREATE INDEX collection_jobs_of_peer ON collection_jobs (peer, run_at, collectio
     WHERE state IN ('frozen', 'polling');
 CREATE INDEX collection_jobs_leased ON collection_jobs (lease_until) WHERE lease_token IS NOT NULL;
 CREATE INDEX collection_jobs_expiring ON collection_jobs (task_pk, created_at, state);
+CREATE INDEX collection_jobs_keeping ON collection_jobs (task_pk, time_max)
+    WHERE leader_share IS NOT NULL;
 CREATE INDEX collection_jobs_waiting ON collection_jobs (task_pk) WHERE state = 'waiting';
 
 CREATE TABLE aggregate_share_jobs (
