@@ -4,11 +4,11 @@ to be done.
     python bench/scale.py
 
 A datastore gets many tasks, or many jobs or batches, directly by SQL. Then one round of a loop runs
-on it as in the daemon: the creator's, the dispatcher's, the garbage collector's, and the look at
-the tasks after a command has changed one. For each round the program prints how long it took, how
-many transactions occupied the writer for how long in total, and for how long a single step of any
-Trio task held the event loop. The best of several rounds counts, since other programs may share the
-machine.
+on it as in the daemon: the creator's, the dispatcher's, the garbage collector's, the look at the
+tasks after a command has changed one, and what an operator sees. For each round the program prints
+how long it took, how many transactions occupied the writer for how long in total, and for how long
+a single step of any Trio task held the event loop. The best of several rounds counts, since other
+programs may share the machine.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ import structlog
 import trio
 
 from dapd import config
+from dapd.admin.gauges import Gauges
+from dapd.admin.operation import Nothing
+from dapd.admin.status import show
 from dapd.crypto import Sealer, make_sealer
 from dapd.datastore import Tx, leader_jobs, open_for_daemon, outstanding, tasks
 from dapd.driver.creator import create_due
@@ -306,6 +309,18 @@ async def tasks_read_again(number: int) -> None:
         await report(f"tasks: one of {number:,} has changed", context, context.tasks.reload)
 
 
+async def watched(number: int) -> None:
+    """The metrics and the status of many tasks, each with a report that waits."""
+
+    def fill(tx: Tx, sealer: Sealer) -> None:
+        for task in stored(tx, sealer, make_tasks(number, "time-interval")):
+            add_chunk(tx, task)
+
+    async with opened(fill) as context:
+        await report(f"metrics of {number:,} tasks", context, Gauges(context).refresh, 3)
+        await report(f"status of {number:,} tasks", context, lambda: show(context, Nothing()), 3)
+
+
 async def main(number: int, jobs: int, batches: int, only: str) -> None:
     """Measure all, or those whose name begins with ``only``."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
@@ -321,6 +336,7 @@ async def main(number: int, jobs: int, batches: int, only: str) -> None:
         "gc helper": lambda: garbage_beside_tasks(number, Role.HELPER, "time-interval"),
         "gc batches": lambda: garbage_beside_batches(batches),
         "tasks": lambda: tasks_read_again(number),
+        "watched": lambda: watched(number),
     }
     for name, part in parts.items():
         if name.startswith(only):

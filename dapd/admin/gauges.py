@@ -86,11 +86,13 @@ class Gauges(Collector):
         read = await context.read(_read, served, context.instant())
         look = context.datastore.path, context.disk.min_free_bytes
         families = await trio.to_thread.run_sync(disk, *look)
+        unreadable = frozenset(context.tasks.unreadable)
+        tasks_found = await trio.to_thread.run_sync(_tasks, read, unreadable)
         self._families = [
             *_reports(read.totals),
             *_jobs(context, read.backlog),
             *_waiting(context, read.backlog),
-            *_tasks(read, context.tasks.unreadable),
+            *tasks_found,
             *_keys(read.keys, frozenset(context.keyrings.keyring.config_ids)),
             *process(context),
             *families,
@@ -178,11 +180,11 @@ class _Obstacles:
     """Tells what outside of a job keeps it from running, due or not."""
 
     def __init__(self, context: Context) -> None:
-        self._served = {task.task_pk: task for task in context.tasks.all()}
+        self._served = context.tasks.served
         self._peers = context.peers
 
     def __call__(self, row: Unfinished) -> str:
-        task = self._served.get(row.task_pk)
+        task = self._served(row.task_pk)
         if task is None:
             return Reason.TASK_NOT_SERVED.value
         if row.state not in EXCHANGING:
@@ -199,8 +201,8 @@ def _waiting(context: Context, found: WholeBacklog) -> Iterator[Metric]:
         "Reports that no aggregation job has yet.",
         sum(row.n for row in found.waiting),
     )
-    served = {task.task_pk for task in context.tasks.all()}
-    moments = [row.run_at for row in found.waiting if row.task_pk in served]
+    served = context.tasks.served
+    moments = [row.run_at for row in found.waiting if served(row.task_pk) is not None]
     yield instant(
         "waiting_oldest",
         "Since when the first of them that belong to served tasks may be aggregated.",
@@ -208,7 +210,8 @@ def _waiting(context: Context, found: WholeBacklog) -> Iterator[Metric]:
     )
 
 
-def _tasks(read: _Read, unreadable_pks: Collection[int]) -> Iterator[Metric]:
+def _tasks(read: _Read, unreadable_pks: Collection[int]) -> list[Metric]:
+    """Count the tasks. This takes long for many, so it runs in a thread."""
     states = [state.value for state in TaskState if state is not TaskState.PURGED]
     counts: Counter[Labels] = Counter(
         {(role, state): 0 for role in _ROLES for state in (*states, UNREADABLE)}
@@ -218,17 +221,19 @@ def _tasks(read: _Read, unreadable_pks: Collection[int]) -> Iterator[Metric]:
             unreadable = task.state.is_served and task.task_pk in unreadable_pks
             state = UNREADABLE if unreadable else task.state.value
             counts[task.role.name.lower(), state] += 1
-    yield gauge("tasks", "Tasks.", ("role", "state"), counts)
-    yield reading(
-        "tasks_quarantined",
-        "Tasks of which a restore has closed batches that nobody has accepted since.",
-        read.quarantined,
-    )
-    yield instant(
-        "uncollected_expiry",
-        "When the first reports of a Leader's task that nobody has collected expire.",
-        min(read.expires, default=None),
-    )
+    return [
+        gauge("tasks", "Tasks.", ("role", "state"), counts),
+        reading(
+            "tasks_quarantined",
+            "Tasks of which a restore has closed batches that nobody has accepted since.",
+            read.quarantined,
+        ),
+        instant(
+            "uncollected_expiry",
+            "When the first reports of a Leader's task that nobody has collected expire.",
+            min(read.expires, default=None),
+        ),
+    ]
 
 
 def _keys(found: list[StoredKey], readable: frozenset[int]) -> Iterator[Metric]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import msgspec
@@ -152,7 +153,8 @@ async def show(context: Context, _: Nothing) -> StatusView:
     database = context.datastore.path
     disk = await trio.to_thread.run_sync(_disk, context)
     backup = await trio.to_thread.run_sync(last_backup, database)
-    tasks = tuple(_task_lines(context, read))
+    unreadable = frozenset(context.tasks.unreadable)
+    tasks = tuple(await trio.to_thread.run_sync(_task_lines, unreadable, read))
     error = logs.last_error()
     status = StatusView(
         version=__version__,
@@ -218,7 +220,8 @@ def _collect_before(tx: Tx, look: Look, at: Instant) -> dict[int, int]:
     return found
 
 
-def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
+def _task_lines(unreadable: Collection[int], read: _Read) -> list[TaskLine]:
+    """Describe the tasks. This takes long for many, so it runs in a thread."""
     unfinished: defaultdict[int, int] = defaultdict(int)
     for row in (*read.backlog.aggregation_jobs, *read.backlog.collection_jobs):
         unfinished[row.task_pk] += row.jobs
@@ -227,7 +230,7 @@ def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
         TaskLine(
             sealed.id_text,
             sealed.role.name.lower(),
-            _state(context, sealed),
+            _state(unreadable, sealed),
             _info(sealed),
             unfinished[task_pk],
             waiting.get(task_pk, 0),
@@ -238,9 +241,10 @@ def _task_lines(context: Context, read: _Read) -> list[TaskLine]:
     ]
 
 
-def _state(context: Context, sealed: SealedTask) -> str:
-    unreadable = sealed.state.is_served and sealed.task_pk in context.tasks.unreadable
-    return "unreadable" if unreadable else sealed.state.value
+def _state(unreadable: Collection[int], sealed: SealedTask) -> str:
+    if sealed.state.is_served and sealed.task_pk in unreadable:
+        return "unreadable"
+    return sealed.state.value
 
 
 def _info(sealed: SealedTask) -> str:
