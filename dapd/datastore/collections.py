@@ -36,10 +36,11 @@ VALUES (:id, :task_pk, 'waiting', :lo, :hi, :now, :request_hash,
   (SELECT peer FROM tasks WHERE task_pk = :task_pk), :request, :safe)
 RETURNING collection_pk"""
 _Q_INSERT_FROZEN = """
-INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, sends, request_hash, request,
-  share_request, leader_share, n, time_min, time_max, created_at)
-VALUES (:id, :task_pk, 'frozen', :lo, :hi, :cut, :now, :sends, :request_hash, :request,
-  :share_request, :leader_share, :n, :time_min, :time_max, :safe)
+INSERT INTO collection_jobs (id, task_pk, state, lo, hi, cut, run_at, sends, request_hash, peer,
+  request, share_request, leader_share, n, time_min, time_max, created_at)
+VALUES (:id, :task_pk, 'frozen', :lo, :hi, :cut, :now, :sends, :request_hash,
+  (SELECT peer FROM tasks WHERE task_pk = :task_pk), :request, :share_request, :leader_share, :n,
+  :time_min, :time_max, :safe)
 RETURNING collection_pk"""
 _Q_GIVEN_UP = """
 SELECT collection_pk FROM collected AS r CROSS JOIN collection_jobs AS c USING (collection_pk)

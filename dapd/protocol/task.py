@@ -162,7 +162,8 @@ class Task:
     @property
     def batch_target_size(self) -> int:
         """The number of reports at which a leader-selected batch is full."""
-        return max(self.settings.batch_target_size or 0, self.configuration.min_batch_size)
+        size = max(self.settings.batch_target_size or 0, self.configuration.min_batch_size)
+        return min(size, MAX_INTEGER)
 
     def time_of(self, now: int) -> int:
         """Convert milliseconds to a time of this task."""
