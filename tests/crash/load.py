@@ -81,6 +81,9 @@ class Load:
 
     A round of a time-interval task has an interval of its own, whose result must be the round's;
     of a leader-selected one, what all batches hold in sum must be what all uploads did.
+
+    ``late`` reports of each interval are uploaded while it is collected: each is in the result, or
+    refused, or counted as rejected. Their values are powers of two, so the result tells which are.
     """
 
     files: TaskFiles
@@ -89,12 +92,13 @@ class Load:
     reports: int = 5
     earlier: int = 0
     """How many time precisions its intervals lie back."""
+    late: int = 0
     uploaded: dict[int, list[int]] = field(default_factory=dict)
     collected: tuple[int, int] = (0, 0)
 
     @property
     def accepted(self) -> tuple[int, int]:
-        """How many reports were accepted, and their sum."""
+        """How many reports were accepted, and their sum; late ones only if a result has them."""
         values = [value for values in self.uploaded.values() for value in values]
         return len(values), sum(values)
 
@@ -110,11 +114,11 @@ class Load:
                 interval = before - number * PRECISION
                 async with trio.open_nursery() as nursery:
                     if number:
-                        nursery.start_soon(self._collect, collector, interval + PRECISION)
+                        nursery.start_soon(self._collect, client, collector, interval + PRECISION)
                     for _ in range(self.requests):
                         nursery.start_soon(self._upload, client, interval)
                 number += 1
-            await self._collect(collector, interval)
+            await self._collect(client, collector, interval)
         assert self.collected == self.accepted
 
     async def _upload(self, client: Client, interval: int) -> None:
@@ -123,14 +127,33 @@ class Load:
         assert not result.rejected
         self.uploaded.setdefault(interval, []).extend(values)
 
-    async def _collect(self, collector: Collector, interval: int) -> None:
+    async def _collect(self, client: Client, collector: Collector, interval: int) -> None:
         if self.files.client.configuration.batch_mode is BatchMode.LEADER_SELECTED:
             wanted = self.accepted[0]
             while self.collected[0] < wanted:
                 await self._collect_one(collector, Query.next_batch())
             return
-        result = await self._collect_one(collector, Query.interval(interval, PRECISION))
-        assert result == (len(self.uploaded[interval]), sum(self.uploaded[interval]))
+        results: list[tuple[int, int]] = []
+
+        async def collect() -> None:
+            results.append(await self._collect_one(collector, Query.interval(interval, PRECISION)))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect)
+            refused = await self._upload_late(client, interval)
+        [(reports, total)] = results
+        on_time = self.uploaded[interval]
+        late = total - sum(on_time)
+        assert 0 <= late < 1 << self.late
+        assert late.bit_count() == reports - len(on_time)
+        assert late & refused == 0
+        on_time.extend(1 << bit for bit in range(self.late) if late >> bit & 1)
+
+    async def _upload_late(self, client: Client, interval: int) -> int:
+        """The sum of those that were refused."""
+        values = [1 << bit for bit in range(self.late)]
+        results = [await client.upload([value], time=interval) for value in values]
+        return sum(v for v, result in zip(values, results, strict=True) if result.rejected)
 
     async def _collect_one(self, collector: Collector, query: Query) -> tuple[int, int]:
         async with collector.collect(query) as result:
@@ -140,9 +163,17 @@ class Load:
         return found
 
 
+async def until_decided(leader: DaemonProcess) -> None:
+    """Wait until no report waits for its job any more; the daemon runs."""
+    undecided = "SELECT 1 FROM report_chunks WHERE state <> 'decided' LIMIT 1"
+    while leader.read(undecided):  # noqa: ASYNC110 - of another process, which tells nobody
+        await trio.sleep(0.05)
+
+
 def assert_counted_once(house: House, *loads: Load) -> None:
-    """Both Aggregators have counted each accepted report as aggregated, and nothing else; and their
-    databases are whole.
+    """Both Aggregators have counted each report that is in a result as aggregated, and nothing
+    else; the Leader has counted every other one that it accepted, which was late, as rejected; and
+    their databases are whole.
     """
     accepted = sum(load.accepted[0] for load in loads)
     for daemon in house.daemons:
@@ -151,6 +182,11 @@ def assert_counted_once(house: House, *loads: Load) -> None:
         )
         uploads = {"upload_accepted", "upload_report_replayed"}
         aggregated = {name: n for name, n in counters.items() if name not in uploads}
-        assert aggregated == {"aggregate_finished": accepted}, daemon.directory.name
-        assert daemon is house.helper or counters["upload_accepted"] == accepted
+        assert aggregated.pop("aggregate_finished") == accepted, daemon.directory.name
+        if any(load.late for load in loads):
+            rejected = aggregated.pop("aggregate_batch_collected", 0)
+        else:
+            rejected = 0
+        assert aggregated == {}, daemon.directory.name
+        assert daemon is house.helper or counters["upload_accepted"] == accepted + rejected
         assert daemon.findings() == []

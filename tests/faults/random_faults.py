@@ -1,0 +1,80 @@
+"""Faults of processes, chosen by a seed: killed, stopped for a while, or told to stop."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import trio
+
+from tests.crash.load import House
+from tests.faults import short_leases
+from tests.processes.daemons import DaemonProcess
+
+Kind = Literal["killed", "stopped", "terminated", "killed while it ends"]
+KINDS: Sequence[Kind] = ("killed", "stopped", "terminated", "killed while it ends")
+LONGEST_STOP = 3 * short_leases.LEASE_MS / 1000
+"""Seconds: longer than leases, and than the peer's patience with ``IMPATIENT``."""
+IMPATIENT = "request_timeout = 0.5\n\n[helper]\npoll_hold = 0.1\n\n[shutdown]\ngrace = 1\n"
+"""To follow ``QUICK``, whose last table is ``[leader]``."""
+_MOST_EVENTS_BETWEEN = 100
+
+
+@dataclass
+class Faults:
+    """Does something to one of the two, or to both, whenever so many pieces of bytes have passed,
+    and sets it right again.
+    """
+
+    house: House
+    chance: random.Random
+    most: int
+    nursery: trio.Nursery
+    done: list[dict[str, Kind]] = field(default_factory=list)
+    """What was done to whom, at the same time."""
+    _left: int = 0
+
+    def arm(self) -> None:
+        self._left = self.chance.randint(1, _MOST_EVENTS_BETWEEN)
+
+    async def passing(self) -> None:
+        """One event: a piece of a request or an answer is about to pass, or has passed."""
+        self._left -= 1
+        if self._left == 0 and not self.enough():
+            leader, helper = self.house.daemons
+            victims = self.chance.choice([[leader], [helper], [leader, helper]])
+            fault = [(victim, self.chance.choice(KINDS)) for victim in victims]
+            self.done.append({victim.directory.name: kind for victim, kind in fault})
+            print(f"fault {len(self.done)}: {self.done[-1]}")  # noqa: T201 - to try it again
+            self.nursery.start_soon(self._strike, fault)
+
+    def enough(self) -> bool:
+        return len(self.done) >= self.most
+
+    async def _strike(self, fault: Sequence[tuple[DaemonProcess, Kind]]) -> None:
+        async with trio.open_nursery() as nursery:
+            for victim, kind in fault:
+                nursery.start_soon(self._strike_one, victim, kind)
+        self.arm()
+
+    async def _strike_one(self, victim: DaemonProcess, kind: Kind) -> None:
+        assert victim.process is not None
+        match kind:
+            case "killed":
+                await victim.kill()
+            case "stopped":
+                victim.process.send_signal(signal.SIGSTOP)
+                await trio.sleep(self.chance.uniform(0, LONGEST_STOP))
+                victim.process.send_signal(signal.SIGCONT)
+                return
+            case "terminated":
+                assert await victim.stop() == 0
+            case "killed while it ends":
+                times = sum(line["event"] == "stopping" for line in victim.records())
+                victim.process.terminate()
+                await victim.logged("stopping", times + 1)
+                await victim.kill()
+        assert await victim.start(short_leases.__file__), victim.lines[-1]
