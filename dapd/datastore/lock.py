@@ -85,7 +85,7 @@ def lock_path(database: Path) -> Path:
 def try_lock(database: Path, holder: str) -> FileLock | None:
     """Take the lock and write ``holder`` into its file; ``None`` if another process has the lock.
 
-    Raises ``DatastoreError`` if the lock file can't be created.
+    Raises ``DatastoreError`` if the lock file can't be created or written.
     """
     path = lock_path(database)
     try:
@@ -99,7 +99,11 @@ def try_lock(database: Path, holder: str) -> FileLock | None:
     except BlockingIOError:
         os.close(descriptor)
         return None
-    return FileLock(descriptor, holder)
+    try:
+        return FileLock(descriptor, holder)
+    except OSError as error:
+        os.close(descriptor)
+        raise DatastoreError(f"{path}: {error.strerror}; is the disk full?") from error
 
 
 def holder_of(database: Path) -> str:

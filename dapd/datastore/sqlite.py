@@ -283,8 +283,10 @@ def _is_io_error(error: sqlite3.Error) -> bool:
 
 def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
     """Return the error as a ``DatastoreError`` that says what to do."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    match code:
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code == sqlite3.SQLITE_IOERR_SHMSIZE:  # no room for its ``-shm``
+        code = sqlite3.SQLITE_FULL
+    match code & 0xFF:
         case sqlite3.SQLITE_FULL:
             remedy = "the disk is full; free some space; no accepted report is lost"
         case sqlite3.SQLITE_BUSY:

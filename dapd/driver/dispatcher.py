@@ -24,7 +24,7 @@ from dapd.datastore.leases import (
     Scope,
 )
 from dapd.driver.step import RunStep, Step
-from dapd.errors import describe
+from dapd.errors import DatastoreError, describe
 from dapd.messages.common import b64url_encode
 from dapd.protocol.retry import backoff_ms
 from dapd.protocol.states import COMPUTING, EXCHANGING
@@ -151,7 +151,7 @@ class Dispatcher:
                 task_id=task.id_text, job_id=b64url_encode(due.id), kind=due.kind
             ):
                 if due.state in EXCHANGING and not step.try_permit():
-                    await context.run(leases.release, lease, context.now())
+                    await self._release(lease, context.now())
                     return
                 await self._run_guarded(run, step)
         finally:
@@ -178,17 +178,26 @@ class Dispatcher:
             wait = backoff_ms(
                 lease.due.attempts + 1, limits.retry_min, limits.retry_max, context.jitter()
             )
-            await context.run(leases.release, lease, context.now() + wait, error=describe(error))
+            await self._release(lease, context.now() + wait, describe(error))
         except trio.Cancelled:
             # The grace period is over (I8): the job is due at once for the next process.
             with trio.CancelScope(shield=True):
-                await context.run(leases.release, lease, context.now())
+                await self._release(lease, context.now())
             raise
         finally:
             elapsed = time.perf_counter() - begun
             context.metrics.step_seconds.labels(lease.due.kind, lease.due.state.value).observe(
                 elapsed
             )
+
+    async def _release(self, lease: Lease, run_at: int, error: str | None = None) -> None:
+        """Return the job to the queue. If that can't be stored, as on a full disk, the job is due
+        again once its lease ends.
+        """
+        try:
+            await self._context.run(leases.release, lease, run_at, error=error)
+        except DatastoreError as failure:
+            _note_unstored(failure)
 
     async def _keep_leases(self) -> None:
         """Renew the leases of all steps under way, well before they end."""
@@ -197,7 +206,10 @@ class Dispatcher:
             await trio.sleep(LEASE_MS / 3000)
             if self._held:
                 held = [step.lease for step in self._held.values()]
-                await context.run(leases.renew, held, context.now())
+                try:
+                    await context.run(leases.renew, held, context.now())
+                except DatastoreError as failure:
+                    _note_unstored(failure)
 
 
 class _Chooser:
@@ -262,6 +274,15 @@ class _Chooser:
             return False
         self._taken[peer] += 1
         return True
+
+
+def _note_unstored(failure: DatastoreError) -> None:
+    _log.error(
+        "lease_unstored",
+        error=str(failure),
+        effect="a job may wait a minute longer, until its lease ends",
+        remedy="check the disk; dapd tries again",
+    )
 
 
 def _is_suspect(job: Due) -> bool:

@@ -248,3 +248,29 @@ async def test_e2_a_suspect_runs_beside_the_exchanges_of_another_tasks_slow_help
                 await suspect_ran.wait()
             context.drain()
             hang.set()
+
+
+async def test_e2_a_lease_that_can_not_be_given_back_ends_by_itself(tmp_path: Path) -> None:
+    """A full disk fails the step and the release after it, but doesn't end the dispatcher; the job
+    runs again once there is room.
+    """
+    pair = task_pair()
+    runs = 0
+
+    async def fail_as_everything_does(context: Context, step: Step) -> None:
+        nonlocal runs
+        runs += 1
+        context.datastore._writer.execute("PRAGMA query_only = ON")
+        await context.run(leases.release, step.lease, NOW)
+
+    async with open_context(make_config(tmp_path), (pair.leader, pair)) as context:
+        clock = context.clock
+        assert isinstance(clock, ManualClock)
+        await context.run(add_job)
+        dispatcher = Dispatcher(context, {("aggregation", "leader"): fail_as_everything_does}, 1)
+        for expected in (1, 1, 2):
+            async with trio.open_nursery() as nursery:
+                await dispatcher.dispatch(nursery)
+            context.datastore._writer.execute("PRAGMA query_only = OFF")
+            assert runs == expected
+            clock.advance(leases.LEASE_MS / 2000 + 1)

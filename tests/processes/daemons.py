@@ -183,6 +183,11 @@ class DaemonProcess:
                 return found
             await self._said.wait()
 
+    async def wrote(self, text: str, times: int = 1) -> None:
+        """Wait until so many of its lines contain this."""
+        while sum(text in line for line in self.lines) < times:
+            await self._said.wait()
+
     def read(self, sql: str) -> list[tuple[Any, ...]]:
         """A query on its database, while no daemon or one runs."""
 
