@@ -294,7 +294,7 @@ def explain(error: sqlite3.Error, path: Path) -> DatastoreError:
         case sqlite3.SQLITE_CANTOPEN:
             remedy = "can't open the file; does its directory exist, and may this user write to it?"
         case sqlite3.SQLITE_READONLY:
-            remedy = "the file is read-only for this user"
+            remedy = "the file, or its directory, is read-only for this user"
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             remedy = "the file is damaged or not an SQLite database; restore a backup"
             return UnfitDatastore(f"{path}: {error}; {remedy}")

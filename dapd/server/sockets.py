@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -80,7 +80,10 @@ def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     finally:
         sock.close()
-        path.unlink(missing_ok=True)
+        with suppress(
+            OSError
+        ):  # in a read-only directory it stays, and the next daemon replaces it
+            path.unlink()
 
 
 def _bind_unix(path: Path) -> socket.socket:
