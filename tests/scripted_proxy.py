@@ -44,7 +44,14 @@ class Hold:
     until: trio.Event
 
 
-Action = Pass | Cut | LoseAnswer | Answer | Hold
+@dataclass(frozen=True)
+class Drip:
+    """The Helper acts; its answer is passed on one byte at a time, with so many seconds between."""
+
+    pause: float
+
+
+Action = Pass | Cut | LoseAnswer | Answer | Hold | Drip
 Script = Callable[[Request], Action]
 
 
@@ -112,6 +119,11 @@ class ScriptedProxy:
                 await event.wait()
                 reply = await self._ask(request.raw)
                 await stream.send_all(reply)
+            case Drip(pause=pause):
+                reply = await self._ask(request.raw)
+                for byte in reply:
+                    await stream.send_all(bytes([byte]))
+                    await trio.sleep(pause)
             case LoseAnswer():
                 reply = await self._ask(request.raw)
             case Pass():

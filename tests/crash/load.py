@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -37,7 +38,9 @@ class House:
     def daemons(self) -> tuple[DaemonProcess, DaemonProcess]:
         return self.leader, self.helper
 
-    def new_task(self, mode: HelperMode, batch_mode: BatchModeName) -> TaskFiles:
+    def new_task(
+        self, mode: HelperMode, batch_mode: BatchModeName, time_precision: int = PRECISION
+    ) -> TaskFiles:
         """A Sum that both have; before they run."""
         draft = TaskDraft(
             vdaf=parse_vdaf_spec("sum:max_measurement=1000"),
@@ -45,7 +48,7 @@ class House:
             helper_aggregator_endpoint=self.helper.wire.url,
             batch_mode=batch_mode,
             min_batch_size=1,
-            time_precision=PRECISION,
+            time_precision=time_precision,
         )
         files = new_task(draft, allow_tiny_batches=True)
         self.leader.add(files.leader, batch_target_size=8)
@@ -176,12 +179,15 @@ def assert_counted_once(house: House, *loads: Load) -> None:
     their databases are whole.
     """
     accepted = sum(load.accepted[0] for load in loads)
+    ids = {load.files.client.task_id for load in loads}
     for daemon in house.daemons:
-        counters = dict(
-            daemon.read("SELECT name, sum(value) FROM task_counters GROUP BY name ORDER BY name")
-        )
+        counters: Counter[str] = Counter()
+        for task_id, name, value in daemon.read(
+            "SELECT task_id, name, value FROM task_counters JOIN tasks USING (task_pk)"
+        ):
+            counters[name] += value if task_id in ids else 0
         uploads = {"upload_accepted", "upload_report_replayed"}
-        aggregated = {name: n for name, n in counters.items() if name not in uploads}
+        aggregated = {name: n for name, n in counters.items() if n and name not in uploads}
         assert aggregated.pop("aggregate_finished") == accepted, daemon.directory.name
         if any(load.late for load in loads):
             rejected = aggregated.pop("aggregate_batch_collected", 0)
