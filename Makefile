@@ -30,7 +30,7 @@ test: $(BUILT) ## Run cargo test, then pytest on all cores
 soak: soak-faults ## Run for longer what make test runs shortly: FAULTS=200, SEED=11
 
 soak-faults: $(BUILT)
-	FAULTS=$(FAULTS) SEED=$(SEED) $(BIN)/python -m pytest -x -s -o faulthandler_timeout=0 tests/faults
+	LONG=1 FAULTS=$(FAULTS) SEED=$(SEED) $(BIN)/python -m pytest -x -s -o faulthandler_timeout=0 tests/faults
 
 lint: $(BUILT) ## Run ruff, mypy, the import contracts, rustfmt and clippy
 	$(BIN)/ruff check .

@@ -6,21 +6,23 @@ import random
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import trio
 
 from tests.crash.load import House
+from tests.crash.steps import OFTEN
 from tests.faults import short_leases
 from tests.processes.daemons import DaemonProcess
 
-Kind = Literal["killed", "stopped", "terminated", "killed while it ends"]
-KINDS: Sequence[Kind] = ("killed", "stopped", "terminated", "killed while it ends")
+Kind = Literal["killed", "stopped", "terminated", "killed while it ends", "killed as it starts"]
+KINDS: Sequence[Kind] = get_args(Kind)
 LONGEST_STOP = 3 * short_leases.LEASE_MS / 1000
 """Seconds: longer than leases, and than the peer's patience with ``IMPATIENT``."""
-IMPATIENT = "request_timeout = 0.5\n\n[helper]\npoll_hold = 0.1\n\n[shutdown]\ngrace = 1\n"
+IMPATIENT = "request_timeout = 0.5\n\n[helper]\npoll_hold = 0.1\n\n[shutdown]\ngrace = 1\n" + OFTEN
 """To follow ``QUICK``, whose last table is ``[leader]``."""
 _MOST_EVENTS_BETWEEN = 100
+_LONGEST_START = 0.3
 
 
 @dataclass
@@ -77,4 +79,16 @@ class Faults:
                 victim.process.terminate()
                 await victim.logged("stopping", times + 1)
                 await victim.kill()
+            case "killed as it starts":
+                await victim.kill()
+                await self._kill_as_it_starts(victim)
         assert await victim.start(short_leases.__file__), victim.lines[-1]
+
+    async def _kill_as_it_starts(self, victim: DaemonProcess) -> None:
+        before = victim.process
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(victim.start, short_leases.__file__)
+            while victim.process is before:
+                await trio.lowlevel.checkpoint()
+            await trio.sleep(self.chance.uniform(0, _LONGEST_START))
+            await victim.kill()
