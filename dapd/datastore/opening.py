@@ -12,8 +12,14 @@ from dapd.datastore.backup import before_upgrade
 from dapd.datastore.files import create_private
 from dapd.datastore.migrate import Migration, check_version, migrate, pending, schema_of
 from dapd.datastore.mounts import refuse_network
-from dapd.datastore.sqlite import Datastore, commit_sequence, connect
-from dapd.errors import DatastoreError
+from dapd.datastore.sqlite import (
+    Datastore,
+    commit_sequence,
+    connect,
+    settled_sequence,
+    wal_identity,
+)
+from dapd.errors import DatastoreError, UnfitDatastore
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +111,7 @@ def _open_held(
     """Migrate and open the database, and compare its commit sequence with the recorded one."""
     with suppress(OSError):  # the file exists, or SQLite reports the error below
         create_private(path)  # SQLite gives -wal and -shm the mode of this file
+    _refuse_foreign_wal(path, held)
     copied_to = None
     with closing(connect(path)) as connection:
         known, _ = schema_of(connection)
@@ -112,8 +119,23 @@ def _open_held(
             copied_to = before_upgrade(path, steps[-1].version, now=now).path
         migrated = migrate(connection, path, now, carried)
     datastore = Datastore(path, on_lost, held)
-    behind = held.compare(datastore.read_sync(commit_sequence))
+    behind = held.compare(datastore.read_sync(commit_sequence), wal_identity(path))
     return Opened(datastore, held, migrated, behind, copied_to)
+
+
+def _refuse_foreign_wal(path: Path, held: lock.FileLock) -> None:
+    """Raise ``UnfitDatastore`` if the database was replaced by an older copy, but not its WAL.
+
+    SQLite would put the WAL's pages into the copy, which damages it in ways that nobody may notice.
+    """
+    settled = settled_sequence(path)
+    if wal_identity(path) == b"":
+        held.settle(settled or 0)
+    elif settled is not None and settled < held.settled:
+        raise UnfitDatastore(
+            f"{path} is older than its -wal, which belongs to the database that was there before; "
+            "run `dapd restore` with the backup"
+        )
 
 
 def _lost(message: str) -> None:

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -209,7 +210,7 @@ class Datastore:
             else:
                 self._undo(connection)
         if self._held and sequence is not None:
-            self._held.note(sequence)
+            self._held.note(sequence, wal_identity(self.path))
         self._watch_wal(connection)
         return result
 
@@ -241,6 +242,31 @@ def commit_sequence(tx: Tx) -> int:
     row = tx.one(_Q_SEQUENCE)
     assert row is not None
     return int(row[0])
+
+
+def settled_sequence(path: Path) -> int | None:
+    """Return the commit sequence of the file without its WAL; ``None`` if it can't be read."""
+    uri = f"{path.absolute().as_uri()}?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
+            return int(connection.execute(_Q_SEQUENCE).fetchone()[0])
+    except sqlite3.Error:
+        return None
+
+
+def wal_identity(path: Path) -> bytes | None:
+    """Return a value that changes whenever SQLite begins the WAL anew: empty if there is no WAL,
+    ``None`` if it can't be read.
+
+    These are the salts in its header. SQLite has no lock on this file that closing it would drop.
+    """
+    try:
+        with path.with_name(path.name + "-wal").open("rb") as wal:
+            return wal.read(24)[16:]
+    except FileNotFoundError:
+        return b""
+    except OSError:
+        return None
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -11,6 +11,7 @@ import pytest
 from dapd.datastore import Opened, Tx, open_for_command, open_for_daemon
 from dapd.datastore.lock import holder_of, lock_path
 from dapd.datastore.sqlite import commit_sequence
+from dapd.errors import UnfitDatastore
 from tests.clock import NOW
 
 _ADD = "INSERT INTO upload_groups (group_key) VALUES (randomblob(16))"
@@ -158,4 +159,57 @@ def test_a_commit_stands_if_its_sequence_can_not_be_recorded(path: Path) -> None
     opened.lock._descriptor = writable
     add(opened)
     assert recorded(opened) == own(opened)
+    opened.close()
+
+
+def begin_wal_anew(opened: Opened) -> None:
+    """As SQLite does by itself after a thousand pages."""
+    opened.datastore._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    add(opened)
+
+
+def as_killed(path: Path, *, copy: Path | None = None) -> Path:
+    """The files as SIGKILL would leave them now, or with ``copy`` in the database's place."""
+    left = path.with_name("killed")
+    left.mkdir(exist_ok=True)
+    for each in (path, path.with_name(f"{path.name}-wal"), lock_path(path)):
+        shutil.copyfile(each, left / each.name)
+    if copy is not None:
+        shutil.copyfile(copy, left / path.name)
+    return left / path.name
+
+
+def copied(path: Path) -> Path:
+    return Path(shutil.copyfile(path, path.with_name("copy")))
+
+
+def test_d2_an_older_copy_beside_the_wal_of_the_replaced_file_is_refused(path: Path) -> None:
+    """SQLite would put pages of the newer database into the older one. A killed daemon's own files
+    are opened as ever, whenever the WAL began, and so is a copy once the WAL is away.
+    """
+    opened = daemon(path)
+    add(opened, 3)
+    opened.close()
+    copy = copied(path)
+    opened = daemon(path)
+    add(opened, 3)
+    again = daemon(as_killed(path))
+    assert (again.behind, own(again)) == (False, own(opened))
+    again.close()
+    begin_wal_anew(opened)
+    again = daemon(as_killed(path))
+    assert (again.behind, own(again)) == (False, own(opened))
+    again.close()
+
+    killed = as_killed(path, copy=copy)
+    with pytest.raises(UnfitDatastore, match="is older than its -wal"):
+        daemon(killed)
+    killed.with_name(f"{path.name}-wal").unlink()
+    again = daemon(killed)
+    assert again.behind
+    add(again)
+    twice = daemon(as_killed(killed))
+    assert twice.behind
+    twice.close()
+    again.close()
     opened.close()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,11 +14,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from dapd.app import EXIT_CONFIG
 from dapd.client import Client
 from dapd.collector import Collector, Query
 from dapd.messages.common import b64url_encode
 from dapd.taskfile import TaskFiles
-from tests.crash.load import PRECISION, STUBBORN, open_house
+from tests.crash.load import PRECISION, STUBBORN, Load, open_house
 from tests.crash.steps import aggregated, an_hour_ago, collect, refused, typed, upload
 from tests.processes.daemons import QUICK, SECONDS, DaemonProcess, run_command, start
 
@@ -96,3 +98,30 @@ async def test_d2_after_a_kill_and_a_backup_in_its_place_what_is_new_is_exact(
             for daemon in house.daemons:
                 assert await daemon.stop() == 0
                 assert daemon.findings() == []
+
+
+async def test_d2_an_older_copy_beside_the_wal_of_a_killed_daemon_is_refused(
+    tmp_path: Path,
+) -> None:
+    """The start names the command that helps, which does; nothing of the mixture is served."""
+    with trio.fail_after(SECONDS):
+        async with open_house(tmp_path) as house:
+            leader = house.leader
+            files = house.new_task("sync", "time-interval")
+            await start(*house.daemons)
+            assert await leader.stop() == 0
+            copy = shutil.copyfile(leader.database, tmp_path / "copy.sqlite")
+            await start(leader)
+            load = Load(files, random.Random(1), reports=100)
+            wal = leader.database.with_name("dapd.sqlite-wal")
+            await load.run(lambda: wal.stat().st_size > 4_000_000)  # SQLite has begun it anew
+            await Load(files, random.Random(1), earlier=1000).run(lambda: True)
+            await leader.kill()
+            shutil.copyfile(copy, leader.database)
+            assert not await leader.start()
+            assert await leader.ended() == EXIT_CONFIG
+            assert "run `dapd restore` with the backup" in leader.lines[-1]
+            await by_command(leader, copy)
+            await start(leader)
+            assert await leader.stop() == 0
+            assert leader.findings() == []
