@@ -73,7 +73,8 @@ async def _open(host: str, port: int, table: str) -> list[trio.SocketListener]:
 def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
     """Listen on a Unix socket for this user and group, and remove its file when the block ends.
 
-    Replaces the socket of a daemon that was killed. Raises ``UsageError``.
+    Replaces the socket of a daemon that was killed. Raises ``UsageError``; ``NotYet`` if the disk
+    is full.
     """
     sock = _bind_unix(path)
     try:
@@ -104,6 +105,8 @@ def _bind_unix(path: Path) -> socket.socket:
     except BaseException as error:
         sock.close()
         if isinstance(error, OSError):
+            if error.errno == errno.ENOSPC:
+                raise NotYet(f"{place}: {error.strerror}; free some space") from error
             raise UsageError(
                 f"{place}: {error.strerror or error}; let this user write to an existing directory"
             ) from error

@@ -3,8 +3,8 @@
 It is a tmpfs in a user and mount namespace, which a process that does nothing else keeps. Daemons
 enter that namespace when they start; tests reach its files through ``/proc``.
 
-    python tests/faults/small_disk.py hold DIRECTORY BYTES
-    python tests/faults/small_disk.py remount PID DIRECTORY ro|rw
+    python tests/faults/small_disk.py hold DIRECTORY OPTIONS
+    python tests/faults/small_disk.py remount PID DIRECTORY ro|rw|OPTIONS
     python tests/faults/small_disk.py dapd PID [COMMAND...]
 """
 
@@ -27,6 +27,7 @@ from tests.processes.daemons import DaemonProcess
 
 _NEW_MOUNTS, _NEW_USERS = 0x20000, 0x10000000
 _READ_ONLY, _REMOUNT = 1, 32
+_REMOUNTED = {"ro": (_READ_ONLY, ""), "rw": (0, "")}
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,21 @@ class SmallDisk:
         (self.seen / "ballast").unlink()
 
     async def remount(self, how: str) -> None:
-        """``ro`` or ``rw``; no process may have a file open for writing."""
+        """``rw`` or other options of a tmpfs, or ``ro``, while nobody has a file open to write."""
         status, _, said = await forks.run(__file__, "remount", self.holder, self.directory, how)
         assert status == 0, said
 
 
 @asynccontextmanager
-async def small_disk(daemon: DaemonProcess, size: int) -> AsyncIterator[SmallDisk]:
+async def small_disk(
+    daemon: DaemonProcess, size: int, inodes: int = 1000
+) -> AsyncIterator[SmallDisk]:
     """Move its state directory to a file system of ``size`` bytes, and back at the end; neither the
     daemon nor anybody else has a file of it open then.
     """
     directory = daemon.database.parent
-    process = await forks.start_reading(__file__, "hold", directory, size)
+    options = f"size={size},nr_inodes={inodes},mode=700"
+    process = await forks.start_reading(__file__, "hold", directory, options)
     assert process.stdout is not None
     try:
         said = await process.stdout.receive_some()
@@ -86,7 +90,7 @@ async def small_disk(daemon: DaemonProcess, size: int) -> AsyncIterator[SmallDis
             await process.stdout.aclose()
 
 
-def _hold(directory: Path, size: int) -> None:
+def _hold(directory: Path, options: str) -> None:
     uid, gid = os.geteuid(), os.getegid()
     files = {path.name: path.read_bytes() for path in directory.iterdir()}
     _call("unshare", _NEW_USERS | _NEW_MOUNTS)
@@ -96,7 +100,7 @@ def _hold(directory: Path, size: int) -> None:
         ("gid_map", f"{gid} {gid} 1"),
     ):
         Path("/proc/self", name).write_text(text)
-    _mount(directory, 0, f"size={size},mode=700")
+    _mount(directory, 0, options)
     for name, content in files.items():
         path = directory / name
         path.touch(mode=0o600)
@@ -124,11 +128,12 @@ def _call(name: str, *arguments: int | bytes) -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["hold", path, number]:
-            _hold(Path(path), int(number))
+        case ["hold", path, options]:
+            _hold(Path(path), options)
         case ["remount", number, path, how]:
             _enter(int(number))
-            _mount(Path(path), _REMOUNT | (_READ_ONLY if how == "ro" else 0))
+            flags, options = _REMOUNTED.get(how, (0, how))
+            _mount(Path(path), _REMOUNT | flags, options)
         case ["dapd", number, *words]:
             from dapd.cli import main
             from tests.faults import short_leases

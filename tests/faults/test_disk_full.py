@@ -142,3 +142,19 @@ async def test_a_daemon_that_starts_on_a_full_disk_says_so(tmp_path: Path, known
                 assert await leader.start(*disk.program), leader.lines[-1]
                 assert await leader.stop() == 0
             assert leader.findings() == []
+
+
+async def test_a_daemon_that_has_no_room_for_its_socket_starts_once_it_has(tmp_path: Path) -> None:
+    """A file system may be out of files, not of bytes; a restart may help then, too."""
+    with trio.fail_after(SECONDS):
+        async with open_house(tmp_path) as house:
+            leader = house.leader
+            house.new_task("sync", "time-interval")
+            async with small_disk(leader, SIZE, inodes=5) as disk:  # the directory, SQLite's, .lock
+                assert not await leader.start(*disk.program)
+                assert await leader.ended() == EXIT_TEMPFAIL
+                assert "admin: No space left on device; free some space" in leader.lines[-1]
+                await disk.remount("nr_inodes=10")
+                assert await leader.start(*disk.program), leader.lines[-1]
+                assert await leader.stop() == 0
+            assert leader.findings() == []
