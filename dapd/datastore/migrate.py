@@ -114,6 +114,8 @@ def migrate(
     ``DatastoreError``; then the database is unchanged.
     """
     check_version(connection, path, may_be_older=True, carried=carried)
+    if not pending(connection, carried):
+        return []  # without a transaction, which would need room on the disk
     applied = []
     try:
         connection.execute("BEGIN IMMEDIATE")
