@@ -186,7 +186,7 @@ def assert_counted_once(house: House, *loads: Load) -> None:
             "SELECT task_id, name, value FROM task_counters JOIN tasks USING (task_pk)"
         ):
             counters[name] += value if task_id in ids else 0
-        uploads = {"upload_accepted", "upload_report_replayed"}
+        uploads = {"upload_accepted", "upload_report_replayed", "upload_batch_collected"}
         aggregated = {name: n for name, n in counters.items() if n and name not in uploads}
         assert aggregated.pop("aggregate_finished") == accepted, daemon.directory.name
         if any(load.late for load in loads):
