@@ -121,7 +121,7 @@ async def run_daemon(
     notifier = Notifier()
     with trio.CancelScope() as grace:
         async with (
-            _context(config, clock or SystemClock(), notifier) as context,
+            daemon_context(config, clock or SystemClock(), notifier) as context,
             notifier.feeding_watchdog(),
             listening(config.server.address, "server") as public,
             listening(config.admin.address, "admin") as admin,
@@ -202,7 +202,9 @@ def _servers(
 
 
 @asynccontextmanager
-async def _context(config: Config, clock: Clock, notifier: Notifier) -> AsyncIterator[Context]:
+async def daemon_context(
+    config: Config, clock: Clock, notifier: Notifier
+) -> AsyncIterator[Context]:
     """Open everything that servers and loops share; close it in reverse, the datastore last."""
     sealing_keys = read_sealing_keys(config)
     sealer = make_sealer(sealing_keys)
