@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 BUILT  := .venv/built.stamp
 CARGO  := cargo
+SEEDS  ?= 3000
 FAULTS ?= 200
 SEED   ?= 11
 NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/.cargo/config.toml) \
@@ -15,7 +16,7 @@ NATIVE := native/Cargo.toml $(wildcard native/Cargo.lock native/build.rs native/
 export PYO3_BUILD_EXTENSION_MODULE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak soak-faults lint format bench docs wheel clean
+.PHONY: help demo test soak soak-faults soak-simulation lint format bench docs wheel clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -27,10 +28,13 @@ test: $(BUILT) ## Run cargo test, then pytest on all cores
 	$(CARGO) test --manifest-path native/Cargo.toml --release --quiet
 	$(BIN)/python -m pytest -n auto
 
-soak: soak-faults ## Run for longer what make test runs shortly: FAULTS=200, SEED=11
+soak: soak-faults soak-simulation ## Run for longer what make test runs shortly: FAULTS=200, SEEDS=3000, SEED=11
 
 soak-faults: $(BUILT)
 	LONG=1 FAULTS=$(FAULTS) SEED=$(SEED) $(BIN)/python -m pytest -x -s -o faulthandler_timeout=0 tests/faults
+
+soak-simulation: $(BUILT)
+	SEEDS=$(SEEDS) SEED=$(SEED) $(BIN)/python -m pytest -n auto -o faulthandler_timeout=0 tests/simulation
 
 lint: $(BUILT) ## Run ruff, mypy, the import contracts, rustfmt and clippy
 	$(BIN)/ruff check .
