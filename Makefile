@@ -26,7 +26,7 @@ demo: $(BUILT) ## Run a complete demo: a Leader, a Helper, 1,000 clients and a c
 
 test: $(BUILT) ## Run cargo test, then pytest on all cores
 	$(CARGO) test --manifest-path native/Cargo.toml --release --quiet
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 soak: soak-faults soak-simulation ## Run for longer what make test runs shortly: FAULTS=200, SEEDS=3000, SEED=11
 
@@ -34,7 +34,7 @@ soak-faults: $(BUILT)
 	LONG=1 FAULTS=$(FAULTS) SEED=$(SEED) $(BIN)/python -m pytest -x -s -o faulthandler_timeout=0 tests/faults
 
 soak-simulation: $(BUILT)
-	SEEDS=$(SEEDS) SEED=$(SEED) $(BIN)/python -m pytest -n auto -o faulthandler_timeout=0 tests/simulation
+	SEEDS=$(SEEDS) SEED=$(SEED) $(BIN)/python -m pytest -n auto --dist worksteal -o faulthandler_timeout=0 tests/simulation
 
 lint: $(BUILT) ## Run ruff, mypy, the import contracts, rustfmt and clippy
 	$(BIN)/ruff check .
