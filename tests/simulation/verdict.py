@@ -33,10 +33,8 @@ WHERE aggregation_jobs.state IN ('assigned', 'received') AND lease_token IS NULL
   AND run_at < :before AND tasks.state = 'active'"""
 
 _Q_COLLECTING = """
-SELECT job.state, job.last_error, job.lo, job.hi FROM collection_jobs AS job
-JOIN tasks USING (task_pk)
-WHERE task_id = :task_id AND (job.state IN ('frozen', 'polling')
-  OR job.state = 'finished' AND served_at IS NULL
+SELECT job.state, job.lo, job.hi FROM collection_jobs AS job JOIN tasks USING (task_pk)
+WHERE task_id = :task_id AND (job.state IN ('frozen', 'polling', 'finished')
   OR job.state = 'waiting' AND :enough <= (SELECT sum(n) FROM batch_shares AS share
     WHERE share.task_pk = job.task_pk AND bucket >= lo AND bucket < hi))"""
 
@@ -113,7 +111,20 @@ def _left(world: World, task: Parties) -> list[str]:
 def _collecting(tx: Tx, parties: Parties) -> list[Row]:
     """The collections that have to go on; one may wait for ever for enough reports."""
     enough = parties.plan.min_batch_size
-    return tx.all(_Q_COLLECTING, task_id=parties.task_id, enough=enough)
+    return [
+        (state, lo, hi)
+        for state, lo, hi in tx.all(_Q_COLLECTING, task_id=parties.task_id, enough=enough)
+        if state != "finished" or not _was_fetched(parties, lo, hi)
+    ]
+
+
+def _was_fetched(parties: Parties, lo: bytes, hi: bytes) -> bool:
+    """Whether the Collector has this result. It deletes the job of a leader-selected batch."""
+    if not parties.by_time:
+        return False
+    first = int.from_bytes(lo)
+    asked = parties.ledger.asked
+    return asked.get((first, int.from_bytes(hi) - first), frozenset()) is not None
 
 
 def _ready_batches(tx: Tx, parties: Parties) -> list[Row]:
