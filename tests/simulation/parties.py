@@ -97,14 +97,18 @@ class Ledger:
 
 @dataclass
 class Parties:
-    """The client and the collector of one task."""
+    """The client and the collector of one task.
+
+    ``forgets_deletes``: the Leader may return a batch again that was confirmed, because a restore
+    has undone that, or because a proxy's 404 was taken for the Leader's.
+    """
 
     number: int
     plan: TaskPlan
     files: TaskFiles
     clock: WorldClock
     trace: Trace
-    proxied: bool
+    forgets_deletes: bool
     ledger: Ledger = field(default_factory=Ledger)
     refused: dict[str, int] = field(default_factory=dict)
     _http: DapHttp = field(default_factory=lambda: DapHttp(timeout=20.0))
@@ -169,7 +173,7 @@ class Parties:
                         found = self.ledger.take(result, interval)
                         self.ledger.unconfirmed.add(found)
                         why = None
-                    if not self.proxied:  # whose 404 the collector takes for the Leader's
+                    if not self.forgets_deletes:
                         self.ledger.unconfirmed.discard(found)
             except CollectionFailed as failure:
                 if found is None:

@@ -268,8 +268,9 @@ def _new_task(world: World, number: int) -> Parties:
             report_expiry_age=EXPIRY,
         )
         machine.command(add_task, aggregator_task(file, settings), _sealer(machine))
-    proxied = "proxy" in world.plan.noise.faults
-    return Parties(number, plan, files, world.clock, world.trace, proxied)
+    restores = any(event.do == "restore" for event in world.plan.events)
+    forgets_deletes = restores or "proxy" in world.plan.noise.faults
+    return Parties(number, plan, files, world.clock, world.trace, forgets_deletes)
 
 
 def _sealer(machine: Machine) -> Sealer:
