@@ -70,11 +70,13 @@ def install() -> None:
 
 def slow_down_fallbacks() -> None:
     """Let loops that usually wait for an event poll more seldom: a run has fewer idle rounds."""
+    from dapd.commits import create_jobs
     from dapd.driver import creator, dispatcher
     from dapd.upkeep import refresh
 
     creator._FALLBACK_POLL = dispatcher._FALLBACK_POLL = 20.0
     refresh._EVERY = 10.0
+    create_jobs._MOST_CHUNKS = 8  # as many wait behind a cut sooner than 20,000
 
 
 @contextmanager

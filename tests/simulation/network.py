@@ -19,14 +19,50 @@ if TYPE_CHECKING:
     from tests.simulation.machine import Machine
     from tests.simulation.trace import Trace
 
+_SLOW = 12.0
 PROXY_STATUS = (401, 404, 413, 429, 502)
+
+
+@dataclass
+class Answers:
+    """What a Helper has answered to each aggregation job, by its path and bytes.
+
+    ``contradictions`` are the jobs that got another answer later: path, bytes, when the first came.
+    """
+
+    contradictions: list[tuple[str, bytes, float]] = field(default_factory=list)
+    _jobs: dict[str, tuple[str, bytes]] = field(default_factory=dict)
+    _answers: dict[tuple[str, bytes], tuple[bytes, float]] = field(default_factory=dict)
+
+    def note(self, request: httpx2.Request, body: bytes, call: Call) -> None:
+        """Note an answer. A job that the Leader deletes has no identity any more (rule A1)."""
+        path = request.url.path
+        if "/aggregation_jobs" not in path:
+            return
+        if request.method == "DELETE":
+            self._answers.pop(self._jobs.pop(path, ("", b"")), None)
+            return
+        if call.status not in (200, 201):
+            return
+        if request.method == "POST":
+            where = dict(call.headers).get(b"location", b"").decode()
+            self._jobs[httpx2.URL(where).path] = job = (path, body)
+        elif path in self._jobs:
+            job = self._jobs[path]
+        else:
+            return
+        if call.answer:
+            first, at = self._answers.setdefault(job, (bytes(call.answer), trio.current_time()))
+            if first != call.answer:
+                self.contradictions.append((*job, at))
 
 
 @dataclass
 class Network:
     """Routes requests by their port, and decides by chance what happens to each.
 
-    ``silent`` are the ports that nothing answers at present: connections hang.
+    ``silent`` are the ports that nothing answers at present: connections hang. Requests to those
+    ``losing_answers`` are served, but no answer comes back; those of ``slow`` ones come late.
     """
 
     chance: random.Random
@@ -34,6 +70,9 @@ class Network:
     trace: Trace
     routes: dict[int, Machine] = field(default_factory=dict)
     silent: Counter[int] = field(default_factory=Counter)
+    losing_answers: Counter[int] = field(default_factory=Counter)
+    slow: Counter[int] = field(default_factory=Counter)
+    answers: Answers = field(default_factory=Answers)
     _requests: int = 0
 
     def transport(self, *_: object, **__: object) -> _Transport:
@@ -72,7 +111,9 @@ class Network:
             call.hang_up()
             raise
         self.trace.note("answer", status=call.status, size=len(call.answer), **what)
+        self.answers.note(request, body, call)
         await self._delay()
+        await self._hinder_answer(port)
         if call.status is None or fault == "lost_after":
             raise httpx2.ReadError("the connection broke before the answer")
         if fault == "hang_after":
@@ -81,6 +122,12 @@ class Network:
             return self._of_proxy(request, 502)
         stream = _Body(bytes(call.answer), cut=fault == "cut_answer", chance=self.chance)
         return httpx2.Response(call.status, headers=call.headers, stream=stream)
+
+    async def _hinder_answer(self, port: int) -> None:
+        if self.slow[port]:
+            await trio.sleep(_SLOW)
+        if self.losing_answers[port]:
+            await trio.sleep_forever()
 
     async def _delay(self) -> None:
         slow = self.chance.random() < self.noise.slow

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import trio
 
@@ -95,6 +96,13 @@ class Ledger:
         return found
 
 
+class _Forger(Client):
+    """A client that spoils the Helper's share, which the Leader can't see."""
+
+    def _reports(self, *args: Any) -> list[bytes]:
+        return [report[:-1] + bytes([report[-1] ^ 1]) for report in super()._reports(*args)]
+
+
 @dataclass
 class Parties:
     """The client and the collector of one task.
@@ -117,6 +125,7 @@ class Parties:
 
     def __post_init__(self) -> None:
         self._client = Client(self.files.client, patience=_PATIENCE, http=self._http)
+        self._forger = _Forger(self.files.client, patience=_PATIENCE, http=self._http)
         self._collector = Collector(self.files.collector, patience=_PATIENCE, http=self._http)
 
     @property
@@ -127,8 +136,10 @@ class Parties:
     def task_id(self) -> bytes:
         return self.files.client.task_id
 
-    async def upload(self, n: int, ago: float) -> None:
-        """Upload ``n`` reports of one time in one request."""
+    async def upload(self, n: int, ago: float, *, forged: bool = False) -> None:
+        """Upload ``n`` reports of one time in one request; if ``forged``, the Helper can't open its
+        share of any.
+        """
         ledger = self.ledger
         first = len(ledger.times)
         places = range(first, min(first + n, LENGTH))
@@ -136,7 +147,8 @@ class Parties:
         ledger.times += [int(time) // PRECISION] * len(places)
         ledger.fates += [Fate.UNKNOWN] * len(places)
         try:
-            uploaded = await self._client.upload(list(places), time=time)
+            client = self._forger if forged else self._client
+            uploaded = await client.upload(list(places), time=time)
         except UploadFailed as failure:
             self.trace.note("upload_failed", task=self.number, why=failure.type)
             return

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, field, structs
 
 SIDES = ("leader", "helper")
+LEADER_PORT, HELPER_PORT, SECOND_HELPER_PORT = 1001, 1002, 1003
 PRECISION = 60
 EXPIRY = 2400
 """Seconds that a report lives; a job takes ten minutes at most (``_TIME_TO_COMMIT_MS``)."""
@@ -23,6 +24,9 @@ Do = Literal[
     "kill",
     "stop",
     "silence",
+    "lose_answers",
+    "slow_down",
+    "forge",
     "set_clock",
     "outage",
     "disk_full",
@@ -34,6 +38,11 @@ Do = Literal[
     "disable_task",
     "new_token",
 ]
+
+
+def helper_port(second: bool) -> int:
+    """Return the port of one of the Helper's two addresses."""
+    return SECOND_HELPER_PORT if second else HELPER_PORT
 
 
 class Noise(Struct, frozen=True):
@@ -110,13 +119,26 @@ def draw_plan(seed: int) -> Plan:
     for draw in _FAULTS:
         if chance.random() < 0.3:
             events += draw(chance, tasks, span)
+    noise, settings = _noise(chance), _settings(chance)
+    rare = random.Random(f"situation {seed}")
+    if rare.random() < 0.25:
+        changed = list(tasks)
+        situation = rare.choice(_SITUATIONS)(rare, changed, settings)
+        tasks, apart = tuple(changed), {event.task for event in situation}
+        events = [
+            event
+            for event in events
+            if event.do in ("upload", "collect") and event.task not in apart
+        ]
+        events += situation
+        noise = rare.choice((Noise(), noise))
     if any(event.do == "restore" for event in events):  # it would bring back a token
         events = [event for event in events if event.do != "new_token"]
     return Plan(
         seed,
         tasks,
-        _noise(chance),
-        _settings(chance),
+        noise,
+        settings,
         tuple(sorted(events, key=lambda event: event.at)),
     )
 
@@ -313,3 +335,90 @@ _FAULTS = (
     _keys,
     _task_changes,
 )
+
+Settings = dict[str, dict[str, int | float]]
+
+
+def _outage_in_flight(
+    chance: random.Random, tasks: list[TaskPlan], settings: Settings
+) -> list[Event]:
+    """Older reports are aggregated; jobs of newer ones are under way when the older expire."""
+    task, at = chance.randrange(len(tasks)), 80.0
+    tasks[task] = structs.replace(tasks[task], batch_target_size=tasks[task].min_batch_size + 8)
+    settings["leader"] |= {"min_job_size": 10, "max_job_size": 30, "max_wait": 2.0}
+    mute: Do = chance.choice(("silence", "lose_answers"))
+
+    def upload(when: float, do: Do, ago: float) -> Event:
+        return Event(at + when, do, task=task, n=chance.randint(1, 3), seconds=ago)
+
+    before = [upload(chance.uniform(-60, -40), "upload", 600) for _ in _some(chance, 2)]
+    under_way = chance.uniform(-15, -5)
+    kinds: tuple[tuple[Do, float], ...] = (("upload", 600), ("upload", -60), ("forge", -60))
+    late = [
+        upload(under_way + chance.random() / 10, *kind)
+        for kind in chance.choice((kinds, chance.choices(kinds, k=3)))
+    ]
+    return [
+        *before,
+        Event(at - 20, mute, task=task, seconds=110.0),
+        *late,
+        Event(at, "outage", task=task, seconds=chance.choice((EXPIRY - 500, EXPIRY - 300))),
+        Event(at + 150, "collect", task=task, n=1),
+    ]
+
+
+def _behind_a_cut(chance: random.Random, tasks: list[TaskPlan], _: Settings) -> list[Event]:
+    """A collection waits for a silent Helper, and more reports of its batch come than one pass of
+    the creator looks at; then some of another batch.
+    """
+    task = chance.randrange(len(tasks))
+    tasks[task] = structs.replace(tasks[task], batch_mode="time-interval")
+    at = 30.0 + chance.uniform(0, 120)
+
+    def upload(when: float, ago: float) -> Event:
+        return Event(at + when, "upload", task=task, n=tasks[task].min_batch_size, seconds=ago)
+
+    return [
+        upload(-20, 1200),  # so that the client has the Helper's key
+        Event(at, "silence", task=task, seconds=240.0),
+        upload(0.1, 0),
+        Event(at + 1, "collect", task=task, n=3),
+        *(upload(30 + each, 0) for each in range(12)),
+        upload(50, 600),
+    ]
+
+
+def _crash_loop(chance: random.Random, tasks: list[TaskPlan], settings: Settings) -> list[Event]:
+    """The Leader dies again and again in an exchange; another, slow Helper is kept busy."""
+    suspect = chance.randrange(len(tasks))
+    busy = (suspect + 1) % len(tasks)
+    if busy == suspect:
+        return []
+    tasks[busy] = structs.replace(tasks[busy], second_peer=not tasks[suspect].second_peer)
+    settings["leader"] |= {"request_timeout": 20.0, "permits_per_peer": 8, "max_wait": 0.05}
+    at = chance.uniform(20, 80)
+    return [
+        Event(at, "silence", task=suspect, seconds=9.5),
+        Event(at + 0.5, "upload", task=suspect, n=2),
+        *(Event(at + each, "kill", side="leader", task=busy, seconds=0.1) for each in (3, 6, 9)),
+        Event(at, "slow_down", task=busy, seconds=170.0),
+        *(Event(at + 7 + 4 * each, "upload", task=busy, n=1) for each in range(40)),
+    ]
+
+
+def _reports_of_a_wrong_clock(
+    chance: random.Random, tasks: list[TaskPlan], _: Settings
+) -> list[Event]:
+    """The Leader's clock is far ahead for a while, as is that of some clients."""
+    task, at, far = chance.randrange(len(tasks)), chance.uniform(20, 100), 3e8
+    return [
+        Event(at, "set_clock", side="leader", task=task, seconds=far),
+        Event(at + 2, "upload", task=task, n=2, seconds=-far),
+        Event(at + 20, "set_clock", side="leader", task=task),
+        Event(at + 30, "upload", task=task, n=tasks[task].min_batch_size),
+        Event(at + 40, "collect", task=task, n=1),
+    ]
+
+
+_SITUATIONS = (_outage_in_flight, _behind_a_cut, _crash_loop, _reports_of_a_wrong_clock)
+"""Faults in an order that is seldom drawn by chance; other events of these tasks are left out."""

@@ -11,9 +11,11 @@ import trio
 from dapd.datastore import Tx, counters, open_for_command, tasks, uncollected
 from dapd.datastore.check import check
 from dapd.datastore.sqlite import Row
+from dapd.messages.common import b64url_encode
+from dapd.protocol.helper import judge_init
 from tests.gc.row_counts import row_counts
 from tests.simulation.parties import Fate, Parties, counted_out
-from tests.simulation.plan import EXPIRY
+from tests.simulation.plan import EXPIRY, PRECISION, helper_port
 
 if TYPE_CHECKING:
     from tests.simulation.machine import Machine
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 _LOOK_EVERY = 15.0
 _LONGEST_DUE_MS = 180_000
+_LONGEST_SUSPECT_MS = 50_000
+_EACH_SUSPECT_MS = 25_000
 _DRAIN_SECONDS = 1800.0
 _PATIENCE = 15.0
 _TOO_FEW = "invalidBatchSize"
@@ -31,6 +35,21 @@ _Q_STARVING = """
 SELECT aggregation_jobs.state, run_at, crashes FROM aggregation_jobs JOIN tasks USING (task_pk)
 WHERE aggregation_jobs.state IN ('assigned', 'received') AND lease_token IS NULL
   AND run_at < :before AND tasks.state = 'active'"""
+
+_Q_SUSPECTS = """
+SELECT task_id, aggregation_jobs.state, run_at, crashes FROM aggregation_jobs
+JOIN tasks USING (task_pk)
+WHERE aggregation_jobs.state IN ('assigned', 'received', 'stored', 'polling')
+  AND lease_token IS NULL AND run_at < :before AND crashes > 1 AND tasks.state = 'active'"""
+
+_Q_LEFT_ALONE = """
+SELECT chunk.task_pk, bucket, n, run_at FROM report_chunks AS chunk JOIN tasks USING (task_pk)
+WHERE chunk.state = 'waiting' AND run_at < :before AND tasks.state = 'active'
+  AND NOT EXISTS (SELECT 1 FROM collected WHERE collected.task_pk = chunk.task_pk
+    AND lo <= chunk.bucket AND chunk.bucket < hi)
+  AND NOT EXISTS (SELECT 1 FROM collection_jobs AS asked WHERE asked.task_pk = chunk.task_pk
+    AND asked.state = 'waiting' AND asked.cut IS NOT NULL
+    AND (asked.hi = x'' OR (asked.lo <= chunk.bucket AND chunk.bucket < asked.hi)))"""
 
 _Q_COLLECTING = """
 SELECT job.state, job.lo, job.hi FROM collection_jobs AS job JOIN tasks USING (task_pk)
@@ -52,6 +71,8 @@ async def watch(world: World) -> None:
         await trio.sleep(_LOOK_EVERY)
         for machine in world.machines.values():
             _look_for_starving(machine)
+        _look_for_suspects(world)
+        _look_for_contradictions(world)
         assert not world.trace.failures, world.trace.failures[0]
 
 
@@ -62,8 +83,48 @@ def _look_for_starving(machine: Machine) -> None:
     before = machine.clock.now() - _LONGEST_DUE_MS
     if 1000 * (trio.current_time() - max(life.since, machine.clock.set_at)) < _LONGEST_DUE_MS:
         return
-    starving = machine.look(lambda tx: tx.all(_Q_STARVING, before=before))
+    starving = machine.look(
+        lambda tx: [
+            *tx.all(_Q_STARVING, before=before),
+            *tx.all(_Q_LEFT_ALONE, before=before + _LONGEST_DUE_MS // 2),
+        ]
+    )
     assert not starving, f"{machine.name}: due for minutes, and not stepped: {starving}"
+
+
+def _look_for_suspects(world: World) -> None:
+    """A job that may have ended the process twice runs soon, whatever other peers do (rule E2)."""
+    machine = world.leader
+    if not _was_quiet(machine, _LONGEST_SUSPECT_MS):
+        return
+    before = machine.clock.now() - _LONGEST_SUSPECT_MS
+    suspects = machine.look(lambda tx: tx.all(_Q_SUSPECTS, before=before))
+    for task_id, state, run_at, crashes in suspects:
+        if run_at > before - _EACH_SUSPECT_MS * len(suspects):  # they run one after the other
+            continue
+        task = next(each for each in world.tasks if each.task_id == task_id)
+        port = helper_port(task.plan.second_peer)
+        hindered = world.network.silent[port] or world.network.slow[port]
+        assert hindered, f"{state} and suspect ({crashes}) since {run_at}"
+
+
+def _was_quiet(machine: Machine, ms: int) -> bool:
+    life = machine.life
+    if life is None or life.app is None or machine.full or machine.clock.offset:
+        return False
+    return 1000 * (trio.current_time() - max(life.since, machine.clock.set_at)) >= ms
+
+
+def _look_for_contradictions(world: World) -> None:
+    """A job's bytes have one answer until the newest of its reports expires (rule A1)."""
+    if world.restored:
+        return
+    for path, body, at in world.network.answers.contradictions:
+        task = next(each for each in world.tasks if b64url_encode(each.task_id) in path)
+        request = judge_init(world.helper.look(partial(_task, parties=task)), body)
+        expired = world.has_expired(request.rows.time_max)
+        assert expired, f"task {task.number}: a job answered at {at} got another answer"
+    world.network.answers.contradictions.clear()
 
 
 async def drain(world: World) -> None:
@@ -90,7 +151,7 @@ async def _collect_all(world: World, task: Parties) -> None:
         if result is None:
             await task.collect(interval, _PATIENCE)
     for time in sorted(ledger.missing_times):
-        if not world.has_expired(time):
+        if not world.has_expired(time) and time * PRECISION <= world.clock.now() + EXPIRY:
             await task.collect((time, 1), _PATIENCE)
 
 

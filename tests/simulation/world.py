@@ -24,10 +24,19 @@ from tests.simulation.clock import WorldClock
 from tests.simulation.machine import Machine
 from tests.simulation.network import Network
 from tests.simulation.parties import VDAF, Parties
-from tests.simulation.plan import EXPIRY, PRECISION, SIDES, Event, Noise, Plan
+from tests.simulation.plan import (
+    EXPIRY,
+    HELPER_PORT,
+    LEADER_PORT,
+    PRECISION,
+    SECOND_HELPER_PORT,
+    SIDES,
+    Event,
+    Noise,
+    Plan,
+    helper_port,
+)
 from tests.simulation.trace import Trace
-
-LEADER_PORT, HELPER_PORT, SECOND_HELPER_PORT = 1001, 1002, 1003
 
 
 @dataclass
@@ -104,6 +113,21 @@ class World:
         await trio.sleep(event.seconds)
         self.network.silent[port] -= 1
 
+    async def _lose_answers(self, event: Event) -> None:
+        port = helper_port(self.plan.tasks[event.task].second_peer)
+        self.network.losing_answers[port] += 1
+        await trio.sleep(event.seconds)
+        self.network.losing_answers[port] -= 1
+
+    async def _slow_down(self, event: Event) -> None:
+        port = helper_port(self.plan.tasks[event.task].second_peer)
+        self.network.slow[port] += 1
+        await trio.sleep(event.seconds)
+        self.network.slow[port] -= 1
+
+    async def _forge(self, event: Event) -> None:
+        await self.tasks[event.task].upload(event.n, event.seconds, forged=True)
+
     async def _set_clock(self, event: Event) -> None:
         self._machine(event).clock.set(event.seconds)
 
@@ -173,6 +197,8 @@ class World:
         """End every fault, so that all that was accepted can come to its end."""
         self.network.noise = Noise()
         self.network.silent.clear()
+        self.network.losing_answers.clear()
+        self.network.slow.clear()
         for machine in self.machines.values():
             machine.clock.set(0.0)
             machine.set_full(False)
@@ -182,10 +208,6 @@ class World:
             for task in self.tasks:  # a restore may have brought back another state
                 machine.command(set_task_state, task.task_id, TaskState.ACTIVE)
         self.trace.note("made_right")
-
-
-def helper_port(second: bool) -> int:
-    return SECOND_HELPER_PORT if second else HELPER_PORT
 
 
 async def run(plan: Plan, trace: Trace) -> None:
