@@ -356,9 +356,10 @@ def _outage_in_flight(
     kinds: tuple[tuple[Do, float], ...] = (("upload", 600), ("upload", -60), ("forge", -60))
     late = [
         upload(under_way + chance.random() / 10, *kind)
-        for kind in chance.choice((kinds, chance.choices(kinds, k=3)))
+        for kind in chance.choice((kinds, kinds[::2], chance.choices(kinds, k=3)))
     ]
     return [
+        upload(-65, "forge", 600),  # fetches keys, as the first of ``before`` does
         *before,
         Event(at - 20, mute, task=task, seconds=110.0),
         *late,
@@ -398,6 +399,7 @@ def _crash_loop(chance: random.Random, tasks: list[TaskPlan], settings: Settings
     settings["leader"] |= {"request_timeout": 20.0, "permits_per_peer": 8, "max_wait": 0.05}
     at = chance.uniform(20, 80)
     return [
+        *(Event(at - 15, "upload", task=each, n=1) for each in (suspect, busy)),  # fetches keys
         Event(at, "silence", task=suspect, seconds=9.5),
         Event(at + 0.5, "upload", task=suspect, n=2),
         *(Event(at + each, "kill", side="leader", task=busy, seconds=0.1) for each in (3, 6, 9)),
