@@ -37,7 +37,7 @@ from dapd.crypto import Sealer, make_sealer, sealing_key_id
 from dapd.datastore import Opened, Tx, leases, open_for_daemon, safe_clock
 from dapd.driver import aggregation, collection, creator, helper_job, uploads
 from dapd.driver.dispatcher import Dispatcher
-from dapd.errors import DatastoreError, NotYet, UnfitDatastore, UsageError
+from dapd.errors import DatastoreError, NotYet, UnfitDatastore, UsageError, innermost
 from dapd.gc import loop as garbage
 from dapd.http import DapHttp
 from dapd.keys import reseal, rotation
@@ -330,7 +330,7 @@ def run(config_path: Path) -> int:
         logs.configure(config.log.level, config.log.format)
         trio.run(_until_signalled, config, config_path)
     except (UsageError, DatastoreError, ExceptionGroup) as error:
-        cause = _innermost(error)
+        cause = innermost(error)
         if not isinstance(cause, UsageError | DatastoreError):
             raise
         complain(cause)
@@ -346,10 +346,3 @@ def _exit_status(cause: UsageError | DatastoreError) -> int:
             return EXIT_CONFIG
         case _:
             return EXIT_TEMPFAIL
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """Unwrap the exception groups that nurseries put around the failure that ended them."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -71,10 +71,16 @@ def printable(text: str, *, keep: str = "") -> str:
     )
 
 
+def innermost(error: BaseException) -> BaseException:
+    """Unwrap the exception groups that nurseries put around the failure that ended them."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 def describe(error: BaseException) -> str:
     """Describe an exception in one line, for the log. Never use its ``repr``, which may contain
     the data being processed, as that of a ``UnicodeDecodeError`` does.
     """
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = innermost(error)
     return f"{type(error).__name__}: {error}"[:_MAX_DESCRIPTION]

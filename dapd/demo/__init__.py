@@ -25,7 +25,7 @@ from dapd.collector import Collector, Query, Result
 from dapd.demo.daemon import Daemon
 from dapd.demo.questions import QUESTIONS, Outcome, Question
 from dapd.demo.view import DemoFailed, Role, View
-from dapd.errors import PeerError
+from dapd.errors import PeerError, innermost
 from dapd.messages.common import b64url_encode
 from dapd.server.sockets import reserved_port
 from dapd.taskfile import read_task_file
@@ -232,6 +232,4 @@ def _cause(error: BaseException) -> BaseException:
     """Return the first failure in the groups that nurseries wrap it in; Ctrl-C takes precedence."""
     if isinstance(error, BaseExceptionGroup) and error.subgroup(KeyboardInterrupt):
         return KeyboardInterrupt()
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+    return innermost(error)

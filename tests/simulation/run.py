@@ -8,6 +8,7 @@ import traceback
 
 from msgspec import structs
 
+from dapd.errors import innermost
 from tests.simulation import determinism
 from tests.simulation.plan import Noise, Plan
 from tests.simulation.trace import Trace
@@ -18,14 +19,14 @@ _FRAMES = 6
 _timer = time.thread_time  # which no simulation replaces
 
 
-def one(plan: Plan, *, keep: bool = False) -> tuple[Trace, Exception | None]:
+def one(plan: Plan, *, keep: bool = False) -> tuple[Trace, BaseException | None]:
     """Run a plan. Return its trace, of which ``keep`` keeps the lines, and what it failed with."""
     determinism.slow_down_fallbacks()
     trace = Trace(keep=keep)
     try:
         simulate(plan, trace)
     except Exception as error:  # noqa: BLE001 - reported with the seed
-        return trace, _cause(error)
+        return trace, innermost(error)
     return trace, None
 
 
@@ -73,13 +74,6 @@ def _still_fails(plan: Plan) -> bool:
     _, error = one(plan)
     _say(f"{len(plan.events)} events: {'fails' if error else 'passes'}")
     return error is not None
-
-
-def _cause(error: Exception) -> Exception:
-    """Unwrap the groups that nurseries put around what ended them."""
-    while isinstance(error, ExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 def _say(line: str) -> None:
