@@ -16,11 +16,10 @@ from dapd.commits.abandon import abandon as give_up
 from dapd.datastore import Tx, batches, chunks, collections, jobs, leases, outstanding, watermarks
 from dapd.datastore import tasks as task_table
 from dapd.datastore.jobs import JobRow, Wanted
-from dapd.datastore.leases import Kind
 from dapd.datastore.tasks import UnreadableTask
 from dapd.errors import UsageError
 from dapd.messages.common import b64url_decode, b64url_encode
-from dapd.protocol.states import UNFINISHED, CollectionState
+from dapd.protocol.states import UNFINISHED, CollectionState, Kind
 from dapd.protocol.task import Instant, Task
 from dapd.runtime.context import Context
 

@@ -29,10 +29,9 @@ from dapd.datastore import Tx, batches, jobs, keys
 from dapd.datastore.backlog import Unfinished, WholeBacklog, whole_backlog
 from dapd.datastore.backup import last_backup
 from dapd.datastore.jobs import JobRow
-from dapd.datastore.leases import Kind
 from dapd.datastore.tasks import SealedTask, UnreadableTask
 from dapd.protocol.keys import KeyState, KeyTimes, StoredKey, next_of
-from dapd.protocol.states import JobState
+from dapd.protocol.states import JobState, Kind
 from dapd.protocol.task import Instant, TaskState
 from dapd.runtime.context import Context
 from dapd.telemetry import logs

@@ -22,10 +22,9 @@ from dapd.datastore import (
     suspects,
 )
 from dapd.datastore.batches import Contribution
-from dapd.datastore.leases import Kind
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.batches import BucketRange, batch_id_range
-from dapd.protocol.states import RangeState
+from dapd.protocol.states import Kind, RangeState
 from dapd.protocol.task import Task
 
 

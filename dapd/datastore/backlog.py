@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.leases import Kind
 from dapd.datastore.sqlite import Row, Tx
-from dapd.protocol.states import JobState, job_state
+from dapd.protocol.states import JobState, Kind, job_state
 
 _Q_JOBS = """
 SELECT task_pk, role, state, count(*), sum(n), min(run_at), min(created_at), max(attempts)

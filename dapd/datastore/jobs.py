@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dapd.datastore.leases import Kind
 from dapd.datastore.sqlite import Row, Tx
-from dapd.protocol.states import JobState, job_state
+from dapd.protocol.states import JobState, Kind, job_state
 
 _AGGREGATION = """
 SELECT 'aggregation' AS kind, job_pk AS pk, id, task_pk, role, state, n, created_at, run_at,

@@ -11,13 +11,11 @@ import json
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from dapd.datastore.sqlite import Tx
 from dapd.protocol.retry import LONGEST_RETRY_AFTER
-from dapd.protocol.states import JobState, job_state
+from dapd.protocol.states import JobState, Kind, job_state
 
-Kind = Literal["aggregation", "collection"]
 LEASE_MS = 60_000
 LONGEST_WAIT_MS = int(1000 * LONGEST_RETRY_AFTER)
 LONGEST_CRASH_WAIT_MS = 64_000

@@ -38,9 +38,9 @@ from dapd.datastore import (
     suspects,
 )
 from dapd.datastore.expiry import PAGE, START, Found
-from dapd.datastore.leases import Kind
 from dapd.gc.pace import Pace
 from dapd.protocol.batches import BucketRange, time_bucket
+from dapd.protocol.states import Kind
 from dapd.protocol.task import MAX_INTEGER, Mark, Task
 from dapd.runtime.context import Context
 from dapd.runtime.deletion import delete_job

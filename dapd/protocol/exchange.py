@@ -44,10 +44,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
 from dapd.protocol.retry import LONGEST_RETRY_AFTER, backoff_ms
+from dapd.protocol.states import Kind
 
 FINAL_COLLECTION_REFUSALS = frozenset(
     {
@@ -63,8 +64,6 @@ FINAL_COLLECTION_REFUSALS = frozenset(
 """The errors that end a collection at any send; after any other it sends again (D4)."""
 _LONG = 4
 """How many doublings a long back-off starts ahead."""
-
-Kind = Literal["aggregation", "collection"]
 
 
 @dataclass(frozen=True, slots=True)

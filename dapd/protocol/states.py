@@ -94,9 +94,10 @@ JobState = LeaderJobState | HelperJobState | CollectionState
 """The state of any job. States of different kinds with the same name compare equal."""
 
 
-def job_state(
-    kind: Literal["aggregation", "collection"], role: Literal["leader", "helper"], name: str
-) -> JobState:
+Kind = Literal["aggregation", "collection"]
+
+
+def job_state(kind: Kind, role: Literal["leader", "helper"], name: str) -> JobState:
     """Return the state with this name of a job of this kind, at an Aggregator in this role."""
     if kind == "collection":
         return CollectionState(name)

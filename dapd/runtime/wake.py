@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import trio
 
-from dapd.datastore.leases import Kind
+from dapd.protocol.states import Kind
 
 JobName = tuple[Kind, bytes | None]
 """A job's kind and id; the id is ``None`` if a URL contained none that a job can have."""

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from dapd.protocol.exchange import (
     FINAL_COLLECTION_REFUSALS,
     GivenUp,
-    Kind,
     Later,
     Moment,
     Refusals,
@@ -20,6 +19,7 @@ from dapd.protocol.exchange import (
     judge,
 )
 from dapd.protocol.outcome import Outcome, Processing, Ready, Refused, Unknown
+from dapd.protocol.states import Kind
 
 DAY = 86_400
 NOW = 1_000_000
