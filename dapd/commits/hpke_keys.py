@@ -80,9 +80,8 @@ def note_max_age(tx: Tx, config: Config) -> None:
     keys.note_cached(tx, _max_age(config))
 
 
-def is_rotation_due(tx: Tx, now: int, config: Config) -> bool:
+def is_rotation_due(stored: Sequence[StoredKey], now: int, times: KeyTimes) -> bool:
     """Return whether ``rotate`` has anything to do."""
-    stored, times = keys.all_keys(tx), key_times(tx, config)
     unnoted = any(key.state is KeyState.ACTIVE and key.cached_for < times.max_age for key in stored)
     return unnoted or bool(plan(stored, now, times))
 

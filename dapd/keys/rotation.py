@@ -73,4 +73,6 @@ def log_moves(moves: Sequence[Move]) -> None:
 
 def _look(tx: Tx, now: int, config: Config) -> tuple[bool, bool]:
     """Return whether ``rotate`` is due, and whether there is an id for a new key."""
-    return hpke_keys.is_rotation_due(tx, now, config), bool(free_ids(keys.all_keys(tx)))
+    stored = keys.all_keys(tx)
+    due = hpke_keys.is_rotation_due(stored, now, hpke_keys.key_times(tx, config))
+    return due, bool(free_ids(stored))
