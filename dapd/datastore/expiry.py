@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dapd.datastore.sqlite import Tx
+from dapd.protocol.task import Mark
 
 PAGE = 500
 
@@ -37,18 +38,6 @@ SELECT EXISTS (SELECT 1 FROM aggregation_jobs
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """What has expired of a task: reports of times below ``before``, what was made before ``ms``,
-    the buckets of time below ``bucket``, and the ids of expired batches below ``forgotten_before``.
-    """
-
-    before: int
-    ms: int
-    bucket: bytes
-    forgotten_before: int
-
-
-@dataclass(frozen=True, slots=True)
 class Found:
     """An expired row: its key, its position in the order, and its approximate size in bytes."""
 
@@ -69,15 +58,17 @@ def page(tx: Tx, query: str, after: Found, **parameters: object) -> list[Found]:
     ]
 
 
-def has_expired(tx: Tx, task_pk: int, limits: Limits) -> bool:
-    """Return whether a task may have rows that have expired."""
+def has_expired(tx: Tx, task_pk: int, mark: Mark, bucket: bytes, forgotten_before: int) -> bool:
+    """Return whether a task may have rows that have expired by ``mark``: closed buckets of time
+    below ``bucket``, and ids of expired batches below ``forgotten_before``, too.
+    """
     row = tx.one(
         _Q_HAS_EXPIRED,
         task_pk=task_pk,
-        expired_before=limits.before,
-        expired_ms=limits.ms,
-        expired_bucket=limits.bucket,
-        forgotten_before=limits.forgotten_before,
+        expired_before=mark.before,
+        expired_ms=mark.ms,
+        expired_bucket=bucket,
+        forgotten_before=forgotten_before,
     )
     return bool(row and row[0])
 

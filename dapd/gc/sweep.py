@@ -61,8 +61,7 @@ Drop = Callable[[Tx, Sequence[int]], Freed]
 def may_find(tx: Tx, task: Task, mark: Mark) -> bool:
     """Return whether a sweep over the task may find anything."""
     bucket = time_bucket(mark.before) if task.by_time else b""
-    limits = expiry.Limits(mark.before, mark.ms, bucket, _forgotten_before(task, mark))
-    return expiry.has_expired(tx, task.task_pk, limits)
+    return expiry.has_expired(tx, task.task_pk, mark, bucket, _forgotten_before(task, mark))
 
 
 def _forgotten_before(task: Task, mark: Mark) -> int:

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from dapd.datastore import Datastore, Tx, batches, expiry
-from dapd.datastore.expiry import START, Limits
+from dapd.datastore.expiry import START
 from dapd.protocol.batches import time_bucket
+from dapd.protocol.task import Mark
 from tests.contexts import open_store
 from tests.effort import counting
 
 BEFORE, MS, FORGOTTEN = 1000, 50_000, 500
-LIMITS = Limits(BEFORE, MS, time_bucket(BEFORE), FORGOTTEN)
+LIMITS = Mark(BEFORE, MS), time_bucket(BEFORE), FORGOTTEN
 TASK = """
 INSERT INTO tasks (task_pk, task_id, role, dap_version, configuration, verification_key_id,
   verify_key, collector_hpke_config, inbound_token_hashes)
@@ -59,8 +60,8 @@ def store(tmp_path: Path) -> Iterator[Datastore]:
 def finds(store: Datastore, sql: str, **parameters: object) -> bool:
     """Whether a task with this row has expired rows; the other task never has."""
     store.run_sync(lambda tx: tx.execute(sql, **parameters))
-    assert not store.read_sync(expiry.has_expired, 2, LIMITS)
-    return store.read_sync(expiry.has_expired, 1, LIMITS)
+    assert not store.read_sync(expiry.has_expired, 2, *LIMITS)
+    return store.read_sync(expiry.has_expired, 1, *LIMITS)
 
 
 @pytest.mark.parametrize("expired", [True, False])
@@ -163,7 +164,7 @@ def test_c6_batches_that_live_cost_nothing(store: Datastore) -> None:
 
         store.run_sync(fill)
         with counting(store.path) as (tx, effort):
-            assert expiry.has_expired(tx, 1, LIMITS)
+            assert expiry.has_expired(tx, 1, *LIMITS)
             assert batches.expired(tx, 1, BEFORE, START) == ([b"old"], None)
         efforts.append(effort.steps)
     assert efforts[0] == efforts[1]
