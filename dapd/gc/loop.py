@@ -150,18 +150,16 @@ class GarbageCollector:
 
     async def _collect_task(self, task: Task, at: Instant) -> Counter[str]:
         """Delete what may go of one task. Return how many rows of each kind that was."""
-        match task.state:
-            case TaskState.DELETED:
-                return await self._purge(task)
-            case _:
-                # A request under way may have left rows of a task that was deleted. They are below
-                # its mark, which holds even if the task is being added again just now.
-                sweep = Sweep(self._context, task, task.mark_of(task.expired_before, at))
-                if task.expired_before:
-                    await sweep.run()
-                if not task.is_leader:
-                    await self._forget_answers(task, sweep)
-                return sweep.counts
+        if task.state is TaskState.DELETED:
+            return await self._purge(task)
+        # A request under way may have left rows of a task that was deleted. They are below its
+        # mark, which holds even if the task is being added again just now.
+        sweep = Sweep(self._context, task, task.mark_of(task.expired_before, at))
+        if task.expired_before:
+            await sweep.run()
+        if not task.is_leader:
+            await self._forget_answers(task, sweep)
+        return sweep.counts
 
     async def _purge(self, task: Task) -> Counter[str]:
         """Delete everything of a deleted task but its tombstone.

@@ -36,8 +36,7 @@ An answer that brings it to ``give_up_after`` ends the job as ``GivenUp`` (rule 
 *As told* is the answer's Retry-After, at least ``retry_min`` and at most a day. *Back-off* doubles
 with each attempt up to ``retry_max``; *long back-off* starts four doublings ahead, for what trying
 again soon won't fix, because a configuration must change first. It ends early when the clock may
-reach its bound. *polls*: how many in a row the peer
-has answered without Retry-After.
+reach its bound. *polls*: how many in a row the peer has answered without Retry-After.
 """
 
 from __future__ import annotations

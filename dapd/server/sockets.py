@@ -81,9 +81,8 @@ def unix_listener(path: Path) -> Iterator[trio.SocketListener]:
         yield trio.SocketListener(trio.socket.from_stdlib_socket(sock))
     finally:
         sock.close()
-        with suppress(
-            OSError
-        ):  # in a read-only directory it stays, and the next daemon replaces it
+        # In a read-only directory it stays, and the next daemon replaces it.
+        with suppress(OSError):
             path.unlink()
 
 
