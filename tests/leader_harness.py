@@ -13,7 +13,7 @@ import trio
 from dapd.config import Config, Leader
 from dapd.config import Datastore as DatastoreSection
 from dapd.config import Disk as DiskSection
-from dapd.datastore import Tx, leases
+from dapd.datastore import Tx, leases, tasks
 from dapd.datastore.leases import Due, Lease
 from dapd.datastore.sqlite import Row
 from dapd.driver import aggregation, creator, uploads
@@ -71,6 +71,11 @@ class LeaderHarness:
             if step.has_permit:
                 step.peer.release()
         return len(leased)
+
+    async def know_peer(self) -> None:
+        """Note that the Helper has accepted a job of the task before."""
+        await self.context.run(tasks.note_peer_accepted, self.task.task_pk)
+        self.context.tasks.note_peer_accepted(self.task)
 
     def later(self, seconds: float = 1000) -> None:
         """Let time pass; by default so much that everything that waits is due."""
@@ -142,6 +147,11 @@ def helper_response(pair: TaskPair, body: bytes, rules: ReportRules = ANY_TIME) 
     head, offset = AggregationJobInitHead.decode(body)
     batch_id = head.extensions[0].data if head.extensions else None
     return pair.help(body[offset:], rules=rules, batch_id=batch_id).response
+
+
+def honest(pair: TaskPair, request: Request) -> bytes:
+    """The script of an honest Helper, which gives out no Location."""
+    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 def ready(body: bytes, **headers: str) -> bytes:

@@ -42,16 +42,6 @@ def honest(pair: TaskPair, request: Request) -> bytes:
     return ready(helper_response(pair, request.body), Location=LOCATION)
 
 
-async def know_peer(house: LeaderHarness) -> None:
-    """Note that the Helper has accepted a job of the task before."""
-
-    def note(tx: Tx) -> None:
-        tasks.note_peer_accepted(tx, house.task.task_pk)
-
-    await house.context.run(note)
-    house.context.tasks.note_peer_accepted(house.task)
-
-
 async def test_a_job_is_sent_finished_and_deleted_in_one_step_a7(tmp_path: Path) -> None:
     """A7: the Leader DELETEs each job after committing its result, at the Location it was given."""
     task = task_pair()
@@ -128,7 +118,7 @@ async def test_i4_d4_an_unknown_outcome_sends_the_identical_bytes_again(
         return replies.pop() if replies else honest(pair, request)
 
     async with open_leader(tmp_path, task, script) as house:
-        await know_peer(house)
+        await house.know_peer()
         await house.upload(3)
         await house.create()
         for _ in range(3):
@@ -157,7 +147,7 @@ async def test_b5_a_response_with_wrong_ids_is_retried_and_never_a_second_job(
         return honest(pair, request)
 
     async with open_leader(tmp_path, task, script) as house:
-        await know_peer(house)
+        await house.know_peer()
         await house.upload(2)
         await house.create()
         await house.step()
@@ -288,7 +278,7 @@ async def test_d5_a_final_refusal_halves_the_job_until_the_culprit_is_one(tmp_pa
         return honest(pair, request)
 
     async with open_leader(tmp_path, task, script) as house:
-        await know_peer(house)
+        await house.know_peer()
         reports = await house.upload(3)
         reports += await house.upload(4)
         culprit.append(reports[4][:16])
@@ -338,7 +328,7 @@ async def test_d4_the_same_refusal_at_the_second_send_is_not_final(tmp_path: Pat
     task = task_pair()
     replies = [problem("invalidMessage"), b""]
     async with open_leader(tmp_path, task, lambda _, __: replies.pop()) as house:
-        await know_peer(house)
+        await house.know_peer()
         await house.upload(4)
         await house.create()
         await house.step()
@@ -559,7 +549,7 @@ async def test_d4_b5_a_job_that_is_refused_for_a_week_is_given_up(
     deletes the job if it knows its Location.
     """
     async with open_leader(tmp_path, task_pair(), refuse) as house:
-        await know_peer(house)
+        await house.know_peer()
         await house.upload(3)
         await house.create()
         with structlog.testing.capture_logs() as logs:
@@ -711,7 +701,7 @@ async def test_d5_a_polled_job_that_is_halved_is_deleted_at_the_helper(tmp_path:
                 return honest(pair, request)
 
     async with open_leader(tmp_path, task_pair(), script) as house:
-        await know_peer(house)
+        await house.know_peer()
         await house.upload(2)
         await house.create()
         for _ in range(2):

@@ -21,17 +21,13 @@ from dapd.runtime.disk import Disk
 from dapd.runtime.upload_queue import UploadQueue
 from tests.clock import NOW
 from tests.contexts import NativeGate
-from tests.leader_harness import QUICK, helper_response, open_leader, ready
+from tests.leader_harness import QUICK, honest, open_leader
 from tests.raw_http import Request, answer
 from tests.task_pair import X25519, TaskPair, make_reports, task_pair
 
 
 def silent(_: TaskPair, __: Request) -> bytes:
     return answer(500)
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return ready(helper_response(pair, request.body))
 
 
 async def test_what_has_queued_is_one_transaction(tmp_path: Path) -> None:

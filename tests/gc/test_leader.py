@@ -268,12 +268,7 @@ async def test_d6_chunks_of_a_halved_job_keep_their_ids_until_they_expire(tmp_pa
         return answer(400, refusal, Content_Type="application/problem+json")
 
     async with open_leader(tmp_path, task_pair(settings=QUICK_EXPIRY), script) as leader:
-
-        def know(tx: Tx) -> None:
-            tasks.note_peer_accepted(tx, leader.task.task_pk)
-
-        await leader.context.run(know)
-        leader.context.tasks.note_peer_accepted(leader.task)
+        await leader.know_peer()
         ids = await upload(leader, 4)
         await leader.create()
         await leader.step()

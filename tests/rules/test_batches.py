@@ -57,11 +57,11 @@ from tests.database_pair import (
     open_databases,
 )
 from tests.helper_harness import open_helper
-from tests.leader_harness import helper_response, open_leader, problem, ready
+from tests.leader_harness import honest, open_leader, problem
 from tests.pair_harness import TaskHarness, open_pair, query_at
 from tests.raw_http import Request, answer
 from tests.scripted_server import ScriptedServer
-from tests.task_pair import TaskPair, make_reports, task_pair
+from tests.task_pair import make_reports, task_pair
 
 
 @pytest.fixture
@@ -69,10 +69,6 @@ async def pair(tmp_path: Path) -> AsyncIterator[DatabasePair]:
     """The databases of a time-interval task of at least three reports a batch."""
     async with open_databases(tmp_path) as databases:
         yield databases
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 def refusal(pair: DatabasePair, selected: Interval, query: Interval) -> str | None:

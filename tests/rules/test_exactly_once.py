@@ -28,7 +28,6 @@ from dapd.datastore import (
     leases,
     open_for_daemon,
     outstanding,
-    tasks,
 )
 from dapd.datastore.chunks import Place
 from dapd.datastore.expiry import START
@@ -51,15 +50,11 @@ from tests.database_dump import everything_in
 from tests.database_pair import QUERY, interval_query, open_databases
 from tests.gc.row_counts import rebuilt_replay_index
 from tests.helper_harness import open_helper
-from tests.leader_harness import helper_response, open_leader, problem, ready
+from tests.leader_harness import helper_response, honest, open_leader, problem, ready
 from tests.raw_http import Request, answer
 from tests.scripted_aggregators import NOW as CLIENT_NOW
 from tests.scripted_aggregators import ScriptedAggregators
 from tests.task_pair import JOB, TaskPair, make_ids, make_reports, report_ids, task_pair
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 async def test_d1_the_leaders_commits_change_nothing_when_they_are_run_again(
@@ -228,12 +223,7 @@ async def test_d4_no_refusal_is_final_once_an_answer_was_lost(tmp_path: Path) ->
         return disturbances.pop() if disturbances else honest(pair, request)
 
     async with open_leader(tmp_path, task_pair(), script) as house:
-
-        def note(tx: Tx) -> None:
-            tasks.note_peer_accepted(tx, house.task.task_pk)
-
-        await house.context.run(note)
-        await house.context.tasks.reload()
+        await house.know_peer()
         await house.upload(4)
         await house.create()
         for _ in range(5):
@@ -255,12 +245,7 @@ async def test_d5_halves_leave_the_one_report_that_the_helper_refuses_alone(
         return problem("invalidMessage") if refused else honest(pair, request)
 
     async with open_leader(tmp_path, task_pair(), script) as house:
-
-        def note(tx: Tx) -> None:
-            tasks.note_peer_accepted(tx, house.task.task_pk)
-
-        await house.context.run(note)
-        await house.context.tasks.reload()
+        await house.know_peer()
         bad.append((await house.upload(7))[4][:16])
         await house.create()
         while await house.step():
@@ -348,12 +333,7 @@ async def test_d5_halves_wait_longer_the_smaller_they_are(tmp_path: Path) -> Non
     async with open_leader(
         tmp_path, task_pair(), lambda _, __: answer(413), config=limits
     ) as house:
-
-        def note(tx: Tx) -> None:
-            tasks.note_peer_accepted(tx, house.task.task_pk)
-
-        await house.context.run(note)
-        await house.context.tasks.reload()
+        await house.know_peer()
         await house.upload(8)
         await house.create()
         waits = []
@@ -378,12 +358,7 @@ async def test_d5_the_halves_of_a_leader_selected_job_keep_its_batch(tmp_path: P
 
     pair = task_pair(batch_mode=BatchMode.LEADER_SELECTED, min_batch_size=4)
     async with open_leader(tmp_path, pair, script) as house:
-
-        def note(tx: Tx) -> None:
-            tasks.note_peer_accepted(tx, house.task.task_pk)
-
-        await house.context.run(note)
-        await house.context.tasks.reload()
+        await house.know_peer()
         await house.upload(4)
         await house.create()
         [(batch_id,)] = await house.rows("SELECT batch_id FROM outstanding_batches")

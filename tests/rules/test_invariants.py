@@ -20,7 +20,7 @@ from tests.clock import TIME
 from tests.contexts import NativeGate, make_config, open_context
 from tests.datastore.test_leases import add_job
 from tests.helper_harness import open_helper
-from tests.leader_harness import helper_response, open_leader, problem, ready
+from tests.leader_harness import honest, open_leader, problem
 from tests.raw_http import Request, answer
 from tests.task_pair import (
     AGGREGATOR_TOKEN,
@@ -31,10 +31,6 @@ from tests.task_pair import (
     make_reports,
     task_pair,
 )
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 async def test_i1_a_report_in_two_jobs_that_are_verified_at_once_counts_once(

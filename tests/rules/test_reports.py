@@ -24,9 +24,9 @@ from dapd.taskfile.making import refuse_unsafe
 from tests.clock import PRECISION, TIME
 from tests.database_pair import open_databases
 from tests.helper_harness import open_helper
-from tests.leader_harness import helper_response, open_leader, ready
+from tests.leader_harness import helper_response, honest, open_leader, ready
 from tests.paths.test_every_mode import leader_payload
-from tests.raw_http import Request, answer
+from tests.raw_http import Request
 from tests.scripted_aggregators import beyond_loopback, make_task
 from tests.task_pair import (
     X25519,
@@ -40,10 +40,6 @@ from tests.task_pair import (
 
 EXPIRING = TaskSettings(report_expiry_age=3 * PRECISION)
 UNKNOWN = [(77, b"")]
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return answer(204) if request.method == "DELETE" else ready(helper_response(pair, request.body))
 
 
 async def test_b1_each_fault_of_an_upload_has_its_error_and_its_place(tmp_path: Path) -> None:

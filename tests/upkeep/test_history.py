@@ -17,13 +17,8 @@ from dapd.runtime.context import Context
 from dapd.runtime.history import POINTS, RECENT
 from dapd.upkeep.history import EVERY, run, take
 from tests.contexts import add_task
-from tests.leader_harness import LeaderHarness, helper_response, open_leader, ready
-from tests.raw_http import Request
-from tests.task_pair import TaskPair, task_pair
-
-
-def honest(pair: TaskPair, request: Request) -> bytes:
-    return ready(helper_response(pair, request.body))
+from tests.leader_harness import LeaderHarness, honest, open_leader
+from tests.task_pair import task_pair
 
 
 async def test_a_point_has_what_happened_since_the_last_and_what_is_there_now(
