@@ -23,8 +23,36 @@ from tests.processes.daemons import QUICK, DaemonProcess, Wire
 
 BatchModeName = Literal["time-interval", "leader-selected"]
 PRECISION = 60
+_MOST_EVENTS_BETWEEN = 100
 STUBBORN = Patience(attempts=100_000, minimum=0.02, maximum=0.1)
 """A request of unknown outcome is sent again, byte for byte, until the outcome is known."""
+
+
+@dataclass
+class Moments:
+    """Calls ``strike`` once after each ``arm``, when a random number of pieces of bytes of the
+    daemons' requests and answers have passed; no more once it is ``enough``.
+    """
+
+    chance: random.Random
+    strike: Callable[[], None]
+    enough: Callable[[], bool]
+    _left: int = 0
+
+    def arm(self) -> None:
+        self._left = self.chance.randint(1, _MOST_EVENTS_BETWEEN)
+
+    async def passing(self) -> None:
+        """One event: a piece of a request or an answer is about to pass, or has passed."""
+        self._left -= 1
+        if self._left == 0 and not self.enough():
+            self.strike()
+
+    def watch(self, house: House) -> None:
+        """Count what passes the wires of both daemons from now on."""
+        for daemon in house.daemons:
+            daemon.wire.passing = self.passing
+        self.arm()
 
 
 @dataclass

@@ -9,12 +9,18 @@ from pathlib import Path
 import trio
 
 from dapd.config import HelperMode
-from tests.crash.load import BatchModeName, House, Load, assert_counted_once, open_house
+from tests.crash.load import (
+    BatchModeName,
+    House,
+    Load,
+    Moments,
+    assert_counted_once,
+    open_house,
+)
 from tests.processes.daemons import SECONDS, DaemonProcess, assert_calm, start
 
 SEED = 18
 KILLS = 20
-_MOST_EVENTS_BETWEEN = 100
 TASKS: tuple[tuple[HelperMode, BatchModeName], ...] = (
     ("async", "time-interval"),
     ("sync", "time-interval"),
@@ -24,34 +30,30 @@ TASKS: tuple[tuple[HelperMode, BatchModeName], ...] = (
 
 @dataclass
 class Killer:
-    """Kills one of the two whenever so many pieces of bytes have passed, and starts it again."""
+    """Kills one of the two at random moments, and starts it again."""
 
     house: House
     chance: random.Random
     nursery: trio.Nursery
     kills: list[str] = field(default_factory=list)
-    _left: int = 0
 
-    def arm(self) -> None:
-        self._left = self.chance.randint(1, _MOST_EVENTS_BETWEEN)
-
-    async def passing(self) -> None:
-        """One event: a piece of a request or an answer is about to pass, or has passed."""
-        self._left -= 1
-        if self._left == 0 and not self.enough():
-            victim = self.chance.choice(self.house.daemons)
-            self.kills.append(victim.directory.name)
-            assert victim.process is not None
-            victim.process.kill()
-            self.nursery.start_soon(self._revive, victim)
+    def __post_init__(self) -> None:
+        self.moments = Moments(self.chance, self._kill, self.enough)
 
     def enough(self) -> bool:
         return len(self.kills) >= KILLS
 
+    def _kill(self) -> None:
+        victim = self.chance.choice(self.house.daemons)
+        self.kills.append(victim.directory.name)
+        assert victim.process is not None
+        victim.process.kill()
+        self.nursery.start_soon(self._revive, victim)
+
     async def _revive(self, victim: DaemonProcess) -> None:
         await victim.ended()
         assert await victim.start(), victim.lines[-1]
-        self.arm()
+        self.moments.arm()
 
 
 async def test_i1_killed_twenty_times_under_load_every_result_is_exact(tmp_path: Path) -> None:
@@ -65,9 +67,7 @@ async def test_i1_killed_twenty_times_under_load_every_result_is_exact(tmp_path:
             loads = [Load(house.new_task(mode, batches), chance) for mode, batches in TASKS]
             await start(*house.daemons)
             killer = Killer(house, chance, nursery)
-            for daemon in house.daemons:
-                daemon.wire.passing = killer.passing
-            killer.arm()
+            killer.moments.watch(house)
             try:
                 async with trio.open_nursery() as clients:
                     for load in loads:

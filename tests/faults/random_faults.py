@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import trio
 
-from tests.crash.load import House
+from tests.crash.load import House, Moments
 from tests.crash.steps import OFTEN
 from tests.faults import short_leases
 from tests.processes.daemons import DaemonProcess
@@ -21,15 +21,12 @@ LONGEST_STOP = 3 * short_leases.LEASE_MS / 1000
 """Seconds: longer than leases, and than the peer's patience with ``IMPATIENT``."""
 IMPATIENT = "request_timeout = 0.5\n\n[helper]\npoll_hold = 0.1\n\n[shutdown]\ngrace = 1\n" + OFTEN
 """To follow ``QUICK``, whose last table is ``[leader]``."""
-_MOST_EVENTS_BETWEEN = 100
 _LONGEST_START = 0.3
 
 
 @dataclass
 class Faults:
-    """Does something to one of the two, or to both, whenever so many pieces of bytes have passed,
-    and sets it right again.
-    """
+    """Does something to one of the two, or to both, at random moments, and sets it right again."""
 
     house: House
     chance: random.Random
@@ -37,30 +34,26 @@ class Faults:
     nursery: trio.Nursery
     done: list[dict[str, Kind]] = field(default_factory=list)
     """What was done to whom, at the same time."""
-    _left: int = 0
 
-    def arm(self) -> None:
-        self._left = self.chance.randint(1, _MOST_EVENTS_BETWEEN)
-
-    async def passing(self) -> None:
-        """One event: a piece of a request or an answer is about to pass, or has passed."""
-        self._left -= 1
-        if self._left == 0 and not self.enough():
-            leader, helper = self.house.daemons
-            victims = self.chance.choice([[leader], [helper], [leader, helper]])
-            fault = [(victim, self.chance.choice(KINDS)) for victim in victims]
-            self.done.append({victim.directory.name: kind for victim, kind in fault})
-            print(f"fault {len(self.done)}: {self.done[-1]}")  # noqa: T201 - to try it again
-            self.nursery.start_soon(self._strike, fault)
+    def __post_init__(self) -> None:
+        self.moments = Moments(self.chance, self._choose, self.enough)
 
     def enough(self) -> bool:
         return len(self.done) >= self.most
+
+    def _choose(self) -> None:
+        leader, helper = self.house.daemons
+        victims = self.chance.choice([[leader], [helper], [leader, helper]])
+        fault = [(victim, self.chance.choice(KINDS)) for victim in victims]
+        self.done.append({victim.directory.name: kind for victim, kind in fault})
+        print(f"fault {len(self.done)}: {self.done[-1]}")  # noqa: T201 - to try it again
+        self.nursery.start_soon(self._strike, fault)
 
     async def _strike(self, fault: Sequence[tuple[DaemonProcess, Kind]]) -> None:
         async with trio.open_nursery() as nursery:
             for victim, kind in fault:
                 nursery.start_soon(self._strike_one, victim, kind)
-        self.arm()
+        self.moments.arm()
 
     async def _strike_one(self, victim: DaemonProcess, kind: Kind) -> None:
         assert victim.process is not None

@@ -46,9 +46,7 @@ async def test_i1_whatever_befalls_the_processes_every_result_is_exact(tmp_path:
                 assert await daemon.start(short_leases.__file__), daemon.lines
             async with trio.open_nursery() as nursery:
                 faults = Faults(house, chance, FAULTS, nursery)
-                for daemon in house.daemons:
-                    daemon.wire.passing = faults.passing
-                faults.arm()
+                faults.moments.watch(house)
                 for load in loads:
                     nursery.start_soon(load.run, faults.enough)
             await until_decided(house.leader)
