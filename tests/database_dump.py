@@ -1,8 +1,11 @@
-"""All that a database has, to see that a transaction has changed nothing."""
+"""All that a database has, as text or as ``dapd datastore check`` sees it."""
 
 from __future__ import annotations
 
-from dapd.datastore import Datastore, Tx
+from pathlib import Path
+
+from dapd.datastore import Datastore, Tx, open_for_command
+from dapd.datastore.check import Finding, check
 from dapd.datastore.sqlite import Row
 
 
@@ -16,3 +19,12 @@ def everything_in(store: Datastore) -> dict[str, list[Row]]:
         return {name: tx.all(f"SELECT * FROM {name}") for (name,) in tables}  # noqa: S608 - own names
 
     return store.read_sync(read)
+
+
+def findings(database: Path) -> list[Finding]:
+    """What ``dapd datastore check`` finds in the database of a daemon that is stopped."""
+    opened = open_for_command(database, holder="a test", now=0)
+    try:
+        return opened.datastore.read_sync(check)
+    finally:
+        opened.close()

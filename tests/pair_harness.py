@@ -16,8 +16,6 @@ import trio
 
 from dapd.collector import Query
 from dapd.datastore import counters as counter_table
-from dapd.datastore import open_for_command
-from dapd.datastore.check import Finding, check
 from dapd.http import DapHttp, Outcome, Processing, Ready, resource_url
 from dapd.messages.aggregation import aggregation_job_init_req
 from dapd.messages.common import HpkeConfigList, MediaType, b64url_encode
@@ -39,6 +37,7 @@ from dapd.testing import Pair, PairTask, running_pair
 from dapd.testing.pair import Aggregator
 from dapd.vdaf import Measurement, make_vdaf
 from tests.clock import NOW, PRECISION, TIME, ManualClock
+from tests.database_dump import findings
 from tests.task_pair import ANY_TIME, CraftingClient, Spoil, make_ids
 
 if TYPE_CHECKING:
@@ -76,15 +75,6 @@ async def open_pair(
             yield pair, http
     for side in (pair.leader, pair.helper):
         assert findings(side.directory / "dapd.sqlite") == []
-
-
-def findings(database: Path) -> list[Finding]:
-    """What ``dapd datastore check`` finds in the database of a daemon that is stopped."""
-    opened = open_for_command(database, holder="a test", now=0)
-    try:
-        return opened.datastore.read_sync(check)
-    finally:
-        opened.close()
 
 
 def query_at(time: int = TIME, duration: int = 1) -> Query:

@@ -21,7 +21,7 @@ from dapd.messages.common import MediaType, b64url_encode
 from dapd.telemetry import logs
 from dapd.testing import PairTask, running_pair
 from tests.certificates import Authority
-from tests.pair_harness import findings
+from tests.database_dump import findings
 
 TOKEN = "operate-token"
 EXAMPLES = 10

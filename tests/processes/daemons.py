@@ -21,11 +21,12 @@ from dapd.config.keyfiles import read_sealing_keys
 from dapd.config.loading import load
 from dapd.crypto import make_sealer
 from dapd.datastore import Tx, open_for_command
-from dapd.datastore.check import Finding, check
+from dapd.datastore.check import Finding
 from dapd.messages.common import b64url_encode
 from dapd.protocol.task import TaskSettings
 from dapd.taskfile import HelperTask, LeaderTask, aggregator_task
 from tests import forks
+from tests.database_dump import findings
 
 SECONDS = 300
 """After these a test has failed. None takes that long, also where a job waits since more than one
@@ -211,10 +212,7 @@ class DaemonProcess:
 
     def findings(self) -> list[Finding]:
         """What ``dapd datastore check`` would say."""
-        opened = open_for_command(self.database, holder="a test", now=0)
-        found = opened.datastore.read_sync(check)
-        opened.close()
-        return found
+        return findings(self.database)
 
     async def _read_log(
         self, process: forks.Fork, *, task_status: trio.TaskStatus[int | None]

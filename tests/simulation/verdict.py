@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
 
-from dapd.datastore import Tx, counters, open_for_command, tasks, uncollected
-from dapd.datastore.check import check
+from dapd.datastore import Tx, counters, tasks, uncollected
 from dapd.datastore.sqlite import Row
 from dapd.messages.common import b64url_encode
 from dapd.protocol.helper import judge_init
+from tests.database_dump import findings
 from tests.gc.row_counts import row_counts
 from tests.simulation.parties import Fate, Parties, counted_out
 from tests.simulation.plan import EXPIRY, PRECISION, helper_port
@@ -279,7 +278,5 @@ def _rows(machine: Machine) -> dict[str, int]:
 
 def check_database(machine: Machine) -> None:
     """``dapd datastore check`` must find nothing."""
-    opened = open_for_command(machine.database, holder="a check", now=machine.clock.now())
-    with closing(opened):
-        findings = opened.datastore.read_sync(check)
-    assert findings == [], f"{machine.name}: {findings}"
+    found = findings(machine.database)
+    assert found == [], f"{machine.name}: {found}"
