@@ -143,11 +143,6 @@ def jumping_clock() -> trio.testing.MockClock:
     return clock
 
 
-def token() -> str:
-    """Return a new token."""
-    return _chance.randbytes(24).hex()
-
-
 def _random_bytes(size: int) -> bytes:
     return _chance.randbytes(size)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import random
 import shutil
 import sqlite3
@@ -19,7 +18,9 @@ from dapd import app
 from dapd.config import Config
 from dapd.datastore import Tx, open_for_command
 from dapd.datastore.backup import take
+from dapd.datastore.opening import Opened
 from dapd.errors import DatastoreError
+from dapd.messages.common import b64url_encode
 from dapd.process import notify, reload
 from dapd.process.notify import Notifier
 from dapd.protocol.task import Task
@@ -88,7 +89,6 @@ class Machine:
     """A restore under a clock that was ahead has closed batches up to that time."""
     operator: trio.Lock = field(default_factory=trio.Lock)
     _sealing_keys: list[Path] = field(default_factory=list)
-    _lives: int = 0
 
     def __post_init__(self) -> None:
         self.clock = MachineClock(self.world)
@@ -113,15 +113,13 @@ class Machine:
         """Make a sealing key, the first from the next start on."""
         key = self.directory / f"sealing-{len(self._sealing_keys)}.key"
         key.touch(mode=0o600)
-        secret = bytes(self.chance.randbytes(32))
-        key.write_bytes(base64.urlsafe_b64encode(secret).rstrip(b"="))
+        key.write_text(b64url_encode(self.chance.randbytes(32)))
         self._sealing_keys.insert(0, key)
 
     async def start(self) -> None:
         """Start a process, again and again if it can't; return once it serves."""
         while self.life is None:
             life = self.life = Life(self.name)
-            self._lives += 1
             await self.nursery.start(self._live, life)
             if life.ended.is_set():
                 self.life = None
@@ -218,30 +216,37 @@ class Machine:
         target.mkdir(exist_ok=True)
         take(self.database, target, lambda _: "copy.sqlite", now=self.clock.now(), spare=0)
 
-    def restore(self) -> bool:
+    def restore(self) -> None:
         """Replace the database by its backup, if there is one; while nothing runs."""
         copy = self.directory / "backup" / "copy.sqlite"
         if not copy.exists():
-            return False
+            return
         for suffix in ("-wal", "-shm"):
             Path(f"{self.database}{suffix}").unlink(missing_ok=True)
         shutil.copyfile(copy, self.database)
         self.restored = True
-        return True
 
     def command(self, fn: Callable[..., Any], *args: Any) -> Any:
         """Run a transaction as a command does, beside the daemon or without it."""
-        opened = open_for_command(self.database, holder="a command", now=self.clock.now())
-        with closing(opened):
+        with closing(self._open()) as opened:
             return opened.datastore.run_sync(fn, *args)
 
     def look(self, fn: Callable[[Tx], T]) -> T:
         """Read the database, which need not be served."""
         if self.is_up:
             return self.context.datastore.read_sync(fn)
-        opened = open_for_command(self.database, holder="a look", now=self.clock.now())
-        with closing(opened):
+        with closing(self._open()) as opened:
             return opened.datastore.read_sync(fn)
+
+    def was_quiet_for(self, ms: int) -> bool:
+        """Whether a daemon has served for so long, with room on the disk and the right time."""
+        life = self.life
+        if life is None or life.app is None or self.full or self.clock.offset:
+            return False
+        return 1000 * (trio.current_time() - max(life.since, self.clock.set_at)) >= ms
+
+    def _open(self) -> Opened:
+        return open_for_command(self.database, holder="a command", now=self.clock.now())
 
     def config(self) -> Config:
         tables: dict[str, dict[str, Any]] = {

@@ -6,7 +6,7 @@ reports are in it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -118,7 +118,7 @@ class Parties:
     trace: Trace
     forgets_deletes: bool
     ledger: Ledger = field(default_factory=Ledger)
-    refused: dict[str, int] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
     _http: DapHttp = field(default_factory=lambda: DapHttp(timeout=20.0))
     operator: trio.Lock = field(default_factory=trio.Lock)
     _collecting: trio.Lock = field(default_factory=trio.Lock)
@@ -194,14 +194,5 @@ class Parties:
         if why == "batchInvalid" and interval is not None:
             self.ledger.asked.pop(interval, None)  # it has expired
         if why:
-            self.refused[why] = self.refused.get(why, 0) + 1
+            self.refused[why] += 1
         return why
-
-
-def counted_out(counters: Mapping[str, int]) -> int:
-    """How many accepted reports a side has counted as left out of all aggregates."""
-    return sum(
-        n
-        for name, n in counters.items()
-        if name.startswith("aggregate_") and name != "aggregate_finished"
-    )

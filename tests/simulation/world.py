@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,36 +96,32 @@ class World:
         await task.collect((last // width * width, width))
 
     async def _kill(self, event: Event) -> None:
-        machine = self._machine(event)
-        async with machine.operator:
-            await machine.kill()
-            await trio.sleep(event.seconds)
-            await machine.start()
+        await self._interrupt(event, Machine.kill)
 
     async def _stop(self, event: Event) -> None:
+        await self._interrupt(event, Machine.stop)
+
+    async def _interrupt(self, event: Event, end: Callable[[Machine], Awaitable[None]]) -> None:
         machine = self._machine(event)
         async with machine.operator:
-            await machine.stop()
+            await end(machine)
             await trio.sleep(event.seconds)
             await machine.start()
 
     async def _silence(self, event: Event) -> None:
-        port = helper_port(self.plan.tasks[event.task].second_peer)
-        self.network.silent[port] += 1
-        await trio.sleep(event.seconds)
-        self.network.silent[port] -= 1
+        await self._hinder(event, self.network.silent)
 
     async def _lose_answers(self, event: Event) -> None:
-        port = helper_port(self.plan.tasks[event.task].second_peer)
-        self.network.losing_answers[port] += 1
-        await trio.sleep(event.seconds)
-        self.network.losing_answers[port] -= 1
+        await self._hinder(event, self.network.losing_answers)
 
     async def _slow_down(self, event: Event) -> None:
+        await self._hinder(event, self.network.slow)
+
+    async def _hinder(self, event: Event, ports: Counter[int]) -> None:
         port = helper_port(self.plan.tasks[event.task].second_peer)
-        self.network.slow[port] += 1
+        ports[port] += 1
         await trio.sleep(event.seconds)
-        self.network.slow[port] -= 1
+        ports[port] -= 1
 
     async def _forge(self, event: Event) -> None:
         await self.tasks[event.task].upload(event.n, event.seconds, forged=True)
@@ -186,7 +184,7 @@ class World:
     async def _new_token(self, event: Event) -> None:
         task = self.tasks[event.task]
         async with task.operator:
-            token = determinism.token()
+            token = secrets.token_urlsafe(24)
             self.helper.command(add_token, task.task_id, hash_token(token))
             await trio.sleep(11)
             self.leader.command(use_token, task.task_id, token, _sealer(self.leader))
@@ -220,7 +218,7 @@ async def run(plan: Plan, trace: Trace) -> None:
                 await world.make_right()
                 await verdict.drain(world)
                 nursery.cancel_scope.cancel()
-            await verdict.judge(world)
+            verdict.judge(world)
             await verdict.expire(world)
 
 
